@@ -1,0 +1,198 @@
+"""Every setting of a search and of an evaluation, as frozen dataclasses. One place, no defaults hidden elsewhere.
+
+A configuration travels as a plain dict (JSON-safe) through Ray and into the tables; `from_dict` refuses unknown keys and wrong
+types, so that a misspelt setting can never be a silent default. `config_id` names a configuration by its content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pdarts_tune.stages import PDARTS_CIFAR10, Stage, check_stages
+
+METHODS = ("differentiable", "random")
+
+
+class ConfigError(ValueError):
+    """A setting is wrong. The message is one line: what was wrong, where, and what would be right."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """One search. The defaults are P-DARTS on CIFAR-10 (paper, section 4.2).
+
+    Raises:
+        ConfigError: a value out of range, or stages that do not make a search.
+    """
+
+    stages: tuple[Stage, ...] = PDARTS_CIFAR10
+    method: str = "differentiable"  # or "random": a uniformly drawn genotype under the same skip limit, no search
+    data: str = "cifar10"
+    train_images: int | None = None  # use this many training images, the same number of each class; None: all
+    test_images: int | None = None
+    validation_fraction: float = 0.0  # of the training images, held out; 0: validate on the alphas' half, as the paper does
+    seed: int = 0  # initial weights and alphas, batch order, augmentation, dropout masks
+    split_seed: int = 0  # which images train weights, train alphas, validate
+    channels: int = 16
+    batch_size: int = 96
+    max_skips: int = 2  # M: skip-connects allowed in the normal cell
+    learning_rate: float = 0.025  # SGD on the weights, cosine to 0 over each stage
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    gradient_clip: float = 5.0  # of the total norm, for weights and for alphas
+    alpha_learning_rate: float = 6e-4  # Adam on the alphas
+    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    alpha_weight_decay: float = 1e-3
+    alpha_init_scale: float = 1e-3
+
+    def __post_init__(self) -> None:
+        try:
+            check_stages(self.stages)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        _require(self.method in METHODS, "method", self.method, "one of " + ", ".join(METHODS))
+        _require(0.0 <= self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "in [0, 1)")
+        _require(0 <= self.max_skips <= 8, "max_skips", self.max_skips, "between 0 and 8")
+        _check_common(self)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Training one genotype from scratch. The defaults are the paper's CIFAR recipe (section 4.3).
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    recipe: str = "cifar"
+    data: str = "cifar10"
+    train_images: int | None = None
+    test_images: int | None = None
+    validation_fraction: float = 0.0  # held out to follow training; the test images are read once, after the last epoch
+    seed: int = 0
+    split_seed: int = 0
+    cells: int = 20
+    channels: int = 36
+    epochs: int = 600
+    batch_size: int = 128
+    learning_rate: float = 0.025  # SGD, cosine to 0
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    gradient_clip: float = 5.0
+    cutout: int = 16  # side of the square hole, pixels; 0: none
+    drop_path: float = 0.3  # reached linearly at the last epoch
+    auxiliary_weight: float = 0.4
+
+    def __post_init__(self) -> None:
+        _require(self.cells >= 3, "cells", self.cells, "at least 3 (a network has two reduction cells)")
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(0.0 <= self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "in [0, 1)")
+        _require(self.cutout >= 0, "cutout", self.cutout, "at least 0")
+        _require(0.0 <= self.drop_path < 1.0, "drop_path", self.drop_path, "in [0, 1)")
+        _require(self.auxiliary_weight >= 0, "auxiliary_weight", self.auxiliary_weight, "at least 0")
+        _check_common(self)
+
+    @property
+    def recipe_id(self) -> str:
+        """Names the recipe by content: equal for two trainings that differ only in data set and seeds."""
+        settings = to_dict(self)
+        for key in ("seed", "split_seed", "data"):
+            del settings[key]
+        return f"{self.recipe}-{content_id(settings)[:8]}"
+
+
+def _require(condition: bool, field: str, value: object, right: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field}: {value!r} is wrong, it must be {right}")
+
+
+def _check_common(config: SearchConfig | EvalConfig) -> None:
+    for field in ("train_images", "test_images"):
+        count = getattr(config, field)
+        _require(count is None or count >= 1, field, count, "at least 1, or nothing for all")
+    for field in ("channels", "batch_size"):
+        _require(getattr(config, field) >= 1, field, getattr(config, field), "at least 1")
+    for field in ("learning_rate", "gradient_clip"):
+        _require(getattr(config, field) > 0, field, getattr(config, field), "more than 0")
+    _require(config.weight_decay >= 0, "weight_decay", config.weight_decay, "at least 0")
+
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-safe dict of a configuration: nested dataclasses become dicts, tuples become lists."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """The configuration that `to_dict` wrote; missing keys take their defaults.
+
+    Raises:
+        ConfigError: an unknown key, a missing key without a default, a wrong type or a value out of range.
+    """
+    return typing.cast(Config, _read(kind, values, ""))
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return _read(inner, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: {value!r} is not a list")
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where}: {len(value)} values, needs {len(kinds)}")
+        return tuple(
+            _read(item, part, f"{where}[{index}]") for index, (item, part) in enumerate(zip(kinds, value, strict=True))
+        )
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where}: {value!r} is not of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{where}: {value!r} is not a finite number")
+    return float(value) if kind is float else value
+
+
+def _read_dataclass(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or kind.__name__}: {values!r} is not a table of settings")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}: unknown setting of {kind.__name__}, known are {', '.join(hints)}")
+    try:
+        return kind(**{key: _read(hints[key], value, prefix + key) for key, value in values.items()})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where or kind.__name__}: {error}") from None
+
+
+def content_id(value: Any) -> str:
+    """Twelve hex digits that name a JSON-safe value by its content."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def config_id(config: Any) -> str:
+    """Twelve hex digits that name a configuration by its content, seeds included."""
+    return content_id(to_dict(config))

@@ -1,0 +1,90 @@
+"""Idea 1 of P-DARTS, progressive depth: a search is a sequence of stages whose networks grow deeper (paper, section 3.2).
+
+DARTS is the plan with one stage. A depth ablation is another tuple of stages; nothing else in the project knows about depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pdarts_tune.space import PRIMITIVES
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a search.
+
+    Raises:
+        ValueError: a field out of range; the message names the field and the range.
+    """
+
+    cells: int  # depth of the search network
+    operations: int  # candidate operations per edge that the stage starts with
+    skip_dropout: float = 0.0  # initial rate of the dropout on skip-connects
+    epochs: int = 25
+    warmup_epochs: int = 10  # epochs at the start in which only weights train
+    dropout_decay: float = 0.2  # per epoch, once alphas train; see regularization.skip_dropout
+
+    def __post_init__(self) -> None:
+        if self.cells < 3:
+            raise ValueError(f"cells: {self.cells} is too few, a network with two reduction cells needs at least 3")
+        if not 1 <= self.operations <= len(PRIMITIVES):
+            raise ValueError(f"operations: {self.operations} is not between 1 and {len(PRIMITIVES)}")
+        if not 0.0 <= self.skip_dropout < 1.0:
+            raise ValueError(f"skip_dropout: {self.skip_dropout} is not in [0, 1)")
+        if self.epochs < 1:
+            raise ValueError(f"epochs: {self.epochs} is not at least 1")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs} is not between 0 and epochs ({self.epochs})")
+        if self.dropout_decay < 0:
+            raise ValueError(f"dropout_decay: {self.dropout_decay} is negative")
+
+
+Stages = tuple[Stage, ...]
+
+
+def check_stages(stages: Stages) -> None:
+    """Raises ValueError unless the stages make a search: at least one, starting from all operations, never growing back."""
+    if not stages:
+        raise ValueError("stages: a search needs at least one stage")
+    if stages[0].operations != len(PRIMITIVES):
+        raise ValueError(
+            f"stages[0].operations: a search starts from all {len(PRIMITIVES)} operations, not {stages[0].operations}"
+        )
+    for index in range(1, len(stages)):
+        before, here = stages[index - 1].operations, stages[index].operations
+        if here > before:
+            raise ValueError(
+                f"stages[{index}].operations: {here} is more than the {before} of the stage before; "
+                f"a stage can only keep or drop operations, so at most {before}"
+            )
+
+
+def reduction_cells(cells: int) -> tuple[int, int]:
+    """The two positions of the reduction cells in a network of `cells` cells (the field's n // 3 and 2n // 3)."""
+    return cells // 3, 2 * cells // 3
+
+
+def with_depths(stages: Stages, depths: Sequence[int]) -> Stages:
+    """The same stages at other depths; everything but `cells` is kept. Raises ValueError if the lengths differ."""
+    if len(depths) != len(stages):
+        raise ValueError(f"depths: {len(depths)} given for {len(stages)} stages")
+    return tuple(replace(stage, cells=depth) for stage, depth in zip(stages, depths, strict=True))
+
+
+def with_skip_dropout(stages: Stages, rates: Sequence[float]) -> Stages:
+    """The same stages with other initial skip dropout rates. Raises ValueError if the lengths differ."""
+    if len(rates) != len(stages):
+        raise ValueError(f"rates: {len(rates)} given for {len(stages)} stages")
+    return tuple(replace(stage, skip_dropout=rate) for stage, rate in zip(stages, rates, strict=True))
+
+
+# P-DARTS on CIFAR-10 (paper, section 4.2): 5, 11, 17 cells; 8, 5, 3 operations; dropout 0.0, 0.4, 0.7.
+PDARTS_CIFAR10: Stages = (Stage(5, 8, 0.0), Stage(11, 5, 0.4), Stage(17, 3, 0.7))
+# On CIFAR-100 the paper uses milder dropout.
+PDARTS_CIFAR100: Stages = with_skip_dropout(PDARTS_CIFAR10, (0.1, 0.2, 0.3))
+# The authors' published command line differs from their text in the first stage.
+PDARTS_CIFAR10_COMMAND_LINE: Stages = with_skip_dropout(PDARTS_CIFAR10, (0.1, 0.4, 0.7))
+# DARTS first order (Liu et al., 2019, section 3.1): one stage, no warm-up, no dropout.
+DARTS: Stages = (Stage(8, 8, 0.0, epochs=50, warmup_epochs=0),)
