@@ -160,9 +160,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(value):
             raise ConfigError(f"{where}: {len(value)} values, needs {len(kinds)}")
-        return tuple(
-            _read(item, part, f"{where}[{index}]") for index, (item, part) in enumerate(zip(kinds, value, strict=True))
-        )
+        return tuple(_read(item, part, f"{where}[{index}]") for index, (item, part) in enumerate(zip(kinds, value, strict=True)))
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where}: {value!r} is not of type {kind.__name__}")

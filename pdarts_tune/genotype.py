@@ -37,9 +37,7 @@ class CellGenotype:
                 known = ", ".join(PRIMITIVES[1:])
                 raise ValueError(f"edge {index}: unknown operation {operation!r}, known are {known}")
             if not 0 <= source < states:
-                raise ValueError(
-                    f"edge {index}: state {source} does not exist yet, node {index // 2} can read 0 to {states - 1}"
-                )
+                raise ValueError(f"edge {index}: state {source} does not exist yet, node {index // 2} can read 0 to {states - 1}")
         for state in self.concat:
             if not 0 <= state < 2 + self.num_nodes:
                 raise ValueError(f"concat: state {state} does not exist, the cell has states 0 to {1 + self.num_nodes}")

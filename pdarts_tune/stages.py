@@ -49,9 +49,7 @@ def check_stages(stages: Stages) -> None:
     if not stages:
         raise ValueError("stages: a search needs at least one stage")
     if stages[0].operations != len(PRIMITIVES):
-        raise ValueError(
-            f"stages[0].operations: a search starts from all {len(PRIMITIVES)} operations, not {stages[0].operations}"
-        )
+        raise ValueError(f"stages[0].operations: a search starts from all {len(PRIMITIVES)} operations, not {stages[0].operations}")
     for index in range(1, len(stages)):
         before, here = stages[index - 1].operations, stages[index].operations
         if here > before:
