@@ -1,0 +1,151 @@
+"""The candidate operations, one module each: conventional DARTS operations (Liu et al., 2019, section 3.1.1).
+
+Convolutions are ReLU, convolution, batch norm. With `affine=False` an operation is as the search network needs it: its batch
+norms have no scale and shift, which the mixing weights would otherwise compete with, and pools are followed by one too, so that
+every candidate (but `none` and the identity) enters the weighted sum at unit variance. With `affine=True` it is as the
+evaluation network needs it: learned scale and shift, bare pools.
+
+Every operation maps (batch, channels, height, width) to (batch, channels, ceil(height / stride), ceil(width / stride)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (the name that every PyTorch user knows)
+
+
+class Zero(nn.Module):
+    """`none`: no connection. It takes probability away from the other candidates and adds nothing."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride] * 0
+
+
+class PoolBN(nn.Module):
+    """3x3 max or average pool, then an affine-free batch norm. Averages count the pixels inside the image only."""
+
+    def __init__(self, kind: str, channels: int, stride: int) -> None:
+        super().__init__()
+        self.pool = _pool(kind, stride)
+        self.bn = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bn(self.pool(x))
+        return out
+
+
+class ReLUConvBN(nn.Module):
+    """ReLU, 1x1 convolution, batch norm: brings the outputs of the cells before to the width of a cell."""
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bn(self.conv(F.relu(x)))
+        return out
+
+
+class FactorizedReduce(nn.Module):
+    """Halves the image without discarding pixels: two 1x1 convolutions of stride 2, the second one pixel down and right.
+
+    In an image of odd size the second one reads zeros beyond the last row and column.
+
+    Raises:
+        ValueError: an odd number of output channels, which two equal halves cannot make.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
+        super().__init__()
+        if out_channels % 2:
+            raise ValueError(f"out_channels: {out_channels} is odd, a factorized reduction joins two halves of equal width")
+        self.conv1 = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.conv2 = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        out: Tensor = self.bn(torch.cat([self.conv1(x), self.conv2(shift(x))], dim=1))
+        return out
+
+
+class SepConv(nn.Module):
+    """Two depthwise-separable convolutions in a row; the first one has the stride."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.depthwise1 = _depthwise(channels, kernel, stride)
+        self.pointwise1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels, affine=affine)
+        self.depthwise2 = _depthwise(channels, kernel, 1)
+        self.pointwise2 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.pointwise1(self.depthwise1(F.relu(x))))
+        out: Tensor = self.bn2(self.pointwise2(self.depthwise2(F.relu(x))))
+        return out
+
+
+class DilConv(nn.Module):
+    """A depthwise-separable convolution whose kernel reads every second pixel."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.depthwise = _depthwise(channels, kernel, stride, dilation=2)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bn(self.pointwise(self.depthwise(F.relu(x))))
+        return out
+
+
+def shift(x: Tensor) -> Tensor:
+    """The image moved one pixel up and left, so that even positions read what was at odd ones; zeros beyond an odd size."""
+    height, width = x.shape[-2:]
+    return F.pad(x[:, :, 1:, 1:], (0, width % 2, 0, height % 2))
+
+
+def _depthwise(channels: int, kernel: int, stride: int, dilation: int = 1) -> nn.Conv2d:
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(channels, channels, kernel, stride=stride, padding=padding, dilation=dilation, groups=channels, bias=False)
+
+
+def _pool(kind: str, stride: int) -> nn.Module:
+    if kind == "max":
+        return nn.MaxPool2d(3, stride=stride, padding=1)
+    return nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
+
+
+def _max_pool(channels: int, stride: int, affine: bool) -> nn.Module:
+    return _pool("max", stride) if affine else PoolBN("max", channels, stride)
+
+
+def _avg_pool(channels: int, stride: int, affine: bool) -> nn.Module:
+    return _pool("avg", stride) if affine else PoolBN("avg", channels, stride)
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+
+
+# From PRIMITIVES names to (channels, stride, affine) -> module.
+OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
+    "none": lambda channels, stride, affine: Zero(stride),  # noqa: ARG005
+    "max_pool_3x3": _max_pool,
+    "avg_pool_3x3": _avg_pool,
+    "skip_connect": _skip,
+    "sep_conv_3x3": lambda channels, stride, affine: SepConv(channels, 3, stride, affine),
+    "sep_conv_5x5": lambda channels, stride, affine: SepConv(channels, 5, stride, affine),
+    "dil_conv_3x3": lambda channels, stride, affine: DilConv(channels, 3, stride, affine),
+    "dil_conv_5x5": lambda channels, stride, affine: DilConv(channels, 5, stride, affine),
+}
