@@ -5,6 +5,7 @@ DARTS is the plan with one stage. A depth ablation is another tuple of stages; n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,6 +63,11 @@ def check_stages(stages: Stages) -> None:
 def reduction_cells(cells: int) -> tuple[int, int]:
     """The two positions of the reduction cells in a network of `cells` cells (the field's n // 3 and 2n // 3)."""
     return cells // 3, 2 * cells // 3
+
+
+def cosine_rate(initial: float, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch (counted from 0) that falls as a half cosine from `initial` to 0 over `epochs`."""
+    return initial * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def with_depths(stages: Stages, depths: Sequence[int]) -> Stages:

@@ -1,0 +1,25 @@
+"""Random operation probabilities of a cell, for property tests."""
+
+import math
+
+from hypothesis import strategies as st
+
+from pdarts_tune.space import EDGES, PRIMITIVES
+
+
+def softmax(alphas):
+    largest = max(alphas.values())
+    powers = {name: math.exp(alpha - largest) for name, alpha in alphas.items()}
+    return {name: power / sum(powers.values()) for name, power in powers.items()}
+
+
+@st.composite
+def edges(draw, minimum=3):
+    """3 to 8 operations with alphas from nearly equal to so far apart that probabilities round to 0 and 1."""
+    names = sorted(draw(st.sets(st.sampled_from(PRIMITIVES), min_size=minimum)), key=PRIMITIVES.index)
+    scale = draw(st.sampled_from([0.0, 1e-3, 1.0, 1000.0]))
+    return softmax({name: scale * draw(st.integers(-8, 8)) for name in names})
+
+
+def cells(minimum=3):
+    return st.tuples(*[edges(minimum)] * len(EDGES))
