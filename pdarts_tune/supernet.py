@@ -1,0 +1,213 @@
+"""The search network: every edge of every cell is a weighted sum of its candidate operations (Liu et al., 2019, section 2.2).
+
+The weights of the sum are the softmax of the edge's alphas; all cells of a type (normal, reduction) share their alphas. An edge
+keeps the operations that the search space gives it, so stages after pruning use the same network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pdarts_tune.genotype import CellGenotype, Genotype, Probs
+from pdarts_tune.ops import OPERATIONS, FactorizedReduce, ReLUConvBN
+from pdarts_tune.space import EDGES, NUM_NODES, CellOps, SearchSpace
+from pdarts_tune.stages import reduction_cells
+
+Mixing = tuple[Tensor, Tensor]  # weights of the candidate operations, normal and reduction, shaped like the alphas
+
+
+class Cell(nn.Module):
+    """One cell: two preprocessed inputs, four nodes, the nodes concatenated. A reduction cell reads its inputs at stride 2."""
+
+    def __init__(
+        self, operations: CellOps, before2: int, before1: int, channels: int, reduction: bool, reduction_before: bool
+    ) -> None:
+        super().__init__()
+        self.operations = operations
+        self.channels = channels
+        self.reduction = reduction
+        adapt = FactorizedReduce if reduction_before else ReLUConvBN
+        self.preprocess0 = adapt(before2, channels, affine=False)
+        self.preprocess1 = ReLUConvBN(before1, channels, affine=False)
+        self.edges = nn.ModuleList(
+            nn.ModuleDict({name: OPERATIONS[name](channels, self.stride(edge), False) for name in names})
+            for edge, names in enumerate(operations)
+        )
+
+    def stride(self, edge: int) -> int:
+        return 2 if self.reduction and EDGES[edge][0] < 2 else 1
+
+    @property
+    def skip_edges(self) -> list[int]:
+        """The edges with a stride-1 skip-connect, which skip dropout acts on."""
+        return [e for e, names in enumerate(self.operations) if "skip_connect" in names and self.stride(e) == 1]
+
+    def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
+        """The plain evaluation: one module per operation, each edge on its own.
+
+        `weights` has a row per edge, `skip_masks` a mask per skip edge (None: no dropout), `kept` the share of ones in them.
+        """
+        states = [self.preprocess0(before2), self.preprocess1(before1)]
+        masks = {} if skip_masks is None else dict(zip(self.skip_edges, skip_masks, strict=True))
+        edge = 0
+        for node in range(NUM_NODES):
+            total: Tensor | None = None
+            for source in range(node + 2):
+                for index, (name, operation) in enumerate(self.edges[edge].items()):  # type: ignore[operator]
+                    out = operation(states[source])
+                    if name == "skip_connect" and edge in masks:
+                        out = out * masks[edge] / kept
+                    out = weights[edge, index] * out
+                    total = out if total is None else total + out
+                edge += 1
+            assert total is not None
+            states.append(total)
+        return torch.cat(states[-NUM_NODES:], dim=1)
+
+
+class Supernet(nn.Module):
+    """The search network of one stage.
+
+    Alphas are two tensors with a row per edge and a column per kept operation, in the order of the search space. Where edges
+    keep different numbers of operations, shorter rows are padded at the end: the padding is zero, has weight zero in the mixing
+    and gradient zero, and so stays zero under any of the field's optimizers.
+
+    Weights and alphas are drawn from PyTorch's global generator: seed it first. Skip dropout is off until `set_skip_dropout`;
+    its masks come from `dropout_generator`, which the caller owns and saves (None: the global generator).
+    """
+
+    alphas_normal: nn.Parameter
+    alphas_reduce: nn.Parameter
+    kept_normal: Tensor
+    kept_reduce: Tensor
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        num_cells: int,
+        channels: int,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        alpha_init_scale: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.dropout_generator: torch.Generator | None = None
+        self.skip_dropout = 0.0
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
+        before2 = before1 = 3 * channels
+        reduction_before = False
+        self.cells = nn.ModuleList()
+        for index in range(num_cells):
+            reduction = index in reduction_cells(num_cells)
+            channels *= 1 + reduction
+            operations = space.reduce if reduction else space.normal
+            self.cells.append(Cell(operations, before2, before1, channels, reduction, reduction_before))
+            before2, before1, reduction_before = before1, NUM_NODES * channels, reduction
+        self.classifier = nn.Linear(before1, num_classes)
+        for cell_type, operations in (("normal", space.normal), ("reduce", space.reduce)):
+            kept = _kept(operations)
+            self.register_parameter(
+                f"alphas_{cell_type}", nn.Parameter(alpha_init_scale * torch.randn(kept.shape).where(kept, 0.0))
+            )
+            self.register_buffer(f"kept_{cell_type}", kept, persistent=False)
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """The alphas: normal, reduction."""
+        return [self.alphas_normal, self.alphas_reduce]
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """Everything that trains but the alphas."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("alphas_")]
+
+    def set_skip_dropout(self, rate: float) -> None:
+        """From now on, in training mode, zero each element that passes a stride-1 skip-connect with this probability.
+
+        Raises:
+            ValueError: a rate outside [0, 1).
+        """
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"rate: {rate} is not in [0, 1)")
+        self.skip_dropout = rate
+
+    def mixing(self) -> Mixing:
+        """The weights of the candidate operations: the softmax of each edge's alphas, zero in the padding."""
+        normal, reduce = (
+            alphas.masked_fill(~kept, -torch.inf).softmax(dim=-1)
+            for alphas, kept in zip(self.arch_parameters(), (self.kept_normal, self.kept_reduce), strict=True)
+        )
+        return normal, reduce
+
+    def probs(self) -> tuple[Probs, Probs]:
+        """The mixing weights, normal and reduction, per edge by operation name."""
+        with torch.no_grad():
+            normal, reduce = (weights.tolist() for weights in self.mixing())
+        return _by_name(self.space.normal, normal), _by_name(self.space.reduce, reduce)
+
+    def one_hot_mixing(self, genotype: Genotype) -> Mixing:
+        """The mixing weights that make this network the genotype's: one for its operations, zero for all else.
+
+        Raises:
+            ValueError: the genotype uses an operation that its edge does not offer.
+        """
+        normal, reduce = (
+            _one_hot(cell_type, operations, cell, alphas)
+            for cell_type, operations, cell, alphas in (
+                ("normal", self.space.normal, genotype.normal, self.alphas_normal),
+                ("reduce", self.space.reduce, genotype.reduce, self.alphas_reduce),
+            )
+        )
+        return normal, reduce
+
+    def forward(self, images: Tensor, mixing: Mixing | None = None) -> Tensor:
+        """Logits. `mixing` replaces the softmax of the alphas, e.g. by `one_hot_mixing`; its padding must be zero."""
+        normal, reduce = self.mixing() if mixing is None else mixing
+        before2 = before1 = self.stem(images)
+        for cell in self._cells():
+            weights = reduce if cell.reduction else normal
+            masks = self._skip_masks(cell, before1)
+            before2, before1 = before1, cell(before2, before1, weights, masks, 1.0 - self.skip_dropout)
+        logits: Tensor = self.classifier(before1.mean(dim=(2, 3)))
+        return logits
+
+    def _cells(self) -> Iterator[Cell]:
+        for cell in self.cells:
+            assert isinstance(cell, Cell)
+            yield cell
+
+    def _skip_masks(self, cell: Cell, before1: Tensor) -> Tensor | None:
+        """A mask of kept elements per skip edge, drawn in one go so that every way to evaluate a cell uses the same masks."""
+        if not self.training or self.skip_dropout == 0.0 or not cell.skip_edges:
+            return None
+        scale = 2 if cell.reduction else 1  # the skip edges of a reduction cell are between its nodes
+        batch, _, height, width = before1.shape
+        shape = (len(cell.skip_edges), batch, -(-height // scale), -(-width // scale), cell.channels)
+        masks = torch.empty(shape, dtype=torch.bool, device=before1.device)
+        masks.bernoulli_(1.0 - self.skip_dropout, generator=self.dropout_generator)
+        return masks.permute(0, 1, 4, 2, 3)
+
+
+def _kept(operations: CellOps) -> Tensor:
+    """True for an operation, False for padding; a row per edge."""
+    width = max(len(names) for names in operations)
+    return torch.tensor([[column < len(names) for column in range(width)] for names in operations])
+
+
+def _by_name(operations: CellOps, weights: list[list[float]]) -> Probs:
+    return tuple(dict(zip(names, row, strict=False)) for names, row in zip(operations, weights, strict=True))
+
+
+def _one_hot(cell_type: str, operations: CellOps, cell: CellGenotype, alphas: Tensor) -> Tensor:
+    weights = torch.zeros_like(alphas, requires_grad=False)
+    for index, (name, source) in enumerate(cell.edges):
+        edge = EDGES.index((source, index // 2))
+        if name not in operations[edge]:
+            raise ValueError(
+                f"{cell_type} cell, edge {edge}: the network does not offer {name}, only {', '.join(operations[edge])}"
+            )
+        weights[edge, operations[edge].index(name)] = 1.0
+    return weights
