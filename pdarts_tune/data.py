@@ -204,6 +204,10 @@ class Batches:
         self._scale = torch.tensor([255.0 * std for std in dataset.std], device=device).view(-1, 1, 1)
         self._offset = torch.tensor([255.0 * mean for mean in dataset.mean], device=device).view(-1, 1, 1)
 
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
     def __len__(self) -> int:
         """Batches in an epoch. The last one is smaller if need be, but left out if it were a single image: batch norm
         cannot train on one."""

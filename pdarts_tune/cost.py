@@ -1,0 +1,72 @@
+"""What a network costs: parameters, multiply-adds, and the memory that a process has used."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pdarts_tune.genotype import Genotype
+from pdarts_tune.network import EvalNetwork, NetworkConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The size of a derived network at inference: the auxiliary head, which only training uses, is left out."""
+
+    params: int
+    macs: int  # multiply-accumulates of convolutions and the classifier, for one image
+    madds: int  # macs, 2 per batch-norm output, 1 per ReLU, 1 per pooling input element: the count behind the field's tables
+
+
+@lru_cache(maxsize=4096)
+def network_cost(genotype: Genotype, config: NetworkConfig) -> Cost:
+    """The cost of a genotype's network. Nothing is computed: shapes alone pass through a network without weights.
+
+    `madds` gives the 557M that P-DARTS reports on ImageNet (arXiv 1904.12760, table 2).
+    """
+    with torch.device("meta"):
+        network = EvalNetwork(genotype, config, auxiliary=False).eval()
+        image = torch.empty(1, config.in_channels, config.image_size, config.image_size)
+    counter = FlopCounterMode(display=False, custom_mapping=_ELEMENTWISE)
+    with torch.no_grad(), counter:
+        network(image)
+    counts = counter.get_flop_counts()["Global"]
+    elementwise = sum(count for operation, count in counts.items() if operation in _ELEMENTWISE)
+    macs = (sum(counts.values()) - elementwise) // 2  # PyTorch counts a multiplication and an addition as two
+    return Cost(sum(parameter.numel() for parameter in network.parameters()), macs, macs + elementwise)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory used so far: on CUDA, what PyTorch had allocated at once since `torch.cuda.reset_peak_memory_stats`;
+    elsewhere the largest resident set of this process since it started, which nothing can reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux gives kibibytes, macOS bytes
+
+
+def _inputs(shape: tuple[int, ...], *_: Any, out_shape: Any, **__: Any) -> int:  # noqa: ARG001
+    return math.prod(shape)
+
+
+def _twice_inputs(shape: tuple[int, ...], *_: Any, out_shape: Any, **__: Any) -> int:  # noqa: ARG001
+    return 2 * math.prod(shape)
+
+
+# Formulas for PyTorch's counter, from the shapes of an operation's arguments.
+_ELEMENTWISE = {
+    torch.ops.aten.relu: _inputs,
+    torch.ops.aten.avg_pool2d: _inputs,
+    torch.ops.aten.max_pool2d_with_indices: _inputs,
+    torch.ops.aten.mean: _inputs,  # the global average pool
+    # The counter takes an operation apart where PyTorch can; whichever of the two is left is counted, never both.
+    torch.ops.aten.native_batch_norm: _twice_inputs,
+    torch.ops.aten._native_batch_norm_legit_no_training: _twice_inputs,
+}
