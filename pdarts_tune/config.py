@@ -191,6 +191,11 @@ def content_id(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def derive_seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that draws for one never shift the draws for another."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:7])
+
+
 def config_id(config: Any) -> str:
     """Twelve hex digits that name a configuration by its content, seeds included."""
     return content_id(to_dict(config))

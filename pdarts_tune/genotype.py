@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -166,6 +167,14 @@ def _state(value: object) -> int:
     if type(value) is not int:
         raise ValueError(f"{value!r} is not the number of a state")
     return value
+
+
+def softmax(alphas: Mapping[str, float]) -> dict[str, float]:
+    """The probabilities of an edge's operations."""
+    largest = max(alphas.values())
+    powers = {name: math.exp(alpha - largest) for name, alpha in alphas.items()}
+    total = sum(powers.values())
+    return {name: power / total for name, power in powers.items()}
 
 
 def derive_cell(probs: Probs) -> CellGenotype:

@@ -1,16 +1,9 @@
 """Random operation probabilities of a cell, for property tests."""
 
-import math
-
 from hypothesis import strategies as st
 
+from pdarts_tune.genotype import softmax
 from pdarts_tune.space import EDGES, PRIMITIVES
-
-
-def softmax(alphas):
-    largest = max(alphas.values())
-    powers = {name: math.exp(alpha - largest) for name, alpha in alphas.items()}
-    return {name: power / sum(powers.values()) for name, power in powers.items()}
 
 
 @st.composite

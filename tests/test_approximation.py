@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdarts_tune.approximation import prune
+from pdarts_tune.genotype import softmax
 from pdarts_tune.space import PRIMITIVES
-from probabilities import cells, softmax
+from probabilities import cells
 
 CASES = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "derivation.json.gz").read_bytes()))
 
@@ -48,5 +49,5 @@ def test_keeping_more_than_there_is_is_refused():
         prune(({"none": 1.0},), 0)
 
 
-def test_softmax_of_the_test_helper_sums_to_one():
+def test_softmax_sums_to_one():
     assert math.isclose(sum(softmax({"a": 3.0, "b": -700.0}).values()), 1.0)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdarts_tune.genotype import PUBLISHED, CellGenotype, Genotype, derive_cell, random_genotype
+from pdarts_tune.genotype import PUBLISHED, CellGenotype, Genotype, derive_cell, random_genotype, softmax
 from pdarts_tune.space import EDGES, PRIMITIVES
-from probabilities import cells, softmax
+from probabilities import cells
 
 CASES = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "derivation.json.gz").read_bytes()))
 PDARTS = PUBLISHED["PDARTS_C10"].genotype

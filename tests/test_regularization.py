@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdarts_tune.genotype import derive_cell
+from pdarts_tune.genotype import derive_cell, softmax
 from pdarts_tune.regularization import limit_skips, skip_dropout
 from pdarts_tune.space import EDGES
 from pdarts_tune.stages import PDARTS_CIFAR10, PDARTS_CIFAR10_COMMAND_LINE, PDARTS_CIFAR100, Stage
-from probabilities import cells, softmax
+from probabilities import cells
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads(gzip.decompress((GOLDEN / "derivation.json.gz").read_bytes()))

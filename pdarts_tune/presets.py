@@ -1,0 +1,88 @@
+"""How large a study is: the base configuration, the evaluation recipe and the number of seeds, under one name.
+
+smoke    digits, tiny: under 2 minutes on 2 cores; shows that everything works, means nothing
+laptop   digits, searched and evaluated with 3 seeds: at most 12 minutes on 2 cores
+paper    the exact settings of P-DARTS (Chen et al., 2019) on CIFAR-10, for a GPU cluster
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pdarts_tune.config import EvalConfig, SearchConfig
+from pdarts_tune.stages import Stage
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The base of a study, before its variants."""
+
+    search: SearchConfig
+    evaluation: EvalConfig
+    seeds: int  # searches per variant
+    evaluation_seeds: int  # trainings per distinct genotype
+
+
+SMOKE = Preset(
+    search=SearchConfig(
+        stages=(
+            Stage(3, 8, 0.0, epochs=2, warmup_epochs=1),
+            Stage(4, 5, 0.4, epochs=2, warmup_epochs=1),
+            Stage(5, 3, 0.7, epochs=2, warmup_epochs=1),
+        ),
+        data="digits",
+        train_images=240,
+        test_images=100,
+        validation_fraction=0.2,
+        channels=4,
+        batch_size=48,
+    ),
+    evaluation=EvalConfig(
+        recipe="smoke",
+        data="digits",
+        train_images=240,
+        test_images=100,
+        validation_fraction=0.2,
+        cells=6,
+        channels=4,
+        epochs=2,
+        batch_size=48,
+        cutout=2,
+    ),
+    seeds=1,
+    evaluation_seeds=1,
+)
+
+# Alphas get a larger step than in the paper: a laptop search takes some 40 alpha steps a stage where the paper's takes 3,900.
+LAPTOP = Preset(
+    search=SearchConfig(
+        stages=(
+            Stage(3, 8, 0.0, epochs=10, warmup_epochs=4, dropout_decay=0.5),
+            Stage(5, 5, 0.4, epochs=10, warmup_epochs=4, dropout_decay=0.5),
+            Stage(8, 3, 0.7, epochs=10, warmup_epochs=4, dropout_decay=0.5),
+        ),
+        data="digits",
+        validation_fraction=0.2,
+        channels=4,
+        batch_size=64,
+        alpha_learning_rate=6e-3,
+    ),
+    evaluation=EvalConfig(
+        recipe="laptop",
+        data="digits",
+        validation_fraction=0.2,
+        cells=11,
+        channels=6,
+        epochs=12,
+        batch_size=64,
+        cutout=2,
+        drop_path=0.1,
+    ),
+    seeds=3,
+    evaluation_seeds=1,
+)
+
+PAPER = Preset(search=SearchConfig(), evaluation=EvalConfig(), seeds=4, evaluation_seeds=1)
+
+PRESETS: Mapping[str, Preset] = {"smoke": SMOKE, "laptop": LAPTOP, "paper": PAPER}

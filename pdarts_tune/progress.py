@@ -1,0 +1,124 @@
+"""The display of a running study: what runs where it is, what is done, and when it will be over.
+
+On a terminal a table that redraws itself; elsewhere (a log file, CI) one line every few seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+LINE_EVERY_SECONDS = 15.0
+
+
+@dataclass
+class _Running:
+    position: str = "starting"
+    accuracy: float | None = None
+    left: float | None = None  # seconds
+    share: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+
+class Progress:
+    """Shows one phase of a study (the searches, or the evaluations).
+
+    Args:
+        what: the noun, in plural.
+        total: how many trials the phase has.
+        done: how many of them were finished before this run.
+        slots: how many run at the same time.
+    """
+
+    def __init__(self, what: str, total: int, done: int, slots: int, console: Console | None = None) -> None:
+        self.what, self.total, self.done, self.slots = what, total, done, slots
+        self.failed = 0
+        self.running: dict[str, _Running] = {}
+        self.durations: list[float] = []
+        self.console = console or Console()
+        self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        again = f", {self.done} already done" if self.done else ""
+        self.console.print(f"{self.total} {self.what}{again}, {self.slots} at a time", highlight=False)
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def started(self, trial_id: str) -> None:
+        """A trial got its resources."""
+        self.running[trial_id] = _Running()
+        self._show()
+
+    def epoch(
+        self, trial_id: str, position: str, accuracy: float, done_epochs: int, total_epochs: int, epoch_seconds: float
+    ) -> None:
+        """A trial finished an epoch. `accuracy` is a fraction, on validation images where there are some."""
+        row = self.running.setdefault(trial_id, _Running())
+        row.position, row.accuracy = position, accuracy
+        row.left = (total_epochs - done_epochs) * epoch_seconds
+        row.share = done_epochs / total_epochs
+        self._show()
+
+    def finished(self, trial_id: str, error: str | None = None) -> None:
+        """A trial is over, for good."""
+        row = self.running.pop(trial_id, _Running())
+        self.done += 1
+        self.failed += error is not None
+        self.durations.append(time.monotonic() - row.since)
+        accuracy = "" if row.accuracy is None else f", accuracy {100 * row.accuracy:.1f} %"
+        outcome = f"[red]failed[/red]: {error}" if error else f"done in {_span(self.durations[-1])}{accuracy}"
+        self.console.print(f"{self._count()} {trial_id}: {outcome}", highlight=False)
+        self._show()
+
+    def _count(self) -> str:
+        return f"{self.done:{len(str(self.total))}}/{self.total}"
+
+    def seconds_left(self) -> float | None:
+        """Until the phase is over: the mean duration of finished trials over the slots; None before there is one."""
+        if not self.durations:
+            return None
+        mean = sum(self.durations) / len(self.durations)
+        waiting = self.total - self.done - len(self.running)
+        under_way = sum(mean * (1 - row.share) for row in self.running.values())
+        return (waiting * mean + under_way) / self.slots
+
+    def _show(self) -> None:
+        left = self.seconds_left()
+        over = "" if left is None else f", about {_span(left)} left"
+        if self.live:
+            table = Table(box=None, pad_edge=False)
+            for name, justify in (("trial", "left"), ("position", "left"), ("accuracy", "right"), ("time left", "right")):
+                table.add_column(name, justify=justify)  # type: ignore[arg-type]
+            for trial_id, row in self.running.items():
+                accuracy = "" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+                table.add_row(trial_id, row.position, accuracy, "" if row.left is None else _span(row.left))
+            bar = ProgressBar(self.total, self.done, width=40)
+            self.live.update(Group(table, bar, Text(f"{self._count()} {self.what}{over}")), refresh=True)
+        elif time.monotonic() - self.last_line >= LINE_EVERY_SECONDS:
+            self.last_line = time.monotonic()
+            under_way = "; ".join(
+                f"{trial_id} {row.position}" + ("" if row.accuracy is None else f" {100 * row.accuracy:.1f} %")
+                for trial_id, row in self.running.items()
+            )
+            self.console.print(f"{self._count()} {self.what}{over} | {under_way}", highlight=False, soft_wrap=True)
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

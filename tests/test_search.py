@@ -1,0 +1,149 @@
+import copy
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pdarts_tune.config import SearchConfig, config_id
+from pdarts_tune.genotype import softmax
+from pdarts_tune.regularization import skip_dropout
+from pdarts_tune.search import Search, evaluate
+from pdarts_tune.space import PRIMITIVES
+from pdarts_tune.stages import Stage, cosine_rate
+
+CPU = torch.device("cpu")
+TINY = SearchConfig(
+    stages=(
+        Stage(3, 8, 0.1, epochs=2, warmup_epochs=1),
+        Stage(3, 5, 0.4, epochs=2, warmup_epochs=1),
+        Stage(4, 3, 0.7, epochs=2, warmup_epochs=1),
+    ),
+    data="digits",
+    train_images=120,
+    validation_fraction=0.2,
+    channels=2,
+    batch_size=24,
+    alpha_learning_rate=0.01,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """A whole search, and its state as saved to a file after each epoch."""
+    search = Search(TINY, CPU)
+    states = []
+    for _ in search.epochs():
+        file = io.BytesIO()
+        torch.save(search.state_dict(), file)
+        states.append(file.getvalue())
+    return search, states
+
+
+def same_figures(record):
+    """A record without what the clock and the machine put in."""
+    return replace(record, seconds=0.0, images_per_second=0.0, peak_bytes=0, finished=0.0)
+
+
+def test_a_search_runs_its_stages_and_keeps_fewer_operations_in_each(uninterrupted):
+    search, _ = uninterrupted
+    assert [(r.stage, r.epoch, r.phase) for r in search.records] == [
+        (stage, epoch, "both" if epoch else "weights") for stage in (1, 2, 3) for epoch in (0, 1)
+    ]
+    for record in search.records:
+        stage = TINY.stages[record.stage - 1]
+        for cell in ("normal", "reduce"):
+            assert [len(edge) for edge in record.alphas[cell]] == [stage.operations] * 14
+            for edge, probabilities in zip(record.alphas[cell], record.probabilities[cell], strict=True):
+                assert sum(probabilities.values()) == pytest.approx(1.0, abs=1e-9)
+                assert probabilities == pytest.approx(softmax(edge), rel=1e-6)
+        assert record.learning_rate == cosine_rate(0.025, record.epoch, 2)
+        assert record.skip_dropout == skip_dropout(stage, record.epoch)
+        assert 0.0 <= record.validation_accuracy <= 1.0
+        assert (record.inherited_accuracy is None) == (record.epoch == 0)
+
+
+def test_alphas_are_frozen_until_the_warm_up_is_over(uninterrupted):
+    search, _ = uninterrupted
+    untrained = Search(TINY, CPU)
+    assert list(untrained._alphas_by_name()) == [search.records[0].alphas["normal"], search.records[0].alphas["reduce"]]
+    assert search.records[1].alphas != search.records[0].alphas
+
+
+def test_each_stage_keeps_the_most_probable_operations_of_the_one_before(uninterrupted):
+    search, _ = uninterrupted
+    for before, after in ((1, 2), (3, 4)):
+        for cell in ("normal", "reduce"):
+            pairs = zip(search.records[before].probabilities[cell], search.records[after].probabilities[cell], strict=True)
+            for edge, kept in pairs:
+                ranked = sorted(edge, key=lambda name, edge=edge: (edge[name], PRIMITIVES.index(name)))
+                assert set(kept) == set(ranked[-len(kept) :])
+
+
+@pytest.mark.parametrize("epochs_done", range(1, 7))
+def test_a_resumed_search_gives_the_same_bits_as_an_uninterrupted_one(uninterrupted, epochs_done):
+    """Epochs 2 and 4 are stage boundaries, 6 is the end."""
+    whole, states = uninterrupted
+    torch.manual_seed(epochs_done)  # a resumed process finds another global state; no draw may depend on it
+    resumed = Search(TINY, CPU)
+    resumed.load_state_dict(torch.load(io.BytesIO(states[epochs_done - 1]), weights_only=True))
+    remaining = list(resumed.epochs())
+    assert len(remaining) == 6 - epochs_done
+    assert [same_figures(record) for record in resumed.records] == [same_figures(record) for record in whole.records]
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+
+
+def test_another_seed_searches_differently_and_the_same_seed_alike(uninterrupted):
+    whole, _ = uninterrupted
+    again = next(Search(TINY, CPU).epochs())
+    other = next(Search(replace(TINY, seed=1), CPU).epochs())
+    assert same_figures(again) == same_figures(whole.records[0])
+    assert other.train_loss != again.train_loss
+
+
+def test_depth_changes_neither_the_batches_nor_their_augmentation():
+    """Variants with one seed are compared as pairs, so they must see the same images in the same order."""
+
+    def seen(config):
+        search = Search(config, CPU)
+        next(search.epochs())
+        return search.generators["weight batches"].get_state()
+
+    deeper = replace(TINY, stages=(replace(TINY.stages[0], cells=5, warmup_epochs=0), *TINY.stages[1:]))
+    assert torch.equal(seen(TINY), seen(deeper))
+
+
+def test_a_state_of_another_configuration_is_refused(uninterrupted):
+    _, states = uninterrupted
+    other = Search(replace(TINY, seed=3), CPU)
+    with pytest.raises(ValueError, match=f"is of configuration {config_id(TINY)}"):
+        other.load_state_dict(torch.load(io.BytesIO(states[0]), weights_only=True))
+
+
+def test_taking_the_inherited_accuracy_leaves_the_network_as_it_was(uninterrupted):
+    _, states = uninterrupted
+    resumed = Search(TINY, CPU)
+    resumed.load_state_dict(torch.load(io.BytesIO(states[4]), weights_only=True))
+    before = copy.deepcopy(resumed.network.state_dict())
+    generators = {purpose: generator.get_state() for purpose, generator in resumed.generators.items()}
+    accuracy = evaluate(resumed.network, resumed.validation_batches)
+    inherited = resumed._inherited_accuracy()
+    assert 0.0 <= inherited <= 1.0
+    assert all(torch.equal(before[name], tensor) for name, tensor in resumed.network.state_dict().items())
+    assert all(torch.equal(state, resumed.generators[purpose].get_state()) for purpose, state in generators.items())
+    assert evaluate(resumed.network, resumed.validation_batches) == accuracy
+
+
+def test_a_loss_that_is_not_finite_stops_the_search_with_its_place():
+    search = Search(replace(TINY, learning_rate=1e30), CPU)
+    with pytest.raises(FloatingPointError, match=r"stage 1, epoch [01]: training loss is (nan|inf)"):
+        list(search.epochs())
