@@ -7,6 +7,7 @@ import resource
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,11 +44,23 @@ def network_cost(genotype: Genotype, config: NetworkConfig) -> Cost:
     return Cost(sum(parameter.numel() for parameter in network.parameters()), macs, macs + elementwise)
 
 
+def reset_peak_bytes(device: torch.device) -> None:
+    """Starts the peak anew, so that a process that runs several trials reports the peak of each."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():  # Linux: 5 resets the peak resident set to the present one
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most memory used so far: on CUDA, what PyTorch had allocated at once since `torch.cuda.reset_peak_memory_stats`;
-    elsewhere the largest resident set of this process since it started, which nothing can reset."""
+    """The most memory used since `reset_peak_bytes`: on CUDA, what PyTorch had allocated at once; elsewhere the largest resident
+    set of this process, libraries included (where there is no /proc, since the process started)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # Linux gives kibibytes, macOS bytes
 
