@@ -1,0 +1,202 @@
+"""The Parquet tables' writer and reader. The tables are the truth that every figure is computed from; schemas.py describes them.
+
+`<results>/<study>/<table>/<trial_id>.parquet` is one file a trial and table, always written whole: a reader never sees half a
+file, a trial that is run again never doubles a row, and no two trials write one file.
+"""
+
+from __future__ import annotations
+
+import datetime
+import numbers
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pdarts_tune.config import ConfigError
+from pdarts_tune.schemas import PRIMARY_KEYS, SCHEMA_VERSION, SCHEMAS, STATUSES
+
+__all__ = ["PRIMARY_KEYS", "SCHEMAS", "SCHEMA_VERSION", "STATUSES", "read_rows", "read_table", "table_path", "write_rows"]
+
+# Becomes a file name: no separators, nothing that file systems or shells treat in a special way, no leading dot.
+_TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
+
+
+def table_path(study_dir: Path, table: str, trial_id: str) -> Path:
+    """The file of one trial and table.
+
+    Raises:
+        ConfigError: there is no such table, or the id cannot be a file name.
+    """
+    _check_table(table)
+    if not _TRIAL_ID.fullmatch(trial_id):
+        raise ConfigError(
+            f"trial_id: {trial_id!r} cannot name a file; use up to 200 of A-Z a-z 0-9 . _ = + -, a letter or digit first"
+        )
+    if study_dir.name in SCHEMAS:
+        raise ConfigError(f"study: a study cannot be called {study_dir.name!r}, that is the name of a table")
+    return study_dir / table / f"{trial_id}.parquet"
+
+
+def write_rows(study_dir: Path, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes all rows of one trial and table, in place of what was there; a reader sees the old rows or the new ones.
+
+    Each row gives every column; the optional ones may be None. Times are datetimes with a time zone, kept to the millisecond.
+
+    Raises:
+        ConfigError: a column is unknown, missing, empty or of another type, two rows have the same key, or a row is of another
+            trial. The message names table, trial, column and row.
+        OSError: the folder cannot be written.
+    """
+    path = table_path(study_dir, table, trial_id)
+    schema = SCHEMAS[table]
+    where = f"table {table}, trial {trial_id}"
+    known = set(schema.names)
+    for index, row in enumerate(rows):
+        if row.keys() != known:
+            unknown = [name for name in row if name not in known]
+            missing = [name for name in schema.names if name not in row]
+            parts = [f"{kind} column {', '.join(names)}" for kind, names in (("unknown", unknown), ("missing", missing)) if names]
+            raise ConfigError(f"{where}, row {index}: {'; '.join(parts)}")
+        if row["trial_id"] != trial_id:
+            raise ConfigError(f"{where}, row {index}: is of trial {row['trial_id']!r}")
+    keys: dict[tuple[Any, ...], int] = {}
+    for index, row in enumerate(rows):
+        key = tuple(row[name] for name in PRIMARY_KEYS[table])
+        if keys.setdefault(key, index) != index:
+            described = ", ".join(f"{name}={row[name]}" for name in PRIMARY_KEYS[table])
+            raise ConfigError(f"{where}: rows {keys[key]} and {index} have the same key ({described})")
+    columns = [_to_array([row[field.name] for row in rows], field, where) for field in schema]
+    _write_whole(path, pa.Table.from_arrays(columns, schema=schema))
+
+
+def _to_array(values: list[Any], field: Any, where: str) -> Any:
+    choices = (field.metadata.get(b"choices") or b"").decode().split(",")
+    for index, value in enumerate(values):
+        here = f"{where}, row {index}: {field.name}"
+        if value is None:
+            if not field.nullable:
+                raise ConfigError(f"{here} is empty, it must be given")
+        # Arrow would cut 1.5 to 1, and take a number for milliseconds and a time without a zone for UTC.
+        elif pa.types.is_integer(field.type) and not isinstance(value, numbers.Integral):
+            raise ConfigError(f"{here}: {value!r} is not an integer")
+        elif pa.types.is_timestamp(field.type) and (not isinstance(value, datetime.datetime) or value.tzinfo is None):
+            raise ConfigError(f"{here}: {value!r} is not a datetime with a time zone")
+        elif choices != [""] and value not in choices:
+            raise ConfigError(f"{here}: {value!r} is wrong, it must be one of {', '.join(choices)}")
+    try:
+        return pa.array(values, type=field.type)
+    except (pa.ArrowException, OverflowError) as error:
+        raise ConfigError(f"{where}: {field.name} does not fit its type {field.type} ({_line(error)})") from None
+
+
+def _write_whole(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each write: two processes that wrote one temporary file could mix their rows.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with part.open("xb") as file:
+            pq.write_table(content, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def read_rows(study_dir: Path, table: str, trial_id: str) -> list[dict[str, Any]]:
+    """The rows of one trial and table, as `write_rows` took them; no rows if none were written yet.
+
+    Raises:
+        ConfigError: there is no such table, or the file cannot be read.
+    """
+    path = table_path(study_dir, table, trial_id)
+    rows: list[dict[str, Any]] = _read_file(path, table, None).to_pylist() if path.exists() else []
+    return rows
+
+
+def read_table(root: Path | str, table: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """All rows of one table, in the order of studies and trial ids. `root` is a results folder, or one study's folder.
+
+    Units are in `SCHEMAS[table].field(column).metadata`. Integer columns that hold nulls come as floats with nan, as ever in
+    pandas. A table that no trial has written to yet comes as an empty frame with all its columns.
+
+    Args:
+        columns: read these alone (much faster where a table is large).
+
+    Raises:
+        ConfigError: there is no such table or column, the folder holds no tables, two of its studies have a trial of the same
+            id, or a file cannot be read; the message names it.
+    """
+    _check_table(table)
+    schema = SCHEMAS[table]
+    for column in columns or ():
+        if column not in schema.names:
+            raise ConfigError(f"table {table}: unknown column {column!r}, known are {', '.join(schema.names)}")
+    studies = _find_studies(Path(root))
+    paths: dict[str, Path] = {}
+    for study in studies:
+        for path in sorted((study / table).glob("[!.]*.parquet")):
+            if path.name in paths:
+                raise ConfigError(
+                    f"{root}: two studies have a trial {path.stem}, {paths[path.name].parent.parent.name} and {study.name}"
+                )
+            paths[path.name] = path
+    wanted = list(columns) if columns is not None else None
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(lambda path: _read_file(path, table, wanted), paths.values()))
+    if wanted is not None:
+        schema = pa.schema([schema.field(name) for name in wanted])
+    frame: pd.DataFrame = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries().to_pandas()
+    return frame
+
+
+def _check_table(table: str) -> None:
+    if table not in SCHEMAS:
+        raise ConfigError(f"table: {table!r} is unknown, known are {', '.join(SCHEMAS)}")
+
+
+def _find_studies(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise ConfigError(f"{root}: is not a folder")
+
+    def is_study(folder: Path) -> bool:
+        return any((folder / table).is_dir() for table in SCHEMAS)
+
+    studies = [root] if is_study(root) else sorted(path for path in root.iterdir() if path.is_dir() and is_study(path))
+    if not studies:
+        raise ConfigError(f"{root}: holds no tables; give a results folder, or the folder of one study in it")
+    return studies
+
+
+def _read_file(path: Path, table: str, columns: list[str] | None) -> Any:
+    schema = SCHEMAS[table]
+    try:
+        with pq.ParquetFile(path) as file:
+            # Compared whole: a column that is missing here would otherwise be read as nulls.
+            if not file.schema_arrow.equals(schema) or (file.schema_arrow.metadata or {}).get(b"schema_version") != _VERSION:
+                raise ConfigError(
+                    f"{path}: is not of schema version {SCHEMA_VERSION} of the table {table}; another release wrote it"
+                )
+            return file.read(columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet ({_line(error)})") from None
+
+
+_VERSION = str(SCHEMA_VERSION).encode()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,180 @@
+"""The columns of the five Parquet tables: types, units and what each one means. Every file carries this description.
+
+A change here is a change of what other people's scripts rely on: count SCHEMA_VERSION up and say why in the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+STATUSES = ("completed", "failed", "out_of_memory", "running")
+
+_TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
+_TIME = pa.timestamp("ms", tz="UTC")
+# Compact types only in the table that has thousands of rows a trial. Parquet files are small either way, but in memory a narrow
+# integer is a trap: NumPy wraps around silently (int8: 3 * 100 is 44), and categories do not join as text does.
+_SMALL, _REPEATED = pa.int16(), pa.dictionary(pa.int32(), pa.string())
+_NUMBERS, _FLAGS = pa.list_(pa.float64()), pa.list_(pa.bool_())
+
+
+def _column(name: str, kind: Any, unit: str, description: str, *, optional: bool = False, choices: Sequence[str] = ()) -> Any:
+    metadata = {"description": description, "unit": unit} | ({"choices": ",".join(choices)} if choices else {})
+    return pa.field(name, kind, nullable=optional, metadata=metadata)
+
+
+def _stage(kind: Any = _INTEGER) -> Any:
+    return _column("stage", kind, "index from 1", "stage of the search, counted as the paper counts them")
+
+
+def _epoch(kind: Any = _INTEGER) -> Any:
+    return _column("epoch", kind, "index from 0", "epoch in the stage, counted as the schedules' formulas count")
+
+
+def _trial_id(what: str = "the trial") -> Any:
+    return _column("trial_id", _TEXT, "text", f"{what}; also the name of the file")
+
+
+def _run_columns() -> list[Any]:
+    return [
+        _column("device", _TEXT, "text", "the device that it ran on, as its driver names it", optional=True),
+        _column("started", _TIME, "UTC", "start of the first attempt"),
+        _column("finished", _TIME, "UTC", "end; null while it runs", optional=True),
+        _column("attempts", _INTEGER, "count", "how often it was started, 1 if nothing went wrong"),
+        _column("seconds", _NUMBER, "seconds", "time spent training and validating, all attempts", optional=True),
+        _column("peak_bytes", _INTEGER, "bytes", "most device memory in use at once; null where not measured", optional=True),
+    ]
+
+
+_GENOTYPE_ID = _column("genotype_id", _TEXT, "text", "names the genotype by its content")
+_PARAMS = _column("params", _INTEGER, "count", "weights of the evaluation network, without the auxiliary head")
+_MACS = _column("macs", _INTEGER, "count", "multiply-accumulates of convolutions and linear layers for one image")
+_SEEDS = [
+    _column("seed", _INTEGER, "number", "initial weights and alphas, batch order, augmentation, dropout masks"),
+    _column("split_seed", _INTEGER, "number", "which images train, and which validate"),
+]
+_STATUS = _column("status", _TEXT, "text", "how it stands", choices=STATUSES)
+
+_COLUMNS: dict[str, list[Any]] = {
+    "trials": [
+        _column("study", _TEXT, "text", "the study"),
+        _column("variant", _TEXT, "text", "the variant: one visible difference from the study's base configuration"),
+        _trial_id(),
+        *_SEEDS,
+        _STATUS,
+        _column("error", _TEXT, "text", "message of the error that ended it; null if none did", optional=True),
+        _column("method", _TEXT, "text", "how the genotype is found: differentiable or random"),
+        _column("data", _TEXT, "text", "the data set"),
+        _column("depths", _TEXT, "cells", "depth of each stage's search network, such as 5-11-17"),
+        _column("operations", _TEXT, "count", "candidate operations per edge in each stage, such as 8-5-3"),
+        _column("skip_dropout", _TEXT, "rate", "initial dropout on skip-connects in each stage, such as 0.0-0.4-0.7"),
+        _column("epochs", _TEXT, "epochs", "epochs of each stage, such as 25-25-25"),
+        _column("max_skips", _INTEGER, "count", "skip-connects allowed in the normal cell"),
+        _column("channels", _INTEGER, "count", "initial channels of the search network"),
+        _column("batch_size", _INTEGER, "images", "images a batch"),
+        _column("config", _TEXT, "JSON", "the whole configuration"),
+        _column("config_id", _TEXT, "text", "names the configuration by its content"),
+        _column("commit", _TEXT, "text", "commit of the code; null outside a checkout", optional=True),
+        _column("versions", _TEXT, "JSON", "versions of Python and of the libraries"),
+        *_run_columns(),
+    ],
+    "epochs": [
+        _trial_id(),
+        _stage(),
+        _epoch(),
+        _column("phase", _TEXT, "text", "what trains: weights alone, or weights and alphas", choices=("weights", "both")),
+        _column("train_loss", _NUMBER, "nats", "cross-entropy on the images that train weights, while training"),
+        _column("train_accuracy", _NUMBER, "fraction", "accuracy on the images that train weights, while training"),
+        _column("validation_loss", _NUMBER, "nats", "cross-entropy of the search network on the validation images"),
+        _column("validation_accuracy", _NUMBER, "fraction", "accuracy of the search network on the validation images"),
+        _column("learning_rate", _NUMBER, "rate", "learning rate of the weights"),
+        _column("skip_dropout", _NUMBER, "rate", "dropout on skip-connects"),
+        _column("seconds", _NUMBER, "seconds", "time of the epoch, validation included"),
+        _column("images_per_second", _NUMBER, "images/second", "images that trained weights, over the training time"),
+        _column("peak_bytes", _INTEGER, "bytes", "most device memory in use at once; null where not measured", optional=True),
+        _column("normal_skip_count", _INTEGER, "count", "skip-connects of the normal cell derived now, before refinement"),
+        _column("reduce_skip_count", _INTEGER, "count", "skip-connects of the reduction cell derived now"),
+        _column("normal_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the normal cell's edges"),
+        _column("reduce_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the reduction cell's edges"),
+        _column("alpha_entropy", _NUMBER, "nats", "mean entropy of the operation probabilities over both cells' edges"),
+        _column(
+            "hessian_eigenvalue",
+            _NUMBER,
+            "nats",
+            "largest eigenvalue of the validation loss's Hessian by the alphas; null unless asked for",
+            optional=True,
+        ),
+        _column("finished", _TIME, "UTC", "end of the epoch"),
+    ],
+    "alphas": [
+        _column("trial_id", _REPEATED, "text", "the trial; also the name of the file"),
+        _stage(_SMALL),
+        _epoch(_SMALL),
+        _column("cell", _REPEATED, "text", "the cell type", choices=("normal", "reduce")),
+        _column("edge", _SMALL, "index from 0", "edge, in the order of space.EDGES"),
+        _column("source", _SMALL, "index from 0", "state that the edge reads: 0 and 1 are the inputs, 2 to 5 the nodes"),
+        _column("node", _SMALL, "index from 0", "node that the edge leads to"),
+        _column("operation", _REPEATED, "text", "candidate operation"),
+        _column("alpha", _NUMBER, "logit", "architecture parameter"),
+        _column("probability", _NUMBER, "probability", "softmax(alpha) over the edge's candidate operations"),
+    ],
+    "genotypes": [
+        _trial_id(),
+        _stage(),
+        _column("max_skips", _INTEGER, "count", "skip-connects allowed in the normal cell"),
+        _GENOTYPE_ID,
+        _column("genotype", _TEXT, "text", "the genotype as DARTS-family code prints it"),
+        _column("skips", _INTEGER, "count", "skip-connects of the normal cell"),
+        _column("depth", _INTEGER, "edges", "longest path of the normal cell"),
+        _column("width", _NUMBER, "nodes", "width of the normal cell"),
+        _PARAMS,
+        _MACS,
+        _column(
+            "inherited_accuracy",
+            _NUMBER,
+            "fraction",
+            "validation accuracy of the derived cell in the search network's weights, before any retraining",
+            optional=True,
+        ),
+    ],
+    "evaluations": [
+        _GENOTYPE_ID,
+        _trial_id("this evaluation, not the search that found the genotype"),
+        _column("data", _TEXT, "text", "the data set"),
+        _column("recipe", _TEXT, "text", "name of the training recipe"),
+        _column("recipe_id", _TEXT, "text", "names the recipe by its content, without data set and seeds"),
+        _column("config", _TEXT, "JSON", "the whole configuration"),
+        *_SEEDS,
+        _STATUS,
+        _column("failure", _TEXT, "text", "message of the error that ended it; null if none did", optional=True),
+        _column("epochs", _INTEGER, "epochs", "epochs to train"),
+        _column("accuracy", _NUMBER, "fraction", "of the last epoch's network on the test images: what is reported", optional=True),
+        _column("error_percent", _NUMBER, "percent", "100 (1 - accuracy)", optional=True),
+        _column("loss", _NUMBER, "nats", "cross-entropy of the last epoch's network on the test images", optional=True),
+        _column("last_validation_accuracy", _NUMBER, "fraction", "after the last epoch", optional=True),
+        _column("best_validation_accuracy", _NUMBER, "fraction", "of the best epoch; never reported as the result", optional=True),
+        _column("best_epoch", _INTEGER, "index from 0", "epoch with the best validation accuracy", optional=True),
+        _column("train_accuracies", _NUMBERS, "fraction", "training accuracy, epoch by epoch", optional=True),
+        _column("validation_accuracies", _NUMBERS, "fraction", "epoch by epoch; null without a validation part", optional=True),
+        _column("correct", _FLAGS, "flag", "whether each test image is classified rightly, in the set's order", optional=True),
+        _PARAMS,
+        _MACS,
+        *_run_columns(),
+    ],
+}
+
+SCHEMAS: Mapping[str, Any] = {
+    table: pa.schema(columns, metadata={"table": table, "schema_version": str(SCHEMA_VERSION)})
+    for table, columns in _COLUMNS.items()
+}
+
+PRIMARY_KEYS: Mapping[str, tuple[str, ...]] = {
+    "trials": ("trial_id",),
+    "epochs": ("trial_id", "stage", "epoch"),
+    "alphas": ("trial_id", "stage", "epoch", "cell", "edge", "operation"),
+    "genotypes": ("trial_id", "stage", "max_skips"),
+    "evaluations": ("trial_id",),
+}
