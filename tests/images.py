@@ -1,0 +1,48 @@
+"""Makes small image sets in Parquet, shaped like those on the Hugging Face hub."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def encode(pixels, form="PNG"):
+    """Encoded bytes of a uint8 array (H, W) or (H, W, C), without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **({"lossless": True, "exact": True} if form == "WEBP" else {}))
+    return buffer.getvalue()
+
+
+def pixels(count, size=8, channels=3, seed=0):
+    """Random uint8 images (count, size, size, channels), or (count, size, size) for one channel."""
+    shape = (count, size, size) if channels == 1 else (count, size, size, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_parquet(path, images, labels, metadata=None, plain=False, rows_per_group=1000):
+    """Writes encoded `images` and `labels`; as struct{bytes, path}, or as plain bytes. `metadata` values are made JSON."""
+    if plain:
+        column = pa.array(images, pa.binary())
+    else:
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        column = pa.array([{"bytes": image, "path": None} for image in images], kind)
+    table = pa.table({"image": column, "label": pa.array(labels)})
+    table = table.replace_schema_metadata({key: json.dumps(value) for key, value in (metadata or {}).items()})
+    pq.write_table(table, path, row_group_size=rows_per_group)
+
+
+def write_image_set(folder, train=40, test=20, size=8, channels=3, classes=("ant", "bee"), test_name="test.parquet"):
+    """A folder with a training and a test file of random images; the labels take turns. Returns the data set's name."""
+    folder.mkdir(exist_ok=True)
+    for name, count, seed in (("train.parquet", train, 0), (test_name, test, 1)):
+        write_parquet(
+            folder / name,
+            [encode(image) for image in pixels(count, size, channels, seed)],
+            [row % len(classes) for row in range(count)],
+            {"class_names": list(classes)},
+            rows_per_group=7,
+        )
+    return f"parquet:{folder}"
