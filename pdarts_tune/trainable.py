@@ -28,7 +28,7 @@ from pdarts_tune.cost import peak_bytes, reset_peak_bytes
 from pdarts_tune.evaluation import Evaluation
 from pdarts_tune.genotype import Genotype, random_genotype
 from pdarts_tune.plan import stage_columns
-from pdarts_tune.results import read_rows, write_rows
+from pdarts_tune.results import SCHEMAS, read_rows, write_rows
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.search import EpochRecord, Search
 
@@ -50,9 +50,14 @@ class TrialSpec:
         return Path(self.study_dir) / folder / f"{self.trial_id}{suffix}"
 
 
-def run_search(settings: dict[str, Any]) -> None:
+def run_trial(settings: dict[str, Any]) -> None:
+    """The function that Ray Tune runs in a worker: a search, or the evaluation of a genotype."""
+    spec = TrialSpec(**settings["trial"])
+    (run_evaluation if spec.genotype else run_search)(spec)
+
+
+def run_search(spec: TrialSpec) -> None:
     """Runs or continues one search; writes `trials`, `epochs`, `alphas` and `genotypes`, reports once an epoch."""
-    spec = TrialSpec(**settings)
     config = from_dict(SearchConfig, spec.config)
     device = _prepare(spec)
     trial = _TrialRow(spec, config, device)
@@ -78,20 +83,76 @@ def run_search(settings: dict[str, Any]) -> None:
         trial.write("completed", sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records))
         checkpoint.unlink(missing_ok=True)
     except Exception as error:
-        trial.write(failure_status(error), 0.0, error=f"{type(error).__name__}: {error}")
+        trial.write(failure_status(error), 0.0, error=error_text(error))
         raise
 
 
-def run_evaluation(settings: dict[str, Any]) -> None:
+def run_evaluation(spec: TrialSpec) -> None:
     """Trains or continues training one genotype from scratch, tests it once, writes its row of `evaluations`."""
-    spec = TrialSpec(**settings)
     config = from_dict(EvalConfig, spec.config)
     device = _prepare(spec)
-    genotype = Genotype.parse(spec.genotype)
     checkpoint = spec.path("checkpoints", ".pt")
-    started = datetime.now(UTC)
-    row: dict[str, Any] = {
-        "genotype_id": genotype.genotype_id,
+    started, attempts = datetime.now(UTC), 1
+    try:
+        evaluation = Evaluation(Genotype.parse(spec.genotype), config, device)
+        if checkpoint.exists():
+            saved = torch.load(checkpoint, map_location=device, weights_only=True)
+            evaluation.load_state_dict(saved["evaluation"])
+            started, attempts = datetime.fromtimestamp(saved["started"], UTC), saved["attempts"] + 1
+        for epoch in evaluation.epochs():
+            state = {"evaluation": evaluation.state_dict(), "started": started.timestamp(), "attempts": attempts}
+            save_checkpoint(state, checkpoint)
+            held_out = not math.isnan(epoch.validation_accuracy)
+            tune.report(
+                {
+                    "position": f"epoch {epoch.epoch + 1}/{config.epochs}",
+                    "accuracy": epoch.validation_accuracy if held_out else epoch.train_accuracy,
+                    "done_epochs": epoch.epoch + 1,
+                    "total_epochs": config.epochs,
+                    "epoch_seconds": epoch.seconds,
+                }
+            )
+        result = evaluation.test()
+    except Exception as error:
+        outcome = {"status": failure_status(error), "failure": error_text(error)}
+        _write_evaluation(spec, config, outcome, device_name(device), peak_bytes(device), started, attempts)
+        raise
+    records = evaluation.records
+    outcome = {
+        "status": "completed",
+        "accuracy": result.accuracy,
+        "error_percent": 100 * (1 - result.accuracy),
+        "loss": result.loss,
+        "train_accuracies": [record.train_accuracy for record in records],
+        "correct": result.correct,
+        "params": result.params,
+        "macs": result.macs,
+        "seconds": sum(record.seconds for record in records),
+    }
+    validation = [record.validation_accuracy for record in records]
+    if not math.isnan(validation[-1]):
+        best = max(range(len(validation)), key=validation.__getitem__)
+        outcome |= {
+            "last_validation_accuracy": validation[-1],
+            "best_validation_accuracy": validation[best],
+            "best_epoch": best,
+            "validation_accuracies": validation,
+        }
+    _write_evaluation(spec, config, outcome, device_name(device), peak_bytes(device), started, attempts)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _write_evaluation(
+    spec: TrialSpec,
+    config: EvalConfig,
+    outcome: Mapping[str, Any],
+    device: str,
+    peak: int | None,
+    started: datetime,
+    attempts: int,
+) -> None:
+    row = dict.fromkeys(SCHEMAS["evaluations"].names) | {
+        "genotype_id": Genotype.parse(spec.genotype).genotype_id,
         "trial_id": spec.trial_id,
         "data": config.data,
         "recipe": config.recipe,
@@ -100,76 +161,32 @@ def run_evaluation(settings: dict[str, Any]) -> None:
         "seed": config.seed,
         "split_seed": config.split_seed,
         "epochs": config.epochs,
-        "device": device_name(device),
-        "attempts": 1,
+        "peak_bytes": peak,
+        "device": device,
+        "started": started,
+        "finished": datetime.now(UTC),
+        "attempts": attempts,
     }
-    try:
-        evaluation = Evaluation(genotype, config, device)
-        if checkpoint.exists():
-            saved = torch.load(checkpoint, map_location=device, weights_only=True)
-            evaluation.load_state_dict(saved["evaluation"])
-            started = datetime.fromtimestamp(saved["started"], UTC)
-            row["attempts"] = saved["attempts"] + 1
-        for epoch in evaluation.epochs():
-            state = {"evaluation": evaluation.state_dict(), "started": started.timestamp(), "attempts": row["attempts"]}
-            save_checkpoint(state, checkpoint)
-            tune.report(
-                {
-                    "position": f"epoch {epoch.epoch + 1}/{config.epochs}",
-                    "accuracy": epoch.train_accuracy if math.isnan(epoch.validation_accuracy) else epoch.validation_accuracy,
-                    "done_epochs": epoch.epoch + 1,
-                    "total_epochs": config.epochs,
-                    "epoch_seconds": epoch.seconds,
-                }
-            )
-        result = evaluation.test()
-        records = evaluation.records
-        validation = [record.validation_accuracy for record in records]
-        held_out = not math.isnan(validation[-1])
-        best = max(range(len(records)), key=lambda index: validation[index]) if held_out else None
-        row |= {
-            "status": "completed",
-            "failure": None,
-            "accuracy": result.accuracy,
-            "error_percent": 100 * (1 - result.accuracy),
-            "loss": result.loss,
-            "last_validation_accuracy": validation[-1] if held_out else None,
-            "best_validation_accuracy": validation[best] if best is not None else None,
-            "best_epoch": best,
-            "train_accuracies": [record.train_accuracy for record in records],
-            "validation_accuracies": validation if held_out else None,
-            "correct": result.correct,
-            "params": result.params,
-            "macs": result.macs,
-            "seconds": sum(record.seconds for record in records),
-        }
-    except Exception as error:
-        row |= dict.fromkeys(_RESULT_COLUMNS) | {
-            "status": failure_status(error),
-            "failure": f"{type(error).__name__}: {error}",
-        }
-        raise
-    finally:
-        if "status" in row:
-            row |= {"peak_bytes": peak_bytes(device), "started": started, "finished": datetime.now(UTC)}
-            write_rows(Path(spec.study_dir), "evaluations", spec.trial_id, [row])
-    checkpoint.unlink(missing_ok=True)
+    write_rows(Path(spec.study_dir), "evaluations", spec.trial_id, [row | outcome])
 
 
-_RESULT_COLUMNS = (
-    "accuracy",
-    "error_percent",
-    "loss",
-    "last_validation_accuracy",
-    "best_validation_accuracy",
-    "best_epoch",
-    "train_accuracies",
-    "validation_accuracies",
-    "correct",
-    "params",
-    "macs",
-    "seconds",
-)
+def record_failure(settings: dict[str, Any]) -> str:
+    """Called by the driver when a trial is given up: makes sure that its table says so, and returns the reason in one line.
+
+    A trial that failed in Python has written its own row; one whose process was killed could not.
+    """
+    spec = TrialSpec(**settings)
+    table, reason_column = ("evaluations", "failure") if spec.genotype else ("trials", "error")
+    rows = read_rows(Path(spec.study_dir), table, spec.trial_id)
+    lost = {"status": "failed", reason_column: "the process of the trial died (killed, or its node was lost)"}
+    if rows and rows[0]["status"] not in ("running", "completed"):
+        return str(rows[0][reason_column])
+    if rows:
+        write_rows(Path(spec.study_dir), table, spec.trial_id, [rows[0] | lost | {"finished": datetime.now(UTC)}])
+    elif spec.genotype:
+        config = from_dict(EvalConfig, spec.config)
+        _write_evaluation(spec, config, lost, "unknown", None, datetime.now(UTC), 1)
+    return lost[reason_column]
 
 
 class _TrialRow:
@@ -241,6 +258,10 @@ def _progress(record: EpochRecord, config: SearchConfig, done: int) -> dict[str,
         "total_epochs": sum(stage.epochs for stage in config.stages),
         "epoch_seconds": record.seconds,
     }
+
+
+def error_text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def failure_status(error: BaseException) -> str:

@@ -1,0 +1,230 @@
+"""Runs a study: every search as a Ray Tune trial, then every distinct genotype, then the report. One command line for all studies.
+
+The same command continues a study that was stopped or killed, and extends one whose seeds or variants were added: what runs is
+what the tables say is missing. Ray, torch and MLflow are imported when work starts, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from pdarts_tune.config import ConfigError, to_dict
+from pdarts_tune.plan import EvalTrial, Plan, SearchTrial, Study, Variant, check_definition, describe, make_plan
+
+if TYPE_CHECKING:
+    from pdarts_tune.sweep import Sweep
+
+__all__ = ["Arguments", "Study", "Variant", "main", "run_study"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of every study."""
+
+    preset: str = "laptop"
+    """How large: smoke, laptop or paper."""
+    results: Path = Path("results")
+    """Folder for tables, report and MLflow store; a study that is in it is continued."""
+    data: str | None = None
+    """Data set: digits, or parquet:PATH (a folder with train.parquet and test.parquet)."""
+    variants: str | None = None
+    """Run only these, separated by commas."""
+    seeds: int | None = None
+    """Searches per variant."""
+    evaluation_seeds: int | None = None
+    """Trainings from scratch per distinct genotype."""
+    gpus_per_trial: float = 1.0
+    """GPUs for each trial where the cluster has any; 0.5 puts two trials on one."""
+    max_failures: int = 2
+    """How often a trial that fails or loses its process is started again, from its last epoch."""
+    address: str | None = None
+    """A running Ray cluster, e.g. auto or ray://head:10001; without it, this machine."""
+    tracking_uri: str | None = None
+    """MLflow store or server; without it, a sqlite file in the results folder."""
+    dry_run: bool = False
+    """Print the trials and what each changes, then stop."""
+
+
+def main(study: Study, arguments: Sequence[str] | None = None) -> None:
+    """The command line of a study. Exits with 0, 1 (a trial failed), 2 (bad input) or 130 (stopped by Ctrl-C or SIGTERM)."""
+    settings = tyro.cli(Arguments, args=arguments, prog=f"{study.name}.py", description=study.question)
+    try:
+        plan = make_plan(
+            study,
+            settings.preset,
+            data=settings.data,
+            variants=settings.variants,
+            seeds=settings.seeds,
+            evaluation_seeds=settings.evaluation_seeds,
+        )
+        if settings.dry_run:
+            _check_inputs(plan, settings)
+            print(describe(plan, settings.results / study.name))
+            return
+        failed = run_study(plan, settings)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues the study from the last finished epochs", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(1 if failed else 0)
+
+
+def run_study(plan: Plan, settings: Arguments) -> int:
+    """Runs what is missing of the study and returns how many of its trials failed.
+
+    Raises:
+        ConfigError: bad input, found before anything is started or written.
+        KeyboardInterrupt: stopped; everything up to the last finished epoch of each trial is on disk.
+    """
+    folder = settings.results.absolute() / plan.study.name
+    definition = _check_inputs(plan, settings)
+    with _exclusive(folder), _terminate_like_interrupt():
+        (folder / "study.json.tmp").write_text(json.dumps(definition, indent=1))
+        (folder / "study.json.tmp").replace(folder / "study.json")
+
+        from pdarts_tune.sweep import open_sweep
+        from pdarts_tune.tracking import BackgroundMirror, Mirror, TrackingError, default_tracking_uri
+
+        uri = settings.tracking_uri or default_tracking_uri(settings.results.absolute())
+        mirror = Mirror(folder, uri)
+        with (
+            BackgroundMirror(mirror) as background,
+            open_sweep(folder, settings.address, settings.gpus_per_trial, settings.max_failures, background.touch) as sweep,
+        ):
+            failed = _run(plan.searches(), "searches", "trials", plan, folder, sweep)
+            failed += _run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations", plan, folder, sweep)
+        try:
+            mirror.finish(ok=not failed)
+        except TrackingError as error:
+            print(f"warning: {error}; the tables are complete, the same command brings MLflow up to date", file=sys.stderr)
+            failed += 1
+        if plan.study.report:
+            print(flush=True)
+            subprocess.run([sys.executable, plan.study.report, "--results", settings.results], check=True)
+        print(f"\ntables   {settings.results / plan.study.name}/*/*.parquet")
+        print(f"report   {settings.results / plan.study.name}/report/")
+        print(f"compare  mlflow ui --backend-store-uri {uri}")
+        if failed:
+            print(f"failed   {failed} (the reasons are in the trials and evaluations tables; the same command tries again)")
+    return failed
+
+
+def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
+    """Everything that can be known to be wrong before work starts. Returns the definition that the folder shall remember."""
+    if settings.gpus_per_trial <= 0:
+        raise ConfigError(f"gpus_per_trial: {settings.gpus_per_trial} is wrong, it must be more than 0")
+    if settings.max_failures < 0:
+        raise ConfigError(f"max_failures: {settings.max_failures} is wrong, it must be at least 0")
+    if plan.study.report and not plan.study.report.exists():
+        raise ConfigError(f"the report script {plan.study.report} is not there")
+    if settings.results.exists() and not settings.results.is_dir():
+        raise ConfigError(f"results: {settings.results} is a file, it must be a folder")
+    definition = check_definition(plan, settings.results / plan.study.name)
+
+    from pdarts_tune.data import check_dataset
+
+    for config in (plan.base, plan.evaluation):
+        check_dataset(config.data, config.train_images, config.test_images)
+    return definition
+
+
+def _run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str, plan: Plan, folder: Path, sweep: Sweep) -> int:
+    """Runs those of the trials that the table does not hold as completed, and returns how many failed."""
+    finished = _finished(folder, table)
+    specs = [_spec(trial, plan, folder, sweep.threads) for trial in trials if trial.trial_id not in finished]
+    return sweep.run(specs, what, total=len(trials))
+
+
+def found_genotypes(plan: Plan, folder: Path) -> dict[str, str]:
+    """The distinct genotypes (id to text) that the plan's finished searches ended with, each at its own skip limit."""
+    from pdarts_tune.results import read_rows
+
+    finished = _finished(folder, "trials")
+    genotypes: dict[str, str] = {}
+    for trial in plan.searches():
+        if trial.trial_id in finished:
+            rows = read_rows(folder, "genotypes", trial.trial_id)
+            (row,) = (
+                row
+                for row in rows
+                if row["max_skips"] == trial.config.max_skips and row["stage"] == max(row["stage"] for row in rows)
+            )
+            genotypes[row["genotype_id"]] = row["genotype"]
+    return genotypes
+
+
+def _finished(folder: Path, table: str) -> set[str]:
+    from pdarts_tune.results import read_table
+
+    if not any((folder / table).glob("*.parquet")):
+        return set()
+    rows = read_table(folder, table)
+    return set(rows.trial_id[rows.status == "completed"])
+
+
+def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, threads: int) -> dict[str, Any]:
+    from pdarts_tune.trainable import TrialSpec
+
+    search = isinstance(trial, SearchTrial)
+    return asdict(
+        TrialSpec(
+            trial_id=trial.trial_id,
+            study=plan.study.name,
+            variant=trial.variant if search else "",
+            study_dir=str(folder),
+            config=to_dict(trial.config),
+            genotype="" if search else trial.genotype,
+            threads=threads,
+            commit=_commit(),
+        )
+    )
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Holds the study's folder against a second driver, which would run every trial twice. Freed when the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another process is running this study here; wait for it or name another folder") from None
+        yield
+
+
+@contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """SIGTERM, which clusters send before they take a node away, stops a study as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _commit() -> str:
+    """The commit of the code that runs, with + if it was changed; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", here, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"

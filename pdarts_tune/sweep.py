@@ -1,0 +1,147 @@
+"""A Ray session, and one sweep of trials over it through Ray Tune. With trainable.py the only room that knows Ray."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+for _name, _value in {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine is the one that verbose=0 silences
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # a driver under `uv run` would make every worker resolve an environment
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables are the log
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops at once; every epoch is on disk already
+}.items():
+    os.environ.setdefault(_name, _value)  # before Ray is imported, which reads some of them then
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+
+from pdarts_tune.config import ConfigError  # noqa: E402
+from pdarts_tune.progress import Progress  # noqa: E402
+from pdarts_tune.trainable import record_failure, run_trial  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """An open Ray session that runs the trials of one study.
+
+    `changed` is called with a trial's id whenever its tables may have new rows; it must not block.
+    """
+
+    folder: Path
+    resources: Mapping[str, float]  # of one trial
+    max_failures: int
+    changed: Callable[[str], None]
+
+    @property
+    def threads(self) -> int:
+        return int(self.resources["cpu"])
+
+    @property
+    def slots(self) -> int:
+        """How many trials run at the same time."""
+        device = "gpu" if self.resources.get("gpu") else "cpu"
+        return max(1, int(ray.cluster_resources().get(device.upper(), 1) / self.resources[device]))
+
+    def run(self, specs: Sequence[dict[str, Any]], what: str, total: int) -> int:
+        """Runs the trials and returns how many failed for good. `total` counts those of the study, finished ones included."""
+        with Progress(what, total, total - len(specs), self.slots) as progress:
+            if specs:
+                tune.Tuner(
+                    tune.with_resources(run_trial, dict(self.resources)),
+                    param_space={"trial": tune.grid_search(list(specs))},
+                    tune_config=tune.TuneConfig(trial_name_creator=_trial_id, trial_dirname_creator=_trial_id, reuse_actors=True),
+                    run_config=tune.RunConfig(
+                        name=what,
+                        storage_path=str(self.folder / "ray"),
+                        failure_config=tune.FailureConfig(max_failures=self.max_failures),
+                        callbacks=[_Display(progress, self.changed)],
+                        verbose=0,
+                    ),
+                ).fit()
+        return progress.failed
+
+
+class _Display(tune.Callback):  # type: ignore[misc]
+    """Shows what Tune reports."""
+
+    def __init__(self, progress: Progress, changed: Callable[[str], None]) -> None:
+        self.progress = progress
+        self.changed = changed
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.started(_trial_id(trial))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        if "position" in result:
+            fields = ("position", "accuracy", "done_epochs", "total_epochs", "epoch_seconds")
+            self.progress.epoch(_trial_id(trial), **{field: result[field] for field in fields})
+        self.changed(_trial_id(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.finished(_trial_id(trial))
+        self.changed(_trial_id(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.finished(_trial_id(trial), record_failure(trial.config["trial"]))
+        self.changed(_trial_id(trial))
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.config["trial"]["trial_id"])
+
+
+@contextmanager
+def open_sweep(
+    folder: Path, address: str | None, gpus_per_trial: float, max_failures: int, changed: Callable[[str], None]
+) -> Iterator[Sweep]:
+    """Connects to a Ray cluster, or starts Ray on this machine, for as long as the context lasts.
+
+    Raises:
+        ConfigError: there is no cluster at `address`, or none of its nodes can ever run a trial.
+    """
+    # Ray's own state of an earlier run is never continued: the tables and our checkpoints decide what is left to do.
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address, runtime_env={"py_modules": [str(Path(__file__).parent)]}, **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"address: no Ray cluster at {address!r} ({str(error).splitlines()[0]})") from None
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Sweep(folder, trial_resources(nodes, gpus_per_trial), max_failures, changed)
+    finally:
+        ray.shutdown()
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+
+
+def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float) -> dict[str, float]:
+    """What one trial asks of the cluster: GPUs where there are any, otherwise one CPU.
+
+    Raises:
+        ConfigError: no node can ever give so much; Ray would wait for ever.
+    """
+    most = max((node.get("GPU", 0) for node in nodes), default=0)
+    if not most:
+        return {"cpu": 1}
+    if gpus_per_trial > most:
+        raise ConfigError(f"gpus_per_trial: {gpus_per_trial} asked, the largest node has {most:g}")
+    # CPUs go with the GPUs; one process that keeps its images on the device has no use for more than four.
+    share = min(node.get("CPU", 0) * gpus_per_trial / node["GPU"] for node in nodes if node.get("GPU", 0) >= gpus_per_trial)
+    return {"gpu": gpus_per_trial, "cpu": max(1, min(4, int(share)))}

@@ -1,0 +1,124 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from pdarts_tune.config import ConfigError, SearchConfig
+from pdarts_tune.plan import Study, Variant, check_definition, describe, difference, make_plan
+from pdarts_tune.presets import PRESETS
+from pdarts_tune.stages import PDARTS_CIFAR10, with_depths
+
+
+def two_variants(base):
+    return [Variant("base", base), Variant("flat", replace(base, stages=with_depths(base.stages, (5, 5, 5))))]
+
+
+STUDY = Study("example", "Does it matter?", two_variants)
+
+
+def test_a_plan_is_variants_times_seeds_with_seeds_outermost():
+    plan = make_plan(STUDY, "smoke", seeds=2)
+    assert [trial.trial_id for trial in plan.searches()] == ["base-seed0", "flat-seed0", "base-seed1", "flat-seed1"]
+    assert [trial.config.seed for trial in plan.searches()] == [0, 0, 1, 1]
+
+
+def test_each_distinct_genotype_is_evaluated_once_per_evaluation_seed():
+    plan = make_plan(STUDY, "smoke", evaluation_seeds=2)
+    trials = plan.evaluations({"aaa": "Genotype A", "bbb": "Genotype B"})
+    assert [(trial.genotype, trial.config.seed) for trial in trials] == [
+        ("Genotype A", 0),
+        ("Genotype B", 0),
+        ("Genotype A", 1),
+        ("Genotype B", 1),
+    ]
+    assert len({trial.trial_id for trial in trials}) == 4
+
+
+def test_search_and_evaluation_split_the_same_images_in_the_same_way():
+    for preset in PRESETS.values():
+        search, evaluation = preset.search, preset.evaluation
+        assert (search.data, search.split_seed, search.test_images) == (
+            evaluation.data,
+            evaluation.split_seed,
+            evaluation.test_images,
+        )
+        assert search.validation_fraction == evaluation.validation_fraction
+
+
+def test_the_paper_preset_is_the_papers_setting():
+    preset = PRESETS["paper"]
+    assert preset.search.stages == PDARTS_CIFAR10
+    assert (preset.evaluation.cells, preset.evaluation.channels, preset.evaluation.epochs) == (20, 36, 600)
+
+
+def test_the_data_set_replaces_that_of_search_and_evaluation():
+    plan = make_plan(STUDY, "smoke", data="parquet:somewhere")
+    assert plan.base.data == plan.evaluation.data == "parquet:somewhere"
+    assert {variant.search.data for variant in plan.variants} == {"parquet:somewhere"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "huge"}, "preset: 'huge' is unknown, known are smoke, laptop, paper"),
+        ({"preset": "smoke", "variants": "flat,bsae"}, "variants: 'bsae' is unknown, known are base, flat"),
+        ({"preset": "smoke", "seeds": 0}, "seeds: 0 is wrong, it must be at least 1"),
+        ({"preset": "smoke", "evaluation_seeds": -1}, "evaluation_seeds: -1 is wrong"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_what_would_be_right(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        make_plan(STUDY, **settings)
+    assert message in str(caught.value)
+
+
+def test_two_variants_of_one_name_are_refused():
+    twice = Study("example", "?", lambda base: [Variant("base", base)])
+    plan = make_plan(twice, "smoke")
+    with pytest.raises(ConfigError, match="base, base"):
+        replace(plan, variants=plan.variants * 2)
+
+
+def test_the_difference_names_just_the_fields_that_differ():
+    base = SearchConfig()
+    assert difference(base, base) == "the base"
+    changed = replace(base, max_skips=4, stages=with_depths(base.stages, (17, 11, 5)))
+    assert difference(changed, base) == "depths 17-11-5 (base: 5-11-17); max_skips 4 (base: 2)"
+    later = replace(base, stages=tuple(replace(stage, warmup_epochs=0) for stage in base.stages))
+    assert difference(later, base) == "stage warmup_epochs [0, 0, 0] (base: [10, 10, 10])"
+
+
+def test_a_dry_run_shows_every_trial_and_what_it_changes(tmp_path):
+    text = describe(make_plan(STUDY, "smoke", seeds=2), tmp_path)
+    assert "2 variants x 2 seeds = 4 searches on digits" in text
+    assert "flat-seed1" in text
+    assert "depths 5-5-5 (base: 3-4-5)" in text
+
+
+def write_definition(plan, folder):
+    (folder / "study.json").write_text(json.dumps(check_definition(plan, folder)))
+
+
+def test_seeds_and_variants_may_be_added_to_a_results_folder(tmp_path):
+    write_definition(make_plan(STUDY, "smoke", variants="base"), tmp_path)
+    merged = check_definition(make_plan(STUDY, "smoke", variants="flat", seeds=5), tmp_path)
+    assert list(merged["variants"]) == ["base", "flat"]
+
+
+def test_anything_else_in_a_results_folder_may_not_change(tmp_path):
+    write_definition(make_plan(STUDY, "smoke"), tmp_path)
+    with pytest.raises(ConfigError, match=r"evaluation.recipe was 'smoke', is 'laptop'"):
+        check_definition(make_plan(STUDY, "laptop"), tmp_path)
+    plan = make_plan(STUDY, "smoke")
+    wider = replace(plan, variants=(Variant("base", replace(plan.base, channels=32)),))
+    with pytest.raises(ConfigError, match=r"variants.base.channels was 4, is 32; name another folder"):
+        check_definition(wider, tmp_path)
+    deeper = replace(plan, variants=(Variant("base", replace(plan.base, stages=with_depths(plan.base.stages, (9, 4, 5)))),))
+    with pytest.raises(ConfigError, match=r"variants.base.stages\[0\].cells was 3, is 9"):
+        check_definition(deeper, tmp_path)
+
+
+def test_a_definition_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"study.json: not readable as JSON"):
+        check_definition(make_plan(STUDY, "smoke"), tmp_path)
