@@ -75,6 +75,9 @@ class _Display(tune.Callback):  # type: ignore[misc]
         self.progress = progress
         self.changed = changed
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored, and a display cannot be pickled
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.started(_trial_id(trial))
 

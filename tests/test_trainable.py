@@ -1,0 +1,235 @@
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from pdarts_tune import trainable
+from pdarts_tune.config import EvalConfig, SearchConfig, config_id, to_dict
+from pdarts_tune.genotype import PUBLISHED, Genotype
+from pdarts_tune.results import read_rows, read_table
+from pdarts_tune.stages import Stage
+from pdarts_tune.trainable import TrialSpec, failure_status, record_failure, run_trial
+
+SEARCH = SearchConfig(
+    stages=(Stage(3, 8, epochs=2, warmup_epochs=1), Stage(3, 3, 0.5, epochs=1, warmup_epochs=0)),
+    data="digits",
+    train_images=60,
+    validation_fraction=0.2,
+    channels=2,
+    batch_size=24,
+)
+EVALUATION = EvalConfig(
+    recipe="tiny",
+    data="digits",
+    train_images=60,
+    test_images=30,
+    validation_fraction=0.2,
+    cells=3,
+    channels=4,
+    epochs=3,
+    batch_size=32,
+    cutout=2,
+)
+CLOCK = ["seconds", "images_per_second", "peak_bytes", "started", "finished", "attempts"]
+
+
+class Killed(BaseException):
+    """Ends a trial as SIGKILL would: no handler of the trial's own runs."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """What the trial tells Tune, epoch by epoch."""
+    told = []
+    monkeypatch.setattr(trainable.tune, "report", told.append)
+    return told
+
+
+def search_settings(folder, config=SEARCH, trial_id="progressive-seed0"):
+    return {"trial": asdict(TrialSpec(trial_id, "depth_gap", "progressive", str(folder), to_dict(config), "", 1, "abc"))}
+
+
+def evaluation_settings(folder, config=EVALUATION):
+    genotype = str(PUBLISHED["PDARTS_C10"].genotype)
+    return {"trial": asdict(TrialSpec("genotype-seed0", "depth_gap", "", str(folder), to_dict(config), genotype, 1, "abc"))}
+
+
+def kill_after(monkeypatch, epochs):
+    """Lets the next trial die right after it has told Tune of so many epochs."""
+    told = []
+
+    def report(metrics):
+        told.append(metrics)
+        if len(told) == epochs:
+            raise Killed
+
+    monkeypatch.setattr(trainable.tune, "report", report)
+
+
+def test_a_search_leaves_its_rows_in_four_tables(tmp_path, reports):
+    run_trial(search_settings(tmp_path))
+    trials, epochs, alphas, genotypes = (read_table(tmp_path, t) for t in ("trials", "epochs", "alphas", "genotypes"))
+    (trial,) = trials.to_dict("records")
+    assert (trial["status"], trial["attempts"], trial["config_id"]) == ("completed", 1, config_id(SEARCH))
+    assert (trial["depths"], trial["operations"], trial["skip_dropout"]) == ("3-3", "8-3", "0.0-0.5")
+    assert list(zip(epochs.stage, epochs.epoch, epochs.phase, strict=True)) == [
+        (1, 0, "weights"),
+        (1, 1, "both"),
+        (2, 0, "both"),
+    ]
+    assert trial["seconds"] == pytest.approx(epochs.seconds.sum())
+    assert len(alphas) == 2 * 2 * 14 * 8 + 2 * 14 * 3
+    sums = alphas.groupby(["stage", "epoch", "cell", "edge"]).probability.sum()
+    assert sums.to_numpy() == pytest.approx(1.0, abs=1e-12)
+    assert list(genotypes.max_skips) == [8, 7, 6, 5, 4, 3, 2, 1, 0] * 2
+    assert (genotypes.skips <= genotypes.max_skips).all()
+    assert genotypes.inherited_accuracy.notna().to_list() == [m == SEARCH.max_skips for m in genotypes.max_skips]
+    for row in genotypes.itertuples():
+        assert Genotype.parse(row.genotype).genotype_id == row.genotype_id
+    assert [r["position"] for r in reports] == ["stage 1/2, epoch 1/2", "stage 1/2, epoch 2/2", "stage 2/2, epoch 1/1"]
+    assert [r["done_epochs"] for r in reports] == [1, 2, 3]
+
+
+def test_the_skip_columns_follow_from_the_alphas(tmp_path, reports):
+    run_trial(search_settings(tmp_path))
+    epochs, alphas = read_table(tmp_path, "epochs"), read_table(tmp_path, "alphas")
+    skips = alphas[(alphas.operation == "skip_connect") & (alphas.cell == "normal")]
+    mass = skips.groupby(["stage", "epoch"]).probability.sum() / 14
+    for row in epochs.itertuples():
+        assert row.normal_skip_mass == pytest.approx(mass.get((row.stage, row.epoch), 0.0))
+    first = epochs.iloc[0]
+    assert first.alpha_entropy == pytest.approx(2.0794, abs=1e-3)  # ln 8: alphas are next to zero
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_killed_search_continues_with_no_row_lost_doubled_or_changed(tmp_path, reports, monkeypatch, epochs):
+    run_trial(search_settings(tmp_path / "whole"))
+    kill_after(monkeypatch, epochs)
+    with pytest.raises(Killed):
+        run_trial(search_settings(tmp_path / "killed"))
+    assert read_rows(tmp_path / "killed", "trials", "progressive-seed0")[0]["status"] == "running"
+    monkeypatch.setattr(trainable.tune, "report", reports.append)
+    run_trial(search_settings(tmp_path / "killed"))
+    for table in ("epochs", "alphas", "genotypes", "trials"):
+        whole, killed = (read_table(tmp_path / side, table).drop(columns=CLOCK, errors="ignore") for side in ("whole", "killed"))
+        pd.testing.assert_frame_equal(whole, killed)
+    (trial,) = read_rows(tmp_path / "killed", "trials", "progressive-seed0")
+    assert trial["attempts"] == 2
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir()), "a finished trial needs no checkpoint"
+
+
+def test_the_random_variant_draws_a_genotype_within_the_skip_limit_and_searches_nothing(tmp_path, reports):
+    config = replace(SEARCH, method="random", max_skips=1)
+    for seed in range(3):
+        run_trial(search_settings(tmp_path, replace(config, seed=seed), f"random-seed{seed}"))
+    genotypes = read_table(tmp_path, "genotypes")
+    assert genotypes.genotype_id.nunique() == 3
+    assert (genotypes.stage == 0).all()
+    assert (genotypes.skips <= 1).all()
+    assert not (tmp_path / "epochs").exists()
+
+
+def test_an_evaluation_leaves_one_row_with_the_test_result(tmp_path, reports):
+    run_trial(evaluation_settings(tmp_path))
+    (row,) = read_rows(tmp_path, "evaluations", "genotype-seed0")
+    assert (row["status"], row["failure"], row["epochs"]) == ("completed", None, 3)
+    assert row["genotype_id"] == PUBLISHED["PDARTS_C10"].genotype.genotype_id
+    assert row["recipe_id"] == EVALUATION.recipe_id
+    assert len(row["correct"]) == 30
+    assert row["accuracy"] == sum(row["correct"]) / 30
+    assert row["error_percent"] == pytest.approx(100 * (1 - row["accuracy"]))
+    assert len(row["train_accuracies"]) == len(row["validation_accuracies"]) == 3
+    assert row["best_validation_accuracy"] == max(row["validation_accuracies"])
+    assert row["last_validation_accuracy"] == row["validation_accuracies"][-1]
+    assert len(reports) == 3
+
+
+def test_a_killed_evaluation_continues_to_the_same_result(tmp_path, reports, monkeypatch):
+    run_trial(evaluation_settings(tmp_path / "whole"))
+    kill_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        run_trial(evaluation_settings(tmp_path / "killed"))
+    monkeypatch.setattr(trainable.tune, "report", reports.append)
+    run_trial(evaluation_settings(tmp_path / "killed"))
+    (whole,), (killed,) = (read_rows(tmp_path / side, "evaluations", "genotype-seed0") for side in ("whole", "killed"))
+    assert killed["attempts"] == 2
+    assert {k: v for k, v in whole.items() if k not in CLOCK} == {k: v for k, v in killed.items() if k not in CLOCK}
+
+
+def test_without_validation_images_those_columns_are_empty(tmp_path, reports):
+    run_trial(evaluation_settings(tmp_path, replace(EVALUATION, validation_fraction=0.0, epochs=1)))
+    (row,) = read_rows(tmp_path, "evaluations", "genotype-seed0")
+    assert row["validation_accuracies"] is None
+    assert row["best_epoch"] is None
+    assert row["accuracy"] is not None
+
+
+def test_a_failed_search_writes_its_reason_and_raises(tmp_path, reports):
+    settings = search_settings(tmp_path, replace(SEARCH, learning_rate=1e30))
+    with pytest.raises(FloatingPointError):
+        run_trial(settings)
+    (row,) = read_rows(tmp_path, "trials", "progressive-seed0")
+    assert row["status"] == "failed"
+    assert row["error"].startswith("FloatingPointError: stage 1, epoch")
+    assert record_failure(settings["trial"]) == row["error"]
+
+
+def test_a_failed_evaluation_writes_its_reason_and_raises(tmp_path, reports):
+    settings = evaluation_settings(tmp_path, replace(EVALUATION, learning_rate=1e30))
+    with pytest.raises(FloatingPointError):
+        run_trial(settings)
+    (row,) = read_rows(tmp_path, "evaluations", "genotype-seed0")
+    assert (row["status"], row["accuracy"], row["correct"]) == ("failed", None, None)
+    assert row["failure"].startswith("FloatingPointError: ")
+    assert record_failure(settings["trial"]) == row["failure"]
+
+
+def test_a_trial_whose_process_died_is_recorded_by_the_driver(tmp_path, reports, monkeypatch):
+    kill_after(monkeypatch, 1)
+    for settings, table, column in (
+        (search_settings(tmp_path), "trials", "error"),
+        (evaluation_settings(tmp_path), "evaluations", "failure"),
+    ):
+        kill_after(monkeypatch, 1)
+        with pytest.raises(Killed):
+            run_trial(settings)
+        message = record_failure(settings["trial"])
+        (row,) = read_rows(tmp_path, table, settings["trial"]["trial_id"])
+        assert (row["status"], row[column]) == ("failed", message)
+        assert "died" in message
+
+
+def test_running_out_of_memory_is_a_status_of_its_own():
+    assert failure_status(torch.OutOfMemoryError("CUDA out of memory")) == "out_of_memory"
+    assert failure_status(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")) == "out_of_memory"
+    assert failure_status(MemoryError()) == "out_of_memory"
+    assert failure_status(RuntimeError("shape mismatch")) == "failed"
+
+
+def test_a_checkpoint_is_replaced_whole(tmp_path):
+    path = Path(tmp_path) / "checkpoints" / "a.pt"
+    trainable.save_checkpoint({"epoch": 1}, path)
+
+    class Unpicklable:
+        def __reduce__(self):
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        trainable.save_checkpoint({"epoch": 2, "broken": Unpicklable()}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+def test_rows_of_other_trials_are_untouched(tmp_path, reports):
+    run_trial(search_settings(tmp_path, replace(SEARCH, method="random"), "random-seed0"))
+    before = (tmp_path / "trials" / "random-seed0.parquet").read_bytes()
+    run_trial(search_settings(tmp_path, replace(SEARCH, method="random", seed=1), "random-seed1"))
+    assert (tmp_path / "trials" / "random-seed0.parquet").read_bytes() == before
