@@ -1,0 +1,111 @@
+"""Variants against a baseline, paired by seed: the figures, the table and the two sentences that they support.
+
+A difference is claimed if its interval excludes 0 and its Holm-adjusted p-value is below 0.05, and not otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from frames import show, show_interval, to_markdown
+from pdarts_tune.statistics import holm, mean_sd, minimum_detectable_difference, paired_comparison, smallest_p
+
+LEVEL = 0.05
+
+
+def compare_variants(measures: pd.DataFrame, column: str, baseline: str, rng: np.random.Generator) -> pd.DataFrame:
+    """Every other variant minus `baseline` in the measure `column`, in its unit; pairs are trials of the same seeds.
+
+    Columns: variant, n (pairs), difference, ci_low, ci_high, p, min_p (the smallest that n pairs can give), p_holm (adjusted for
+    the rows that have a p), detectable (by a paired t-test with 80 % power, at the spread seen) and claimed.
+    """
+    names = ["n", "difference", "ci_low", "ci_high", "p", "min_p", "p_holm", "detectable"]
+    rows = []
+    keyed = measures.dropna(subset=column).set_index(["seed", "split_seed"])
+    for variant in measures["variant"].unique():
+        if variant == baseline:
+            continue
+        sides = [keyed.loc[keyed["variant"] == name, column].astype(float) for name in (variant, baseline)]
+        pairs = pd.concat(sides, axis=1, join="inner").to_numpy()
+        row: dict[str, Any] = {"variant": variant} | dict.fromkeys(names, math.nan) | {"n": len(pairs)}
+        if len(pairs):
+            found = paired_comparison(pairs[:, 0], pairs[:, 1], rng)
+            row |= {"difference": found.mean_difference, "ci_low": found.ci_low, "ci_high": found.ci_high}
+            row |= {"p": found.p_value, "min_p": found.min_p}
+        if len(pairs) > 1:
+            row["detectable"] = minimum_detectable_difference(mean_sd(pairs[:, 0] - pairs[:, 1])[1], len(pairs))
+        rows.append(row)
+    comparisons = pd.DataFrame(rows, columns=["variant", *names])
+    tested = comparisons["p"].notna()
+    comparisons.loc[tested, "p_holm"] = holm(comparisons.loc[tested, "p"].tolist())
+    excludes_zero = (comparisons["ci_low"] > 0) | (comparisons["ci_high"] < 0)
+    return comparisons.assign(claimed=excludes_zero & (comparisons["p_holm"] < LEVEL))
+
+
+def comparison_table(comparisons: pd.DataFrame, baseline: str) -> str:
+    """The comparisons as Markdown."""
+    headers = (f"minus {baseline}", "n", "difference", "95 % interval", "p", "smallest p", "p (Holm)", "detectable", "claimed")
+    rows = [
+        [
+            row["variant"],
+            str(row["n"]),
+            show(row["difference"], 2, sign=True),
+            show_interval(row["ci_low"], row["ci_high"], 2),
+            show(row["p"], 3),
+            show(row["min_p"], 3),
+            show(row["p_holm"], 3),
+            show(row["detectable"], 2),
+            "yes" if row["claimed"] else "no",
+        ]
+        for row in comparisons.to_dict("records")
+    ]
+    return to_markdown(headers, rows)
+
+
+def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis: str) -> tuple[str, str]:
+    """Two sentences: what the comparisons show or why they cannot, and what they would have shown.
+
+    Args:
+        measure: what is compared, in points, such as "evaluation error".
+        hypothesis: what a null result does not support, such as "growing the depth finds better cells".
+    """
+    tested = comparisons[comparisons["n"] > 0]
+    if tested.empty:
+        nothing = f"Nothing can be compared: no variant shares a seed with {baseline} for which both have a finished evaluation."
+        return nothing, f"So these data say nothing about whether {hypothesis}."
+    rows = tested.to_dict("records")
+    sizes = tested["detectable"].dropna()
+    power = "a single pair gives no idea of what could be detected"
+    if len(sizes):
+        span = " to ".join(dict.fromkeys(show(size, 2) for size in (sizes.min(), sizes.max())))
+        power = f"a paired t-test with 80 % power needs a true difference of {span} points"
+    claimed = [row for row in rows if row["claimed"]]
+    if claimed:
+        shown = "; ".join(f"{row['variant']} {_describe(row)}" for row in claimed)
+        rest = ", ".join(row["variant"] for row in rows if not row["claimed"])
+        first = f"Shown, as difference in {measure} from {baseline} (positive: {baseline} has the lower): {shown}."
+        return first, (f"Not shown for {rest}: {power}." if rest else f"To be found at this n, {power}.")
+    widest = max(rows, key=lambda row: abs(row["difference"]))
+    second = f"The largest difference in {measure} is that of {widest['variant']}, {_describe(widest)}; {power}."
+    pairs = int(tested["n"].max())
+    smallest, adjusted = smallest_p(pairs), min(1.0, len(rows) * smallest_p(pairs))
+    if adjusted >= LEVEL:
+        reason = f"smallest possible p {show(smallest, 3)}"
+        if smallest < LEVEL:
+            reason += f", {show(adjusted, 3)} after Holm's correction for {len(rows)} comparisons"
+        first = (
+            f"With n = {pairs} a paired sign-flip test cannot reach {LEVEL} ({reason}): these data cannot show that {hypothesis}."
+        )
+        return first, second
+    first = f"No variant is shown to differ from {baseline} (smallest Holm-adjusted p {show(tested['p_holm'].min(), 3)}): "
+    return first + f"these data do not support that {hypothesis}.", second
+
+
+def _describe(row: dict[Any, Any]) -> str:
+    interval = show_interval(row["ci_low"], row["ci_high"], 2)
+    p_values = f"p {show(row['p'], 3)}, Holm {show(row['p_holm'], 3)}"
+    return f"{show(row['difference'], 2, sign=True)} points (95 % interval {interval}, {p_values})"

@@ -1,0 +1,165 @@
+"""What the analysis scripts share: a study's tables joined to one row a trial, and tables as text.
+
+The scripts run as `python analysis/rq1_depth_gap.py`, so they import this module by its bare name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from pdarts_tune.config import ConfigError
+from pdarts_tune.results import read_table
+
+NOTHING = "–"
+_EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """The tables of one study, reduced to what belongs together."""
+
+    name: str
+    trials: pd.DataFrame  # in the order in which variants were started
+    epochs: pd.DataFrame  # with variant and running_epoch, 0-based over all stages
+    cells: pd.DataFrame  # rows of genotypes at each trial's own max_skips, for every stage, with its trial's columns
+    evaluations: pd.DataFrame  # of these cells, on the data that they were searched on
+
+
+def load_study(results: Path, name: str) -> StudyTables:
+    """Reads `<results>/<name>`.
+
+    Raises:
+        ConfigError: there is no such folder, it holds no trials, two trials have the same variant and seeds, or the study's cells
+            were evaluated with several recipes, whose figures must not be mixed.
+    """
+    if not results.is_dir():
+        raise ConfigError(f"{results}: no such results folder")
+    if not (results / name).is_dir():
+        raise ConfigError(f"{results}: holds no study {name}; --results is the folder that holds one folder a study")
+    trials = read_table(results / name, "trials").sort_values(["started", "trial_id"], ignore_index=True)
+    if trials.empty:
+        raise ConfigError(f"{results / name}: holds no trials yet")
+    twice = trials[trials.duplicated(["variant", "seed", "split_seed"])]
+    if len(twice):
+        raise ConfigError(f"{results / name}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
+    epochs = read_table(results / name, "epochs").sort_values(["trial_id", "stage", "epoch"])
+    epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
+    epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
+    cells = trials[["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]]
+    cells = cells.merge(read_table(results / name, "genotypes"), on=["trial_id", "max_skips"])
+    evaluations = read_table(results / name, "evaluations", _EVALUATION_COLUMNS)
+    evaluations = evaluations.merge(cells[["genotype_id", "data"]].drop_duplicates())
+    recipes = evaluations[["recipe", "recipe_id"]].drop_duplicates()
+    if len(recipes) > 1:
+        names = ", ".join(f"{recipe} ({recipe_id})" for recipe, recipe_id in recipes.itertuples(index=False))
+        raise ConfigError(f"{results / name}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
+    return StudyTables(name, trials, epochs, cells, evaluations)
+
+
+def evaluate_cells(study: StudyTables, cells: pd.DataFrame) -> pd.DataFrame:
+    """`cells` with `accuracy` and `error_percent`, means over evaluation seeds, and `evaluations`, how many were finished."""
+    finished = study.evaluations[study.evaluations["status"] == "completed"]
+    means = finished.groupby(["genotype_id", "data"], as_index=False).agg(
+        accuracy=("accuracy", "mean"), evaluations=("accuracy", "size")
+    )
+    joined = cells.merge(means, on=["genotype_id", "data"], how="left").fillna({"evaluations": 0})
+    return joined.assign(error_percent=100 * (1 - joined["accuracy"]))
+
+
+def measure_trials(study: StudyTables) -> pd.DataFrame:
+    """One row a trial: its own columns, those of its last cell, `search_accuracy`, `accuracy` and `gap_points`.
+
+    Fractions, percent and points (of accuracy, search minus evaluation). What a trial does not have is nan; a trial that is not
+    completed has no cell.
+    """
+    completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
+    last_epochs = study.epochs[study.epochs["trial_id"].isin(completed)].groupby("trial_id").tail(1)
+    cells = study.cells[study.cells["trial_id"].isin(completed)].sort_values("stage").groupby("trial_id").tail(1)
+    columns = ["trial_id", "genotype_id", "skips", "depth", "params", "macs", "inherited_accuracy", "accuracy", "error_percent"]
+    measures = study.trials.merge(evaluate_cells(study, cells)[[*columns, "evaluations"]], on="trial_id", how="left")
+    found = last_epochs[["trial_id", "validation_accuracy"]].rename(columns={"validation_accuracy": "search_accuracy"})
+    measures = measures.merge(found, on="trial_id", how="left")
+    return measures.assign(gap_points=100 * (measures["search_accuracy"] - measures["accuracy"]))
+
+
+def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
+    """What the figures lack, one line each: trials that failed, run or were never started, evaluations that are not there."""
+    lines = []
+    planned = study.evaluations["seed"].nunique()
+    for trial in measures.to_dict("records"):
+        where = f"{trial['variant']}, seed {trial['seed']}"
+        if trial["status"] != "completed":
+            lines.append(f"{where}: search {trial['status']}" + (f" ({trial['error']})" if isinstance(trial["error"], str) else ""))
+        elif not trial["evaluations"] > 0:
+            failures = study.evaluations.loc[study.evaluations["genotype_id"] == trial["genotype_id"], "failure"].dropna().unique()
+            lines.append(f"{where}: its cell has no finished evaluation" + "".join(f" ({failure})" for failure in failures))
+        elif trial["evaluations"] < planned:
+            lines.append(f"{where}: {trial['evaluations']:.0f} of {planned} evaluations finished")
+    for variant, rows in measures.groupby("variant", sort=False):
+        absent = sorted(set(measures["seed"]) - set(rows["seed"]))
+        lines += [f"{variant}: no trial with seed {seed}" for seed in absent]
+    for _, rows in measures[measures["evaluations"] > 0].groupby("genotype_id", sort=False):
+        if len(rows) > 1:
+            names = ", ".join(f"{variant} seed {seed}" for variant, seed in zip(rows["variant"], rows["seed"], strict=True))
+            lines.append(f"{names} found the same cell, so they share its evaluations and are not independent")
+    return lines
+
+
+def describe_study(study: StudyTables) -> str:
+    """Where the figures come from: data, recipe, devices, code."""
+
+    def listed(values: pd.Series) -> str:
+        return ", ".join(str(value) for value in values.dropna().unique()) or "unknown"
+
+    recipes = (
+        listed(study.evaluations["recipe"] + " (" + study.evaluations["recipe_id"] + ")") if len(study.evaluations) else "none yet"
+    )
+    return (
+        f"Study {study.name}: {len(study.trials)} searches on {listed(study.trials['data'])}, "
+        f"{(study.trials['status'] == 'completed').sum()} of them completed; evaluation recipe {recipes}; "
+        f"device {listed(study.trials['device'])}; commit {listed(study.trials['commit'])}."
+    )
+
+
+def average_curves(epochs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """What `figures.draw_learning_curves` draws: mean, lowest and highest over the seeds of a variant, epoch by epoch."""
+    grouped = epochs.groupby(["variant", "stage", "running_epoch"], sort=False, as_index=False)
+    return grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))
+
+
+def show(value: float | None, digits: int, sign: bool = False) -> str:
+    """A number for readers, with a true minus sign; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def show_interval(low: float, high: float, digits: int) -> str:
+    return NOTHING if math.isnan(low) else f"[{show(low, digits, True)}, {show(high, digits, True)}]"
+
+
+def to_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    align = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align if rows else None)
+
+
+def to_latex(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A booktabs table in plain ASCII."""
+    align = ["left", *["right"] * (len(headers) - 1)]
+    text = tabulate(rows, headers, tablefmt="latex_booktabs", disable_numparse=True, colalign=align if rows else None)
+    for character, command in (("±", r"$\pm$"), ("−", "$-$"), (NOTHING, "--")):
+        text = text.replace(character, command)
+    return text + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or nothing."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,277 @@
+"""RQ1's report on synthetic studies: a planted effect is found, a planted null is not, and what is missing is said."""
+
+import importlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pdarts_tune.config import ConfigError, SearchConfig
+from pdarts_tune.results import read_rows, read_table, write_rows
+from pdarts_tune.stages import PDARTS_CIFAR10, with_depths
+from synthetic import make_study, make_trial, shrink
+
+ANALYSIS = Path(__file__).parents[1] / "analysis"
+sys.path.append(str(ANALYSIS))
+rq1 = importlib.import_module("rq1_depth_gap")
+comparisons = importlib.import_module("comparisons")
+
+BASE = SearchConfig()
+VARIANTS = {
+    "progressive": BASE,
+    "shallow": replace(BASE, stages=with_depths(PDARTS_CIFAR10, (5, 5, 5))),
+    "deep": replace(BASE, stages=with_depths(PDARTS_CIFAR10, (17, 17, 17))),
+    "reversed": replace(BASE, stages=with_depths(PDARTS_CIFAR10, (17, 11, 5))),
+    "random": replace(BASE, method="random"),
+}
+
+
+def study(root, seeds, *, shallow=0.97, variants=VARIANTS, **settings):
+    accuracy = dict.fromkeys(variants, 0.97) | {"shallow": shallow}
+    settings = {"epochs": 1, "test_images": 1000, "accuracy": accuracy} | settings
+    return make_study(root, "depth_gap", variants, range(seeds), **settings)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    root = tmp_path_factory.mktemp("three")
+    study(root, 3, shallow=0.93)
+    return root
+
+
+def test_a_planted_effect_is_found_with_eight_seeds(tmp_path):
+    study(tmp_path, 8, shallow=0.93)
+    answer = rq1.analyse(tmp_path)
+    shallow = answer.errors.set_index("variant").loc["shallow"]
+    assert shallow["difference"] == pytest.approx(4.0, abs=1.0)
+    assert shallow["ci_low"] < 4.0 < shallow["ci_high"] + 0.5
+    assert (shallow["p"], shallow["p_holm"]) == (2 / 2**8, 4 * 2 / 2**8)
+    assert list(answer.errors["claimed"]) == [True, False, False, False]
+    first, second = answer.conclusion
+    assert first.startswith(
+        "Shown, as difference in evaluation error from progressive (positive: progressive has the lower): shallow +"
+    )
+    assert second.startswith("Not shown for deep, reversed, random: ")
+
+
+def test_a_planted_null_is_reported_as_null(tmp_path):
+    study(tmp_path, 8)
+    answer = rq1.analyse(tmp_path)
+    assert not answer.errors["claimed"].any()
+    first, second = answer.conclusion
+    assert first.startswith("No variant is shown to differ from progressive (smallest Holm-adjusted p ")
+    assert first.endswith("do not support that growing the depth during search finds better cells.")
+    assert "a paired t-test with 80 % power needs a true difference of" in second
+
+
+def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
+    answer = rq1.analyse(three)
+    shallow = answer.errors.set_index("variant").loc["shallow"]
+    assert shallow["ci_low"] > 0  # the interval alone would have claimed it
+    assert not shallow["claimed"]
+    assert answer.conclusion[0] == (
+        "With n = 3 a paired sign-flip test cannot reach 0.05 (smallest possible p 0.250): "
+        "these data cannot show that growing the depth during search finds better cells."
+    )
+    assert "The largest difference in evaluation error is that of shallow, +" in answer.conclusion[1]
+
+
+def test_six_seeds_fall_short_because_of_the_correction(tmp_path):
+    study(tmp_path, 6, shallow=0.93)
+    first, _ = rq1.analyse(tmp_path).conclusion
+    assert "(smallest possible p 0.031, 0.125 after Holm's correction for 4 comparisons)" in first
+
+
+def test_the_main_table_is_what_the_tables_hold(three):
+    summary = rq1.analyse(three).summary.set_index("variant")
+    assert list(summary.index) == list(VARIANTS)
+    trials, genotypes = read_table(three, "trials"), read_table(three, "genotypes")
+    evaluations, epochs = read_table(three, "evaluations"), read_table(three, "epochs")
+    for variant in VARIANTS:
+        errors, searched, skips = [], [], []
+        for trial_id in trials.loc[trials["variant"] == variant, "trial_id"]:
+            cell = genotypes[(genotypes["trial_id"] == trial_id) & (genotypes["stage"] == 3) & (genotypes["max_skips"] == 2)].iloc[
+                0
+            ]
+            errors.append(np.mean(evaluations.loc[evaluations["genotype_id"] == cell["genotype_id"], "error_percent"]))
+            skips.append(cell["skips"])
+            end = epochs[(epochs["trial_id"] == trial_id) & (epochs["stage"] == 3)]
+            searched += list(end["validation_accuracy"])
+        row = summary.loc[variant]
+        assert (row["seeds"], row["evaluated"]) == (3, 3)
+        assert row["error_percent"] == pytest.approx(np.mean(errors))
+        assert row["error_percent_sd"] == pytest.approx(np.std(errors, ddof=1))
+        assert row["skips"] == pytest.approx(np.mean(skips))
+        if variant == "random":
+            assert np.isnan(row["search_accuracy"])
+            assert np.isnan(row["gap_points"])
+        else:
+            assert row["search_accuracy"] == pytest.approx(np.mean(searched))
+            assert row["gap_points"] == pytest.approx(100 * np.mean(searched) - (100 - np.mean(errors)))
+
+
+def test_the_comparison_pairs_trials_of_the_same_seed(three):
+    answer = rq1.analyse(three)
+    errors = answer.measures.pivot(index="seed", columns="variant", values="error_percent")
+    found = answer.errors.set_index("variant")
+    for variant in ("shallow", "deep", "reversed", "random"):
+        assert found.loc[variant, "n"] == 3
+        assert found.loc[variant, "difference"] == pytest.approx((errors[variant] - errors["progressive"]).mean())
+
+
+def test_the_report_has_its_files_and_every_picture_that_it_shows(three, tmp_path):
+    assert rq1.report(three) == three / "depth_gap" / "report"
+    folder = rq1.report(three, tmp_path / "elsewhere")
+    again = sorted((three / "depth_gap" / "report").iterdir())  # a report made twice is the same report
+    assert [path.read_bytes() for path in sorted(folder.iterdir())] == [path.read_bytes() for path in again]
+    names = {path.name for path in folder.iterdir()}
+    pictures = {f"{name}.{kind}" for name in ("depth_gap", "learning_curves", "skips") for kind in ("png", "svg")}
+    assert names == {"rq1.md", "rq1.csv", "rq1.tex"} | pictures
+    text = (folder / "rq1.md").read_text()
+    assert all(f"]({name}.png)" in text for name in ("depth_gap", "learning_curves", "skips"))
+    assert "search validation accuracy minus evaluation test accuracy" in text
+    assert "Published, not measured here" in text
+    assert "| P-DARTS, cell after stage 3 |               2.58 |" in text
+    assert "Nothing: every search and every evaluation is there." in text
+    assert str(three) not in text
+    latex = (folder / "rq1.tex").read_text()
+    assert latex.isascii()
+    assert all(command in latex for command in (r"\toprule", r"\midrule", r"\bottomrule", r"$\pm$", r"\%"))
+    assert list(pd.read_csv(folder / "rq1.csv")["variant"]) == list(VARIANTS)
+
+
+def test_stages_are_shown_with_their_depth_and_the_evaluation_of_earlier_cells_if_there_is_one(three):
+    table = rq1.stage_table(rq1.analyse(three).study)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [row[:3] for row in rows[:6]] == [
+        ["progressive", "1", "5"],
+        ["progressive", "2", "11"],
+        ["progressive", "3", "17"],
+        ["shallow", "1", "5"],
+        ["shallow", "2", "5"],
+        ["shallow", "3", "5"],
+    ]
+    assert {row[-1] for row in rows if row[1] != "3"} == {"–"}
+    assert "–" not in {row[-1] for row in rows if row[1] == "3"}
+    assert "random" not in table
+
+
+def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
+    folder = study(tmp_path, 3, failed=["depth_gap-deep-s1"])
+    make_trial(folder, "extra", "shallow", shrink(replace(VARIANTS["shallow"], seed=3), 2), status="running", epochs_done=1)
+    genotypes = read_table(folder, "genotypes").query("stage == 3 and max_skips == 2").set_index("trial_id")["genotype_id"]
+    for seed in (0, 1):
+        trial_id = f"eval-{genotypes['depth_gap-reversed-s2']}-s{seed}"
+        (row,) = read_rows(folder, "evaluations", trial_id)
+        row |= {"status": "failed", "failure": "FloatingPointError: the loss is nan", "accuracy": None, "error_percent": None}
+        write_rows(folder, "evaluations", trial_id, [row])
+    (folder / "evaluations" / f"eval-{genotypes['depth_gap-reversed-s0']}-s1.parquet").unlink()
+    answer = rq1.analyse(tmp_path)
+    text = rq1.to_text(answer, [])
+    assert "- deep, seed 1: search failed (FloatingPointError: stage 1, epoch 2: the training loss is nan)" in text
+    assert "- shallow, seed 3: search running" in text
+    assert "- reversed, seed 2: its cell has no finished evaluation (FloatingPointError: the loss is nan)" in text
+    assert "- reversed, seed 0: 1 of 2 evaluations finished" in text
+    assert "- progressive: no trial with seed 3" in text
+    assert dict(zip(answer.summary["variant"], answer.summary["evaluated"], strict=True)) == {
+        "progressive": 3,
+        "shallow": 3,
+        "deep": 2,
+        "reversed": 2,
+        "random": 3,
+    }
+    assert list(answer.errors["n"]) == [3, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("variants", "settings"),
+    [
+        (["progressive"], {}),
+        (["shallow", "random"], {}),
+        (["random"], {}),
+        (["progressive", "shallow"], {"failed": ["depth_gap-progressive-s0", "depth_gap-shallow-s0"]}),
+        (["progressive", "shallow"], {"evaluation_seeds": ()}),
+    ],
+)
+def test_a_study_with_next_to_nothing_still_gets_its_tables(tmp_path, variants, settings):
+    study(tmp_path, 1, variants={name: VARIANTS[name] for name in variants}, **settings)
+    text = (rq1.report(tmp_path) / "rq1.md").read_text()
+    assert "Nothing can be compared" in text
+    assert all(f"| {name}" in text for name in variants)
+    assert ("progressive: no trial at all" in text) == ("progressive" not in variants)
+
+
+def test_trials_that_share_a_cell_are_named(tmp_path):
+    variants = {"progressive": VARIANTS["random"], "random": VARIANTS["random"]}  # drawn from the same seed
+    study(tmp_path, 1, variants=variants)
+    assert "progressive seed 0, random seed 0 found the same cell" in rq1.to_text(rq1.analyse(tmp_path), [])
+
+
+def another_recipe(folder):
+    (row,) = read_rows(folder, "evaluations", read_table(folder, "evaluations")["trial_id"].iloc[0])
+    row |= {"trial_id": "other", "recipe": "short", "recipe_id": "short-0123abcd"}
+    write_rows(folder, "evaluations", "other", [row])
+
+
+def test_evaluations_with_two_recipes_are_refused_by_name(tmp_path, capsys):
+    another_recipe(study(tmp_path, 1))
+    with pytest.raises(SystemExit, match="2"):
+        rq1.main(tmp_path)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "evaluated with 2 recipes, " in error
+    assert "short (short-0123abcd)" in error
+
+
+def test_two_trials_of_one_variant_and_seed_are_refused(tmp_path):
+    make_trial(study(tmp_path, 1), "again", "deep", shrink(VARIANTS["deep"], 2))
+    with pytest.raises(ConfigError, match="two trials of variant deep, seed 0"):
+        rq1.analyse(tmp_path)
+
+
+def test_the_command_prints_the_main_table_and_two_sentences(three, capsys):
+    rq1.main(three)
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[: lines.index("")]
+    assert [line.split()[1] for line in table[2:]] == list(VARIANTS)
+    assert max(map(len, table)) <= 120
+    assert len(lines) == len(table) + 4
+    assert lines[-1].endswith("rq1.md")
+
+
+def test_a_missing_results_folder_is_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, str(ANALYSIS / "rq1_depth_gap.py"), "--results", str(tmp_path / "missing")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"error: {tmp_path / 'missing'}: no such results folder\n"
+
+
+def test_a_folder_without_the_study_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no study depth_gap"):
+        rq1.analyse(tmp_path)
+
+
+def test_the_script_imports_neither_torch_nor_ray():
+    code = "import sys, rq1_depth_gap; print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ANALYSIS, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def row(variant, difference, *, n=8, p=2 / 2**8, claimed=True):
+    bounds = {"ci_low": difference - 0.1, "ci_high": difference + 0.1}
+    return {"variant": variant, "n": n, "difference": difference, **bounds, "p": p, "min_p": 2 / 2**n, "p_holm": p} | {
+        "detectable": 0.2,
+        "claimed": claimed,
+    }
+
+
+def test_the_conclusion_names_every_claim_with_its_sign():
+    frame = pd.DataFrame([row("shallow", 1.0), row("random", -0.5)])
+    first, second = comparisons.conclude(frame, "progressive", "error", "it helps")
+    assert "shallow +1.00 points (95 % interval [+0.90, +1.10], p 0.008, Holm 0.008)" in first
+    assert "random −0.50 points" in first
+    assert second == "To be found at this n, a paired t-test with 80 % power needs a true difference of 0.20 points."
