@@ -135,7 +135,8 @@ def test_the_report_has_its_files_and_every_picture_that_it_shows(three, tmp_pat
     assert all(f"]({name}.png)" in text for name in ("depth_gap", "learning_curves", "skips"))
     assert "search validation accuracy minus evaluation test accuracy" in text
     assert "Published, not measured here" in text
-    assert "| P-DARTS, cell after stage 3 |               2.58 |" in text
+    (last,) = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| P-DARTS, cell after stage 3 ")]
+    assert last == "2.58"
     assert "Nothing: every search and every evaluation is there." in text
     assert str(three) not in text
     latex = (folder / "rq1.tex").read_text()
