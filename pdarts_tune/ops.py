@@ -112,7 +112,8 @@ class DilConv(nn.Module):
 def shift(x: Tensor) -> Tensor:
     """The image moved one pixel up and left, so that even positions read what was at odd ones; zeros beyond an odd size."""
     height, width = x.shape[-2:]
-    return F.pad(x[:, :, 1:, 1:], (0, width % 2, 0, height % 2))
+    x = x[:, :, 1:, 1:]
+    return F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
 
 
 def _depthwise(channels: int, kernel: int, stride: int, dilation: int = 1) -> nn.Conv2d:

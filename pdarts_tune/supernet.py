@@ -7,15 +7,19 @@ keeps the operations that the search space gives it, so stages after pruning use
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pdarts_tune.cell_backward import AdaptFunction, CellFunction
+from pdarts_tune.cell_plan import mixing_order, plan_states
 from pdarts_tune.genotype import CellGenotype, Genotype, Probs
 from pdarts_tune.ops import OPERATIONS, FactorizedReduce, ReLUConvBN
 from pdarts_tune.space import EDGES, NUM_NODES, CellOps, SearchSpace
 from pdarts_tune.stages import reduction_cells
 
+Images = tuple[Tensor, ...]  # images whose concatenation along the channels is meant
 Mixing = tuple[Tensor, Tensor]  # weights of the candidate operations, normal and reduction, shaped like the alphas
 
 
@@ -29,6 +33,7 @@ class Cell(nn.Module):
         self.operations = operations
         self.channels = channels
         self.reduction = reduction
+        self.reduction_before = reduction_before
         adapt = FactorizedReduce if reduction_before else ReLUConvBN
         self.preprocess0 = adapt(before2, channels, affine=False)
         self.preprocess1 = ReLUConvBN(before1, channels, affine=False)
@@ -36,6 +41,11 @@ class Cell(nn.Module):
             nn.ModuleDict({name: OPERATIONS[name](channels, self.stride(edge), False) for name in names})
             for edge, names in enumerate(operations)
         )
+
+        self._plans = plan_states(self.edges, reduction)
+        order, inverse = mixing_order(self._plans, operations)
+        self.register_buffer("mixing_order", order, persistent=False)
+        self.register_buffer("mixing_inverse", inverse, persistent=False)
 
     def stride(self, edge: int) -> int:
         return 2 if self.reduction and EDGES[edge][0] < 2 else 1
@@ -67,6 +77,25 @@ class Cell(nn.Module):
             states.append(total)
         return torch.cat(states[-NUM_NODES:], dim=1)
 
+    def fast(self, before2: Images, before1: Images, weights: Tensor, skip_masks: Tensor | None, kept: float) -> tuple[Tensor, ...]:
+        """The same, evaluated by `cell_backward`. Images come and go as one tensor per node, as if concatenated."""
+        weights0, weights1 = list(self.preprocess0.parameters()), list(self.preprocess1.parameters())
+        state0 = AdaptFunction.apply(self.preprocess0.bn, self.training, len(weights0), *weights0, *before2)
+        state1 = AdaptFunction.apply(self.preprocess1.bn, self.training, 1, *weights1, *before1)
+        parameters = [parameter for plan in self._plans for parameter in plan.parameters()]
+        return CellFunction.apply(
+            self._plans,
+            self.mixing_order,
+            self.mixing_inverse,
+            self.training,
+            skip_masks,
+            kept,
+            weights,
+            state0,
+            state1,
+            *parameters,
+        )
+
 
 class Supernet(nn.Module):
     """The search network of one stage.
@@ -93,8 +122,12 @@ class Supernet(nn.Module):
         in_channels: int = 3,
         *,
         alpha_init_scale: float = 1e-3,
+        evaluation: Literal["fast", "plain"] = "fast",
     ) -> None:
         super().__init__()
+        if evaluation not in ("fast", "plain"):
+            raise ValueError(f"evaluation: {evaluation!r} is not 'fast' or 'plain'")
+        self.evaluation = evaluation
         self.space = space
         self.dropout_generator: torch.Generator | None = None
         self.skip_dropout = 0.0
@@ -166,12 +199,18 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, mixing: Mixing | None = None) -> Tensor:
         """Logits. `mixing` replaces the softmax of the alphas, e.g. by `one_hot_mixing`; its padding must be zero."""
         normal, reduce = self.mixing() if mixing is None else mixing
-        before2 = before1 = self.stem(images)
+        stem = self.stem(images)
+        before2: Images = (stem,)
+        before1 = before2
         for cell in self._cells():
             weights = reduce if cell.reduction else normal
-            masks = self._skip_masks(cell, before1)
-            before2, before1 = before1, cell(before2, before1, weights, masks, 1.0 - self.skip_dropout)
-        logits: Tensor = self.classifier(before1.mean(dim=(2, 3)))
+            masks = self._skip_masks(cell, before1[0])
+            kept = 1.0 - self.skip_dropout
+            if self.evaluation == "fast":
+                before2, before1 = before1, cell.fast(before2, before1, weights, masks, kept)
+            else:
+                before2, before1 = before1, (cell(before2[0], before1[0], weights, masks, kept),)
+        logits: Tensor = self.classifier(torch.cat([images.mean(dim=(2, 3)) for images in before1], dim=1))
         return logits
 
     def _cells(self) -> Iterator[Cell]:
