@@ -11,6 +11,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -72,6 +73,11 @@ class Progress:
         row.share = done_epochs / total_epochs
         self._show()
 
+    def retried(self, trial_id: str, error: str) -> None:
+        """A trial failed and is started again from its last finished epoch."""
+        self.running.pop(trial_id, None)
+        self.console.print(f"{self._count()} {trial_id}: [yellow]started again[/yellow] after {escape(error)}", highlight=False)
+
     def finished(self, trial_id: str, error: str | None = None) -> None:
         """A trial is over, for good."""
         row = self.running.pop(trial_id, _Running())
@@ -79,7 +85,7 @@ class Progress:
         self.failed += error is not None
         self.durations.append(time.monotonic() - row.since)
         accuracy = "" if row.accuracy is None else f", accuracy {100 * row.accuracy:.1f} %"
-        outcome = f"[red]failed[/red]: {error}" if error else f"done in {_span(self.durations[-1])}{accuracy}"
+        outcome = f"[red]failed[/red]: {escape(error)}" if error else f"done in {_span(self.durations[-1])}{accuracy}"
         self.console.print(f"{self._count()} {trial_id}: {outcome}", highlight=False)
         self._show()
 

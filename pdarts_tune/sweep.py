@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,17 +95,26 @@ class _Display(tune.Callback):  # type: ignore[misc]
             self.progress.epoch(_trial_id(trial), **{field: result[field] for field in fields})
         self.changed(_trial_id(trial))
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.retried(_trial_id(trial), _reason(trial))
+        self.changed(_trial_id(trial))
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.finished(_trial_id(trial))
         self.changed(_trial_id(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.finished(_trial_id(trial), record_failure(trial.config["trial"]))
+        self.progress.finished(_trial_id(trial), _reason(trial))
         self.changed(_trial_id(trial))
 
 
 def _trial_id(trial: Any) -> str:
     return str(trial.config["trial"]["trial_id"])
+
+
+def _reason(trial: Any) -> str:
+    """Why the trial failed, in one line; its table has the traceback."""
+    return record_failure(trial.config["trial"]).splitlines()[0]
 
 
 @contextmanager
@@ -118,6 +128,7 @@ def open_sweep(
     """
     # Ray's own state of an earlier run is never continued: the tables and our checkpoints decide what is left to do.
     shutil.rmtree(folder / "ray", ignore_errors=True)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong is shown by the display and kept in the tables
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         ray.init(include_dashboard=False, **quiet)

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import random
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -261,7 +262,8 @@ def _progress(record: EpochRecord, config: SearchConfig, done: int) -> dict[str,
 
 
 def error_text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    """What the tables keep of an error: what it is in the first line, then the traceback."""
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
 
 
 def failure_status(error: BaseException) -> str:

@@ -48,3 +48,11 @@ def test_the_time_left_follows_from_finished_trials_and_shares_of_running_ones()
     progress.epoch("a", "epoch 1/4", 0.5, 1, 4, 1.0)
     # One trial has 3/4 of 20 seconds to go, three wait for 20 seconds each, on two slots.
     assert progress.seconds_left() == (0.75 * 20 + 3 * 20) / 2
+
+
+def test_a_trial_that_is_started_again_says_why_and_brackets_are_not_markup():
+    console = plain_console()
+    with Progress("searches", total=1, done=0, slots=1, console=console) as progress:
+        progress.retried("a-seed0", "ValueError: sizes [4, 1] and [1, 1] differ")
+    assert "0/1 a-seed0: started again after ValueError: sizes [4, 1] and [1, 1] differ" in console.file.getvalue()
+    assert progress.failed == 0
