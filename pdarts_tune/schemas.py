@@ -27,7 +27,7 @@ def _column(name: str, kind: Any, unit: str, description: str, *, optional: bool
 
 
 def _stage(kind: Any = _INTEGER) -> Any:
-    return _column("stage", kind, "index from 1", "stage of the search, counted as the paper counts them")
+    return _column("stage", kind, "index from 1", "stage of the search, as the paper counts; 0: drawn without a search")
 
 
 def _epoch(kind: Any = _INTEGER) -> Any:
@@ -160,8 +160,8 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("train_accuracies", _NUMBERS, "fraction", "training accuracy, epoch by epoch", optional=True),
         _column("validation_accuracies", _NUMBERS, "fraction", "epoch by epoch; null without a validation part", optional=True),
         _column("correct", _FLAGS, "flag", "whether each test image is classified rightly, in the set's order", optional=True),
-        _PARAMS,
-        _MACS,
+        _PARAMS.with_nullable(True),  # null where the evaluation never got as far
+        _MACS.with_nullable(True),
         *_run_columns(),
     ],
 }
