@@ -5,6 +5,7 @@ The scripts run as `python analysis/rq1_depth_gap.py`, so they import this modul
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class StudyTables:
     """The tables of one study, reduced to what belongs together."""
 
     name: str
-    trials: pd.DataFrame  # in the order in which variants were started
+    trials: pd.DataFrame  # in the order of the study's variants
     epochs: pd.DataFrame  # with variant and running_epoch, 0-based over all stages
     cells: pd.DataFrame  # rows of genotypes at each trial's own max_skips, for every stage, with its trial's columns
     evaluations: pd.DataFrame  # of these cells, on the data that they were searched on
@@ -43,6 +44,8 @@ def load_study(results: Path, name: str) -> StudyTables:
     if not (results / name).is_dir():
         raise ConfigError(f"{results}: holds no study {name}; --results is the folder that holds one folder a study")
     trials = read_table(results / name, "trials").sort_values(["started", "trial_id"], ignore_index=True)
+    trials = trials.sort_values("variant", key=lambda column: column.map(_variant_order(results / name)), kind="stable")
+    trials = trials.reset_index(drop=True)
     if trials.empty:
         raise ConfigError(f"{results / name}: holds no trials yet")
     twice = trials[trials.duplicated(["variant", "seed", "split_seed"])]
@@ -60,6 +63,13 @@ def load_study(results: Path, name: str) -> StudyTables:
         names = ", ".join(f"{recipe} ({recipe_id})" for recipe, recipe_id in recipes.itertuples(index=False))
         raise ConfigError(f"{results / name}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
     return StudyTables(name, trials, epochs, cells, evaluations)
+
+
+def _variant_order(folder: Path) -> dict[str, int]:
+    """The study's own order of its variants; without its definition none, which leaves the order in which they started."""
+    definition = folder / "study.json"
+    names = json.loads(definition.read_text())["variants"] if definition.exists() else []
+    return {name: index for index, name in enumerate(names)}
 
 
 def evaluate_cells(study: StudyTables, cells: pd.DataFrame) -> pd.DataFrame:
@@ -95,10 +105,15 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
     for trial in measures.to_dict("records"):
         where = f"{trial['variant']}, seed {trial['seed']}"
         if trial["status"] != "completed":
-            lines.append(f"{where}: search {trial['status']}" + (f" ({trial['error']})" if isinstance(trial["error"], str) else ""))
+            lines.append(
+                f"{where}: search {trial['status']}"
+                + (f" ({_first_line(trial['error'])})" if isinstance(trial["error"], str) else "")
+            )
         elif not trial["evaluations"] > 0:
             failures = study.evaluations.loc[study.evaluations["genotype_id"] == trial["genotype_id"], "failure"].dropna().unique()
-            lines.append(f"{where}: its cell has no finished evaluation" + "".join(f" ({failure})" for failure in failures))
+            lines.append(
+                f"{where}: its cell has no finished evaluation" + "".join(f" ({_first_line(failure)})" for failure in failures)
+            )
         elif trial["evaluations"] < planned:
             lines.append(f"{where}: {trial['evaluations']:.0f} of {planned} evaluations finished")
     for variant, rows in measures.groupby("variant", sort=False):
@@ -109,6 +124,10 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
             names = ", ".join(f"{variant} seed {seed}" for variant, seed in zip(rows["variant"], rows["seed"], strict=True))
             lines.append(f"{names} found the same cell, so they share its evaluations and are not independent")
     return lines
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n", 1)[0]  # the traceback follows
 
 
 def describe_study(study: StudyTables) -> str:

@@ -178,15 +178,18 @@ def _finished(folder: Path, table: str) -> set[str]:
 def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, threads: int) -> dict[str, Any]:
     from pdarts_tune.trainable import TrialSpec
 
-    search = isinstance(trial, SearchTrial)
+    if isinstance(trial, SearchTrial):
+        variant, genotype = trial.variant, ""
+    else:
+        variant, genotype = "", trial.genotype
     return asdict(
         TrialSpec(
             trial_id=trial.trial_id,
             study=plan.study.name,
-            variant=trial.variant if search else "",
+            variant=variant,
             study_dir=str(folder),
             config=to_dict(trial.config),
-            genotype="" if search else trial.genotype,
+            genotype=genotype,
             threads=threads,
             commit=_commit(),
         )
@@ -222,7 +225,7 @@ def _terminate_like_interrupt() -> Iterator[None]:
 def _commit() -> str:
     """The commit of the code that runs, with + if it was changed; `unknown` outside a checkout."""
     here = Path(__file__).parent
-    command = ["git", "-C", here, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:

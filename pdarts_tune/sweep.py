@@ -69,7 +69,7 @@ class Sweep:
         return progress.failed
 
 
-class _Display(tune.Callback):  # type: ignore[misc]
+class _Display(tune.Callback):
     """Shows what Tune reports."""
 
     def __init__(self, progress: Progress, changed: Callable[[str], None]) -> None:

@@ -115,7 +115,7 @@ def run_evaluation(spec: TrialSpec) -> None:
             )
         result = evaluation.test()
     except Exception as error:
-        outcome = {"status": failure_status(error), "failure": error_text(error)}
+        outcome: dict[str, Any] = {"status": failure_status(error), "failure": error_text(error)}
         _write_evaluation(spec, config, outcome, device_name(device), peak_bytes(device), started, attempts)
         raise
     records = evaluation.records
@@ -168,7 +168,7 @@ def _write_evaluation(
         "finished": datetime.now(UTC),
         "attempts": attempts,
     }
-    write_rows(Path(spec.study_dir), "evaluations", spec.trial_id, [row | outcome])
+    write_rows(Path(spec.study_dir), "evaluations", spec.trial_id, [row | dict(outcome)])
 
 
 def record_failure(settings: dict[str, Any]) -> str:
