@@ -9,6 +9,7 @@ Every function that takes a frame raises ValueError, in one line, if a column is
 from __future__ import annotations
 
 import itertools
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from pdarts_tune.space import EDGES, PRIMITIVES
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("solid", (0, (5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1.5, 1.5)))
 _INK, _PALE, _GRID = "#333333", "#BBBBBB", "#E5E5E5"
-_FAMILY = {"skip": "#D55E00", "max": "#B07800", "avg": "#B07800", "sep": "#0072B2", "dil": "#007A58"}
+_FAMILY = {"skip": "#D55E00", "max": "#B07800", "avg": "#B07800", "sep": "#0072B2", "conv": "#0072B2", "dil": "#007A58"}
 _INPUTS = ("$c_{k-2}$", "$c_{k-1}$")
 _CELLS = {"normal": "normal cell", "reduce": "reduction cell"}
 _CELL_STYLES: dict[str, dict[str, Any]] = {"normal": {"color": "#D55E00"}, "reduce": {"color": "#0072B2", "linestyle": _LINES[1]}}
@@ -72,12 +73,13 @@ def _arcs(cell: CellGenotype) -> list[tuple[str, int, int, int]]:
 
 def _draw_cell(axes: Axes, cell: CellGenotype) -> None:
     output = 2 + cell.num_nodes
-    text: dict[str, Any] = {"ha": "center", "va": "center", "linespacing": 0.95, "fontsize": 10, "zorder": 3}
+    size = 10 if cell.num_nodes < 5 else 8.5
+    text: dict[str, Any] = {"ha": "center", "va": "center", "linespacing": 0.95, "fontsize": size, "zorder": 3}
     box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none"}
     for operation, source, node, height in _arcs(cell):
         colour = _FAMILY[operation.split("_")[0]]
         _draw_arc(axes, source, node, height * _RISE, color=colour, linewidth=1.8, zorder=2)
-        label = operation.replace("_3x3", "\n3x3").replace("_5x5", "\n5x5").replace("skip_connect", "skip_\nconnect")
+        label = "skip_\nconnect" if operation == "skip_connect" else re.sub(r"_(\dx)", r"\n\1", operation)
         axes.text((source + node) / 2, height * _RISE, label, color=colour, bbox=box, **text)
     for state in cell.concat:
         _draw_arc(axes, state, output, (state - output) * _FALL, color=_PALE, linewidth=1.2, zorder=1)

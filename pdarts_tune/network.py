@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pdarts_tune.config import ConfigError
 from pdarts_tune.genotype import CellGenotype, Genotype
-from pdarts_tune.ops import OPERATIONS, FactorizedReduce, ReLUConvBN
+from pdarts_tune.ops import FURTHER_OPERATIONS, OPERATIONS, FactorizedReduce, ReLUConvBN
 from pdarts_tune.stages import reduction_cells
 
 STEMS = ("cifar", "imagenet")
@@ -61,8 +61,9 @@ class Cell(nn.Module):
         adapt = FactorizedReduce if reduction_before else ReLUConvBN
         self.preprocess0 = adapt(before2, channels, affine=True)
         self.preprocess1 = ReLUConvBN(before1, channels, affine=True)
+        operations = {**OPERATIONS, **FURTHER_OPERATIONS}
         self.operations = nn.ModuleList(
-            OPERATIONS[name](channels, 2 if reduction and source < 2 else 1, True) for name, source in genotype.edges
+            operations[name](channels, 2 if reduction and source < 2 else 1, True) for name, source in genotype.edges
         )
 
     def forward(self, before2: Tensor, before1: Tensor, drop_path: Tensor | None) -> Tensor:

@@ -109,6 +109,20 @@ class DilConv(nn.Module):
         return out
 
 
+class Conv7x1And1x7(nn.Module):
+    """A 7x7 convolution taken apart: 1x7, then 7x1, across all channels (AmoebaNet's cells have it)."""
+
+    def __init__(self, channels: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.horizontal = nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False)
+        self.vertical = nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False)
+        self.bn = nn.BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bn(self.vertical(self.horizontal(F.relu(x))))
+        return out
+
+
 def shift(x: Tensor) -> Tensor:
     """The image moved one pixel up and left, so that even positions read what was at odd ones; zeros beyond an odd size."""
     height, width = x.shape[-2:]
@@ -149,4 +163,10 @@ OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "sep_conv_5x5": lambda channels, stride, affine: SepConv(channels, 5, stride, affine),
     "dil_conv_3x3": lambda channels, stride, affine: DilConv(channels, 3, stride, affine),
     "dil_conv_5x5": lambda channels, stride, affine: DilConv(channels, 5, stride, affine),
+}
+
+# Operations of published cells that are not in the search space (see cell.FURTHER_OPERATIONS), for evaluation networks alone.
+FURTHER_OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
+    "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
+    "conv_7x1_1x7": Conv7x1And1x7,
 }

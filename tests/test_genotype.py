@@ -71,6 +71,30 @@ def test_other_concatenations_read_back_too():
     assert Genotype.parse(str(genotype)) == genotype
 
 
+def test_cells_of_other_shapes_read_back_and_join_all_their_nodes_unless_told():
+    for name in ("NASNET_A", "AMOEBANET_A"):
+        genotype = PUBLISHED[name].genotype
+        assert genotype.normal.num_nodes == 5
+        assert Genotype.parse(str(genotype)) == Genotype.parse(genotype.to_json()) == genotype
+    nasnet = PUBLISHED["NASNET_A"].genotype
+    without = f"Genotype(normal={list(nasnet.normal.edges)}, reduce={list(nasnet.normal.edges)})"
+    assert Genotype.parse(without) == Genotype(nasnet.normal, nasnet.normal)
+
+
+def test_a_cell_knows_the_states_that_its_output_depends_on():
+    edges = (
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 2),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 2),
+    )
+    assert CellGenotype(edges, (4,)).reached == {0, 2, 4}
+    assert CellGenotype(edges, (3, 4)).reached == {0, 1, 2, 3, 4}
+    assert PDARTS.normal.reached == set(range(6))
+
+
 def test_a_line_of_a_log_is_read():
     line = f"11/24 08:00:00 AM genotype = {PDARTS}\n11/24 next line (unrelated"
     assert Genotype.parse(line) == PDARTS
@@ -122,9 +146,3 @@ def test_depth_and_width_of_a_hand_counted_cell():
     assert (chain.depth, chain.width) == (5, 2.5)
     flat = CellGenotype((("skip_connect", 0), ("sep_conv_3x3", 1)) * 4)
     assert (flat.depth, flat.width, flat.skips) == (2, 4.0, 4)
-
-
-def test_published_genotypes_name_their_source():
-    assert {"PDARTS_C10", "DARTS_V1", "DARTS_V2", "SNAS_MILD"} <= set(PUBLISHED)
-    assert all("arXiv" in published.source for published in PUBLISHED.values())
-    assert PDARTS.normal.skips == 2
