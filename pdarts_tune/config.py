@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pdarts_tune.methods import FirstOrder, Method, check_method
 from pdarts_tune.stages import PDARTS_CIFAR10, Stage, check_stages
-
-METHODS = ("differentiable", "random")
 
 
 class ConfigError(ValueError):
@@ -34,7 +33,7 @@ class SearchConfig:
     """
 
     stages: tuple[Stage, ...] = PDARTS_CIFAR10
-    method: str = "differentiable"  # or "random": a uniformly drawn genotype under the same skip limit, no search
+    method: Method = dataclasses.field(default_factory=FirstOrder)
     data: str = "cifar10"
     train_images: int | None = None  # use this many training images, the same number of each class; None: all
     test_images: int | None = None
@@ -54,11 +53,12 @@ class SearchConfig:
     alpha_init_scale: float = 1e-3
 
     def __post_init__(self) -> None:
+        _require(isinstance(self.method, Method), "method", self.method, "settings of methods.py, such as FirstOrder()")
         try:
             check_stages(self.stages)
+            check_method(self.method, self.stages, self.channels)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        _require(self.method in METHODS, "method", self.method, "one of " + ", ".join(METHODS))
         _require(0.0 <= self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "in [0, 1)")
         _require(0 <= self.max_skips <= 8, "max_skips", self.max_skips, "between 0 and 8")
         _check_common(self)
@@ -152,15 +152,19 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _read(inner, value, where)
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        return _read(kinds[0], value, where) if len(kinds) == 1 else _read_one_of(kinds, value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {value!r} is wrong, it must be one of {', '.join(map(str, arguments))}")
+        return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: {value!r} is not a list")
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(value):
-            raise ConfigError(f"{where}: {len(value)} values, needs {len(kinds)}")
-        return tuple(_read(item, part, f"{where}[{index}]") for index, (item, part) in enumerate(zip(kinds, value, strict=True)))
+        items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(items) != len(value):
+            raise ConfigError(f"{where}: {len(value)} values, needs {len(items)}")
+        return tuple(_read(item, part, f"{where}[{index}]") for index, (item, part) in enumerate(zip(items, value, strict=True)))
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where}: {value!r} is not of type {kind.__name__}")
@@ -169,14 +173,24 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     return float(value) if kind is float else value
 
 
+def _read_one_of(kinds: list[Any], value: Any, where: str) -> Any:
+    """A dataclass out of several, told apart by their `name`."""
+    known = {kind.name: kind for kind in kinds}
+    if not isinstance(value, Mapping) or value.get("name") not in known:
+        found = value.get("name") if isinstance(value, Mapping) else value
+        raise ConfigError(f"{where}: {found!r} is unknown, it must be settings with a name, one of {', '.join(known)}")
+    return _read_dataclass(known[value["name"]], {key: part for key, part in value.items() if key != "name"}, where)
+
+
 def _read_dataclass(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or kind.__name__}: {values!r} is not a table of settings")
-    hints = typing.get_type_hints(kind)
+    all_hints = typing.get_type_hints(kind)
+    hints = {field.name: all_hints[field.name] for field in dataclasses.fields(kind) if field.init}
     prefix = f"{where}." if where else ""
     for key in values:
         if key not in hints:
-            raise ConfigError(f"{prefix}{key}: unknown setting of {kind.__name__}, known are {', '.join(hints)}")
+            raise ConfigError(f"{prefix}{key}: unknown setting of {kind.__name__}, known are {', '.join(hints) or 'none'}")
     try:
         return kind(**{key: _read(hints[key], value, prefix + key) for key, value in values.items()})
     except ConfigError:

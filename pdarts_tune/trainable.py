@@ -28,6 +28,7 @@ from pdarts_tune.config import EvalConfig, SearchConfig, config_id, derive_seed,
 from pdarts_tune.cost import peak_bytes, reset_peak_bytes
 from pdarts_tune.evaluation import Evaluation
 from pdarts_tune.genotype import Genotype, random_genotype
+from pdarts_tune.methods import RandomSampling
 from pdarts_tune.plan import stage_columns
 from pdarts_tune.results import SCHEMAS, read_rows, write_rows
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_row, genotype_rows
@@ -64,7 +65,7 @@ def run_search(spec: TrialSpec) -> None:
     trial = _TrialRow(spec, config, device)
     try:
         trial.write("running", 0.0)
-        if config.method == "random":
+        if isinstance(config.method, RandomSampling):
             genotype = random_genotype(random.Random(derive_seed(config.seed, "genotype")), config.max_skips)
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
             write_rows(Path(spec.study_dir), "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
@@ -202,7 +203,7 @@ class _TrialRow:
             "trial_id": spec.trial_id,
             "seed": config.seed,
             "split_seed": config.split_seed,
-            "method": config.method,
+            "method": config.method.name,
             "data": config.data,
             **stage_columns(config),
             "max_skips": config.max_skips,

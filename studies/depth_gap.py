@@ -8,10 +8,10 @@ python studies/depth_gap.py --dry-run           # the trials and what each chang
 from dataclasses import replace
 from pathlib import Path
 
-from pdarts_tune.study import Study, Variant, main
-
 from pdarts_tune.config import SearchConfig
+from pdarts_tune.methods import RandomSampling
 from pdarts_tune.stages import with_depths
+from pdarts_tune.study import Study, Variant, main
 
 
 def variants(base: SearchConfig) -> list[Variant]:
@@ -25,7 +25,7 @@ def variants(base: SearchConfig) -> list[Variant]:
         Variant("shallow", at(*[min(depths)] * len(depths))),
         Variant("deep", at(*[max(depths)] * len(depths))),
         Variant("reversed", at(*reversed(depths))),
-        Variant("random", replace(base, method="random")),
+        Variant("random", replace(base, method=RandomSampling())),
     ]
 
 

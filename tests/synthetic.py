@@ -16,6 +16,7 @@ import numpy as np
 
 from pdarts_tune.config import EvalConfig, SearchConfig
 from pdarts_tune.genotype import random_genotype
+from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import write_rows
 from pdarts_tune.stages import DARTS, PDARTS_CIFAR10, with_depths, with_skip_dropout
 from synthetic_rows import evaluation_row, genotype_row, search_rows, trial_row
@@ -27,7 +28,7 @@ VARIANTS: Mapping[str, SearchConfig] = {
     "shallow": SearchConfig(stages=with_depths(PDARTS_CIFAR10, (5, 5, 5))),
     "no_dropout": SearchConfig(stages=with_skip_dropout(PDARTS_CIFAR10, (0.0, 0.0, 0.0))),
     "darts": SearchConfig(stages=DARTS),
-    "random": SearchConfig(method="random"),
+    "random": SearchConfig(method=RandomSampling()),
 }
 
 
@@ -89,7 +90,7 @@ def make_trial(
     """Writes one trial's files in all tables; with `status` running or failed, only what is there by then."""
     if epochs_done is None and status == "failed":
         epochs_done = 2
-    if config.method == "random":
+    if isinstance(config.method, RandomSampling):
         genotype = random_genotype(random.Random(config.seed), config.max_skips)
         genotypes = [genotype_row(trial_id, 0, config.max_skips, genotype, None)] if status == "completed" else []
         epochs, clock = [], started + timedelta(seconds=1)

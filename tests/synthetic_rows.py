@@ -110,7 +110,7 @@ def trial_row(study, variant, trial_id, config, status, started, clock, peak_byt
         "split_seed": config.split_seed,
         "status": status,
         "error": "FloatingPointError: stage 1, epoch 2: the training loss is nan" if status == "failed" else None,
-        "method": config.method,
+        "method": config.method.name,
         "data": config.data,
         "depths": "-".join(str(stage.cells) for stage in config.stages),
         "operations": "-".join(str(stage.operations) for stage in config.stages),

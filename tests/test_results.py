@@ -10,6 +10,7 @@ import pytest
 
 from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.genotype import Genotype
+from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import PRIMARY_KEYS, SCHEMAS, read_rows, read_table, table_path, write_rows
 from synthetic import make_study, make_trial
 
@@ -68,7 +69,7 @@ def test_a_write_that_fails_keeps_the_rows_that_were_there(tmp_path, monkeypatch
 
 
 def test_times_are_kept_to_the_millisecond_and_need_a_zone(tmp_path):
-    make_trial(tmp_path, "t", "random", SearchConfig(method="random"), status="running")
+    make_trial(tmp_path, "t", "random", SearchConfig(method=RandomSampling()), status="running")
     (row,) = read_rows(tmp_path, "trials", "t")
     write_rows(tmp_path, "trials", "t", [row | {"started": datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)}])
     assert read_rows(tmp_path, "trials", "t")[0]["started"] == datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
@@ -99,7 +100,7 @@ def test_wrong_rows_are_refused_in_one_line_and_not_written(tmp_path, rows, mess
 
 
 def test_a_status_out_of_the_known_ones_is_refused(tmp_path):
-    make_trial(tmp_path, "t", "random", SearchConfig(method="random"))
+    make_trial(tmp_path, "t", "random", SearchConfig(method=RandomSampling()))
     (row,) = read_rows(tmp_path, "trials", "t")
     with pytest.raises(ConfigError, match="status: 'done' is wrong, it must be one of completed, failed, out_of_memory, running"):
         write_rows(tmp_path, "trials", "t", [row | {"status": "done"}])

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from pdarts_tune.config import ConfigError, SearchConfig
+from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.stages import PDARTS_CIFAR10, with_depths
 from synthetic import make_study, make_trial, shrink
@@ -26,7 +27,7 @@ VARIANTS = {
     "shallow": replace(BASE, stages=with_depths(PDARTS_CIFAR10, (5, 5, 5))),
     "deep": replace(BASE, stages=with_depths(PDARTS_CIFAR10, (17, 17, 17))),
     "reversed": replace(BASE, stages=with_depths(PDARTS_CIFAR10, (17, 11, 5))),
-    "random": replace(BASE, method="random"),
+    "random": replace(BASE, method=RandomSampling()),
 }
 
 

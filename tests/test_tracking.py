@@ -10,12 +10,13 @@ import pytest
 
 from pdarts_tune import mlflow_store, study_folder, tracking
 from pdarts_tune.config import ConfigError, SearchConfig
+from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.tracking import BackgroundMirror, Mirror, TrackingError, default_tracking_uri
 from synthetic import make_evaluations, make_study, make_trial, shrink
 
 SMALL = shrink(SearchConfig(), 2)
-RANDOM = SearchConfig(method="random")
+RANDOM = SearchConfig(method=RandomSampling())
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import torch
 from pdarts_tune import trainable
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, to_dict
 from pdarts_tune.genotype import PUBLISHED, Genotype
+from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import read_rows, read_table
 from pdarts_tune.stages import Stage
 from pdarts_tune.trainable import TrialSpec, failure_status, record_failure, run_trial
@@ -128,7 +129,7 @@ def test_a_killed_search_continues_with_no_row_lost_doubled_or_changed(tmp_path,
 
 
 def test_the_random_variant_draws_a_genotype_within_the_skip_limit_and_searches_nothing(tmp_path, reports):
-    config = replace(SEARCH, method="random", max_skips=1)
+    config = replace(SEARCH, method=RandomSampling(), max_skips=1)
     for seed in range(3):
         run_trial(search_settings(tmp_path, replace(config, seed=seed), f"random-seed{seed}"))
     genotypes = read_table(tmp_path, "genotypes")
@@ -229,7 +230,7 @@ def test_a_checkpoint_is_replaced_whole(tmp_path):
 
 
 def test_rows_of_other_trials_are_untouched(tmp_path, reports):
-    run_trial(search_settings(tmp_path, replace(SEARCH, method="random"), "random-seed0"))
+    run_trial(search_settings(tmp_path, replace(SEARCH, method=RandomSampling()), "random-seed0"))
     before = (tmp_path / "trials" / "random-seed0.parquet").read_bytes()
-    run_trial(search_settings(tmp_path, replace(SEARCH, method="random", seed=1), "random-seed1"))
+    run_trial(search_settings(tmp_path, replace(SEARCH, method=RandomSampling(), seed=1), "random-seed1"))
     assert (tmp_path / "trials" / "random-seed0.parquet").read_bytes() == before
