@@ -13,11 +13,15 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pdarts_tune.methods import FirstOrder, Method, check_method
 from pdarts_tune.stages import PDARTS_CIFAR10, Stage, check_stages
+
+STEMS = ("cifar", "imagenet")
+SCHEDULES = ("cosine", "linear")
+PRECISIONS = ("fp32", "bf16")
 
 
 class ConfigError(ValueError):
@@ -64,6 +68,11 @@ class SearchConfig:
         _check_common(self)
 
 
+def _later(default: Any) -> Any:
+    """A setting that joined after the first results were written."""
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """Training one genotype from scratch. The defaults are the paper's CIFAR recipe (section 4.3).
@@ -90,6 +99,17 @@ class EvalConfig:
     cutout: int = 16  # side of the square hole, pixels; 0: none
     drop_path: float = 0.3  # reached linearly at the last epoch
     auxiliary_weight: float = 0.4
+    stem: str = _later("cifar")  # or "imagenet": three convolutions of stride 2 first, an eighth of the resolution
+    image_size: int | None = _later(None)  # pixels, height and width: images are cropped to it and streamed; None: as they are
+    schedule: str = _later("cosine")  # or "linear": of the learning rate, to 0 after the last epoch
+    warmup_epochs: int = _later(0)  # in which the learning rate rises linearly
+    label_smoothing: float = _later(0.0)
+    auto_width: bool = _later(False)  # in place of `channels`, the widest even number under 600M multiply-adds
+    precision: str = _later("fp32")  # or "bf16": convolutions in bfloat16, weights and statistics in float32
+    sync_batch_norm: bool = _later(True)  # with several devices: statistics of the whole batch; False: of each device's share
+    channels_last: bool = False  # memory layout; like `compile` it changes speed, and results by rounding
+    compile: bool = False
+    skip_bad_images: bool = False  # leave out images that cannot be read, rather than refuse the set
 
     def __post_init__(self) -> None:
         _require(self.cells >= 3, "cells", self.cells, "at least 3 (a network has two reduction cells)")
@@ -98,30 +118,43 @@ class EvalConfig:
         _require(self.cutout >= 0, "cutout", self.cutout, "at least 0")
         _require(0.0 <= self.drop_path < 1.0, "drop_path", self.drop_path, "in [0, 1)")
         _require(self.auxiliary_weight >= 0, "auxiliary_weight", self.auxiliary_weight, "at least 0")
+        for name, known in (("stem", STEMS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            _require(getattr(self, name) in known, name, getattr(self, name), "one of " + ", ".join(known))
+        _require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "at least 1, or nothing")
+        _require(
+            0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, f"in [0, epochs), epochs is {self.epochs}"
+        )
+        _require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", self.label_smoothing, "in [0, 1)")
         _check_common(self)
 
     @property
     def recipe_id(self) -> str:
-        """Names the recipe by content: equal for two trainings that differ only in data set and seeds."""
+        """Names the recipe by content: equal for two trainings that differ only in data set, seeds and what changes speed alone.
+
+        A setting that joined later counts only where it differs from its default, so recipes keep the ids that they had before.
+        """
         settings = to_dict(self)
-        for key in ("seed", "split_seed", "data"):
+        for key in ("seed", "split_seed", "data", "channels_last", "compile", "skip_bad_images"):
             del settings[key]
+        for setting in dataclasses.fields(self):
+            if setting.metadata.get("later") and settings[setting.name] == setting.default:
+                del settings[setting.name]
         return f"{self.recipe}-{content_id(settings)[:8]}"
 
 
-def _require(condition: bool, field: str, value: object, right: str) -> None:
+def _require(condition: bool, name: str, value: object, right: str) -> None:
     if not condition:
-        raise ConfigError(f"{field}: {value!r} is wrong, it must be {right}")
+        raise ConfigError(f"{name}: {value!r} is wrong, it must be {right}")
 
 
 def _check_common(config: SearchConfig | EvalConfig) -> None:
-    for field in ("train_images", "test_images"):
-        count = getattr(config, field)
-        _require(count is None or count >= 1, field, count, "at least 1, or nothing for all")
-    for field in ("channels", "batch_size"):
-        _require(getattr(config, field) >= 1, field, getattr(config, field), "at least 1")
-    for field in ("learning_rate", "gradient_clip"):
-        _require(getattr(config, field) > 0, field, getattr(config, field), "more than 0")
+    for name in ("train_images", "test_images"):
+        count = getattr(config, name)
+        _require(count is None or count >= 1, name, count, "at least 1, or nothing for all")
+    for name in ("channels", "batch_size"):
+        _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+    for name in ("learning_rate", "gradient_clip"):
+        _require(getattr(config, name) > 0, name, getattr(config, name), "more than 0")
     _require(config.weight_decay >= 0, "weight_decay", config.weight_decay, "at least 0")
 
 

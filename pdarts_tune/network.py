@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pdarts_tune.config import ConfigError
+from pdarts_tune.config import STEMS, ConfigError
 from pdarts_tune.genotype import CellGenotype, Genotype
 from pdarts_tune.ops import FURTHER_OPERATIONS, OPERATIONS, FactorizedReduce, ReLUConvBN
 from pdarts_tune.stages import reduction_cells
-
-STEMS = ("cifar", "imagenet")
 
 
 @dataclass(frozen=True)
