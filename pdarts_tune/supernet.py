@@ -6,7 +6,7 @@ keeps the operations that the search space gives it, so stages after pruning use
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -27,18 +27,25 @@ class Cell(nn.Module):
     """One cell: two preprocessed inputs, four nodes, the nodes concatenated. A reduction cell reads its inputs at stride 2."""
 
     def __init__(
-        self, operations: CellOps, before2: int, before1: int, channels: int, reduction: bool, reduction_before: bool
+        self,
+        operations: CellOps,
+        before2: int,
+        before1: int,
+        channels: int,
+        reduction: bool,
+        reduction_before: bool,
+        share: int = 1,
     ) -> None:
         super().__init__()
         self.operations = operations
-        self.channels = channels
+        self.channels = channels // share  # that operations work on; `partial.py` lets the rest pass by
         self.reduction = reduction
         self.reduction_before = reduction_before
         adapt = FactorizedReduce if reduction_before else ReLUConvBN
         self.preprocess0 = adapt(before2, channels, affine=False)
         self.preprocess1 = ReLUConvBN(before1, channels, affine=False)
         self.edges = nn.ModuleList(
-            nn.ModuleDict({name: OPERATIONS[name](channels, self.stride(edge), False) for name in names})
+            nn.ModuleDict({name: OPERATIONS[name](self.channels, self.stride(edge), False) for name in names})
             for edge, names in enumerate(operations)
         )
 
@@ -123,6 +130,7 @@ class Supernet(nn.Module):
         *,
         alpha_init_scale: float = 1e-3,
         evaluation: Literal["fast", "plain"] = "fast",
+        make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
     ) -> None:
         super().__init__()
         if evaluation not in ("fast", "plain"):
@@ -139,7 +147,7 @@ class Supernet(nn.Module):
             reduction = index in reduction_cells(num_cells)
             channels *= 1 + reduction
             operations = space.reduce if reduction else space.normal
-            self.cells.append(Cell(operations, before2, before1, channels, reduction, reduction_before))
+            self.cells.append(make_cell(operations, before2, before1, channels, reduction, reduction_before))
             before2, before1, reduction_before = before1, NUM_NODES * channels, reduction
         self.classifier = nn.Linear(before1, num_classes)
         for cell_type, operations in (("normal", space.normal), ("reduce", space.reduce)):
@@ -171,7 +179,7 @@ class Supernet(nn.Module):
         """The weights of the candidate operations: the softmax of each edge's alphas, zero in the padding."""
         normal, reduce = (
             alphas.masked_fill(~kept, -torch.inf).softmax(dim=-1)
-            for alphas, kept in zip(self.arch_parameters(), (self.kept_normal, self.kept_reduce), strict=True)
+            for alphas, kept in ((self.alphas_normal, self.kept_normal), (self.alphas_reduce, self.kept_reduce))
         )
         return normal, reduce
 
@@ -196,14 +204,18 @@ class Supernet(nn.Module):
         )
         return normal, reduce
 
-    def forward(self, images: Tensor, mixing: Mixing | None = None) -> Tensor:
-        """Logits. `mixing` replaces the softmax of the alphas, e.g. by `one_hot_mixing`; its padding must be zero."""
-        normal, reduce = self.mixing() if mixing is None else mixing
+    def spread(self, mixing: Mixing) -> list[Tensor]:
+        """The weights of each cell: those of its type."""
+        return [mixing[cell.reduction] for cell in self._cells()]
+
+    def forward(self, images: Tensor, mixing: Mixing | list[Tensor] | None = None) -> Tensor:
+        """Logits. `mixing` replaces the softmax of the alphas, e.g. by `one_hot_mixing`; its padding must be zero. A list has the
+        weights of every cell, as from `spread`."""
+        mixing = self.mixing() if mixing is None else mixing
         stem = self.stem(images)
         before2: Images = (stem,)
         before1 = before2
-        for cell in self._cells():
-            weights = reduce if cell.reduction else normal
+        for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
             masks = self._skip_masks(cell, before1[0])
             kept = 1.0 - self.skip_dropout
             if self.evaluation == "fast":
