@@ -91,7 +91,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
     """
     folder = settings.results.absolute() / plan.study.name
     definition = _check_inputs(plan, settings)
-    with _exclusive(folder), _terminate_like_interrupt():
+    with _exclusive(folder):
         (folder / "study.json.tmp").write_text(json.dumps(definition, indent=1))
         (folder / "study.json.tmp").replace(folder / "study.json")
 
@@ -103,6 +103,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         with (
             BackgroundMirror(mirror) as background,
             open_sweep(folder, settings.address, settings.gpus_per_trial, settings.max_failures, background.touch) as sweep,
+            _terminate_like_interrupt(),  # after Ray's start, which installs a handler that aborts
         ):
             failed = _run(plan.searches(), "searches", "trials", plan, folder, sweep)
             failed += _run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations", plan, folder, sweep)
