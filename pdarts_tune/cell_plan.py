@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,19 @@ POOLS = ("max_pool_3x3", "avg_pool_3x3")
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Consecutive convolution branches that are evaluated side by side."""
+
+    branches: slice
+    nodes: tuple[int, ...]
+    kernels: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.nodes)
+
+
+@dataclass(frozen=True)
 class StatePlan:
     """The operations on the edges that leave one state; edges as positions in EDGES."""
 
@@ -27,6 +39,9 @@ class StatePlan:
     pools: tuple[tuple[tuple[int, PoolBN], ...], ...]  # as POOLS
     skips: tuple[int, ...]  # skip-connects of stride 1
     mixed: tuple[tuple[int, str], ...]  # (edge, operation) of everything above, in order: where the mixing weights are
+
+    separable_chunks: tuple[tuple[Chunk, ...], tuple[Chunk, ...]]  # one branch each; all side by side
+    dilated_chunks: tuple[tuple[Chunk, ...], tuple[Chunk, ...]]  # these branches come after the separable ones
 
     def parameters(self) -> list[Tensor]:
         """Grouped as `split` takes them apart."""
@@ -80,17 +95,34 @@ def _plan_state(edges: Sequence[dict[str, nn.Module]], source: int, stride: int)
         tuple(modules(pool) for pool in pools),
         tuple(edge for edge, _ in skips) if stride == 1 else (),
         (*separable, *dilated, *(skips if stride == 2 else ()), *pools[0], *pools[1], *(skips if stride == 1 else ())),
+        _chunks(separable, 0),
+        _chunks(dilated, len(separable)),
     )
 
 
-def mixing_order(plans: Sequence[StatePlan], operations: CellOps) -> tuple[Tensor, Tensor]:
-    """Where the planned operations are in the flattened mixing weights, and back; operations without a place go to the end."""
+def _chunks(branches: list[tuple[int, str]], start: int) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...]]:
+    nodes = tuple(EDGES[edge][1] for edge, _ in branches)
+    kernels = tuple(int(name[-1]) for _, name in branches)
+    single = tuple(
+        Chunk(slice(start + index, start + index + 1), nodes[index : index + 1], kernels[index : index + 1])
+        for index in range(len(branches))
+    )
+    return single, (Chunk(slice(start, start + len(branches)), nodes, kernels),) if branches else ()
+
+
+def mixing_order(plans: Sequence[StatePlan], operations: CellOps) -> tuple[Tensor, Tensor, Tensor]:
+    """Three constants of a cell: where the planned operations are in the flattened mixing weights; the way back, in which
+    operations that are not planned get the position behind the last; and, per planned operation, its node as a one-hot row.
+    """
     width = max(len(names) for names in operations)
     order = [edge * width + operations[edge].index(name) for plan in plans for edge, name in plan.mixed]
     inverse = [len(order)] * (len(operations) * width)
     for position, flat in enumerate(order):
         inverse[flat] = position
-    return torch.tensor(order, dtype=torch.long), torch.tensor(inverse)
+    nodes = [EDGES[edge][1] for plan in plans for edge, _ in plan.mixed]
+    incidence = torch.zeros(len(order), NUM_NODES)
+    incidence[range(len(order)), nodes] = 1
+    return torch.tensor(order, dtype=torch.long), torch.tensor(inverse), incidence
 
 
 def split(items: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
@@ -140,29 +172,3 @@ def running_statistics(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]
 def _buffer(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
     return tensor
-
-
-def pack(tree: Any, tensors: list[Tensor]) -> Any:
-    """The tree of dataclasses, lists and tuples with each tensor moved to `tensors` and its position left in its place."""
-    if isinstance(tree, Tensor):
-        tensors.append(tree)
-        return len(tensors) - 1
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        values = {item.name: pack(getattr(tree, item.name), tensors) for item in dataclasses.fields(tree)}
-        return type(tree)(**values)
-    if isinstance(tree, list | tuple):
-        return [pack(item, tensors) for item in tree]
-    assert tree is None
-    return None
-
-
-def unpack(tree: Any, tensors: Sequence[Tensor]) -> Any:
-    """The inverse of `pack`; tuples come back as lists."""
-    if isinstance(tree, int):
-        return tensors[tree]
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        values = {item.name: unpack(getattr(tree, item.name), tensors) for item in dataclasses.fields(tree)}
-        return type(tree)(**values)
-    if isinstance(tree, list):
-        return [unpack(item, tensors) for item in tree]
-    return None

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pdarts_tune.cell_backward import AdaptFunction, CellFunction
+from pdarts_tune.cell_backward import AdaptFunction, CellFunction, Settings
 from pdarts_tune.cell_plan import mixing_order, plan_states
 from pdarts_tune.genotype import CellGenotype, Genotype, Probs
 from pdarts_tune.ops import OPERATIONS, FactorizedReduce, ReLUConvBN
@@ -49,10 +49,12 @@ class Cell(nn.Module):
             for edge, names in enumerate(operations)
         )
 
+        self.recompute = False  # keep less for backward, see `cell_backward`
         self._plans = plan_states(self.edges, reduction)
-        order, inverse = mixing_order(self._plans, operations)
+        order, inverse, incidence = mixing_order(self._plans, operations)
         self.register_buffer("mixing_order", order, persistent=False)
         self.register_buffer("mixing_inverse", inverse, persistent=False)
+        self.register_buffer("incidence", incidence, persistent=False)
 
     def stride(self, edge: int) -> int:
         return 2 if self.reduction and EDGES[edge][0] < 2 else 1
@@ -90,18 +92,10 @@ class Cell(nn.Module):
         state0 = AdaptFunction.apply(self.preprocess0.bn, self.training, len(weights0), *weights0, *before2)
         state1 = AdaptFunction.apply(self.preprocess1.bn, self.training, 1, *weights1, *before1)
         parameters = [parameter for plan in self._plans for parameter in plan.parameters()]
-        return CellFunction.apply(
-            self._plans,
-            self.mixing_order,
-            self.mixing_inverse,
-            self.training,
-            skip_masks,
-            kept,
-            weights,
-            state0,
-            state1,
-            *parameters,
-        )
+        settings = Settings(self.training, self.recompute, kept)
+        constants = self.mixing_order, self.mixing_inverse, self.incidence
+        nodes: Images = CellFunction.apply(self._plans, settings, constants, skip_masks, weights, state0, state1, *parameters)
+        return nodes
 
 
 class Supernet(nn.Module):
@@ -130,6 +124,7 @@ class Supernet(nn.Module):
         *,
         alpha_init_scale: float = 1e-3,
         evaluation: Literal["fast", "plain"] = "fast",
+        recompute: bool = False,
         make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
     ) -> None:
         super().__init__()
@@ -147,7 +142,9 @@ class Supernet(nn.Module):
             reduction = index in reduction_cells(num_cells)
             channels *= 1 + reduction
             operations = space.reduce if reduction else space.normal
-            self.cells.append(make_cell(operations, before2, before1, channels, reduction, reduction_before))
+            cell = make_cell(operations, before2, before1, channels, reduction, reduction_before)
+            cell.recompute = recompute
+            self.cells.append(cell)
             before2, before1, reduction_before = before1, NUM_NODES * channels, reduction
         self.classifier = nn.Linear(before1, num_classes)
         for cell_type, operations in (("normal", space.normal), ("reduce", space.reduce)):
