@@ -1,76 +1,60 @@
-"""Data sets, splits, and batches that live on the device: images stay uint8 there.
+"""Data sets by name, loaded and checked. What the rest of the platform needs of data is imported from here.
 
-A data set's name says where it comes from: `digits`, or `parquet:PATH` for a folder of Parquet files (see parquet.py).
+| name | what it is |
+|---|---|
+| `digits` | scikit-learn's 1,797 scans of handwritten digits, embedded |
+| `cifar10`, `cifar100` | below the data folder (cache.py), downloaded there if there is internet |
+| `imagenet` | train/ and val/ with a folder a class, in the folder imagenet of the data folder |
+| `folder:PATH` | the same layout in any folder, train/ and test/ or val/ (folders.py) |
+| `parquet:PATH` | a folder with Parquet files as on the Hugging Face hub, train and test or val (parquet.py) |
+
+Without an `image_size` a set's images must be square and of one size; they live on the device whole, and augmentation shifts
+them. With one (recipes for ImageNet have it) they may have any shape: they stream from files, cropped at random to that size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from pdarts_tune.augmentation import cutout, flip, shift
+from pdarts_tune.array_sets import CIFAR, ArrayImages, read_cifar, read_digits
+from pdarts_tune.batches import Batches
+from pdarts_tune.cache import data_folder
 from pdarts_tune.config import ConfigError
-from pdarts_tune.parquet import ParquetImages, decode_rows, find_files, image_layout, open_images
+from pdarts_tune.decoding import image_layout
+from pdarts_tune.folders import FolderImages, open_folders
+from pdarts_tune.parquet import ParquetImages, find_files, open_images
+from pdarts_tune.ranges import count_shared, unpack
+from pdarts_tune.resident import ImageSet, check_resident, count_equal, decode_part, pixel_moments
+from pdarts_tune.splits import Dataset, Part, Split, first_of_each_class, split_train, stratified_order
+from pdarts_tune.streaming import StreamedSet, sample_moments
 
-KNOWN = "digits, parquet:PATH (a folder that holds train.parquet and test.parquet)"
+__all__ = [
+    "Batches",
+    "Dataset",
+    "DatasetInfo",
+    "ImageSet",
+    "Part",
+    "Split",
+    "StreamedSet",
+    "check_dataset",
+    "load_dataset",
+    "split_train",
+]
+
+KNOWN = (
+    "digits, cifar10, cifar100, imagenet, folder:PATH (holds train/ and val/), parquet:PATH (holds train.parquet and test.parquet)"
+)
 DIGITS_TEST_FRACTION = 0.2
 
+# Of ImageNet's training images, as everybody normalises them: https://pytorch.org/vision/stable/models.html
+IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images and what they show."""
-
-    images: Tensor  # uint8 (N, C, H, W)
-    labels: Tensor  # int64 (N,)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, indices: Tensor) -> ImageSet:
-        """The images at `indices`, int64 (M,), in that order."""
-        return ImageSet(self.images[indices], self.labels[indices])
-
-    def joined(self, other: ImageSet) -> ImageSet:
-        """These images, then the other's."""
-        return ImageSet(torch.cat((self.images, other.images)), torch.cat((self.labels, other.labels)))
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training and test images of square shape, with what is needed to normalise and augment them."""
-
-    name: str
-    train: ImageSet
-    test: ImageSet
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]  # per channel, of the training images scaled to [0, 1]
-    std: tuple[float, ...]
-    flip: bool  # whether an image seen in a mirror keeps its class
-
-    @property
-    def in_channels(self) -> int:
-        return self.train.images.shape[1]
-
-    @property
-    def image_size(self) -> int:
-        """Height and width, in pixels."""
-        return self.train.images.shape[-1]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def pad(self) -> int:
-        """How far augmentation shifts an image, in pixels: 4 at 32 pixels, as is usual on CIFAR, in proportion elsewhere."""
-        return self.image_size // 8
+Images = ArrayImages | FolderImages | ParquetImages
 
 
 @dataclass(frozen=True)
@@ -85,249 +69,156 @@ class DatasetInfo:
 
 
 @dataclass(frozen=True)
-class Split:
-    """The training images in three parts: those that train the weights, those that train the alphas, those held out."""
+class _Opened:
+    """A data set whose labels are known and checked; encoded images are not decoded yet."""
 
-    weights: ImageSet
-    alphas: ImageSet
-    validation: ImageSet
+    train: Images
+    test: Images
+    class_names: tuple[str, ...]
+    mirror: bool
 
 
-def check_dataset(name: str, train_images: int | None = None, test_images: int | None = None) -> DatasetInfo:
-    """Checks a data set before anything is spent on it: names, metadata and all labels; decodes one image.
+def check_dataset(
+    name: str, train_images: int | None = None, test_images: int | None = None, image_size: int | None = None
+) -> DatasetInfo:
+    """Checks a data set before anything is spent on it: names, metadata and all labels; decodes one image. Downloads CIFAR.
 
     The counts that it returns are those of the whole set; `train_images` and `test_images` are only checked against them.
 
     Raises:
-        ConfigError: what `load_dataset` would raise, but for images other than the first that cannot be decoded.
+        ConfigError: what `load_dataset` would raise, but for images other than the first that cannot be used.
     """
-    if name == "digits":
-        everything = _digits()
-        test = round(DIGITS_TEST_FRACTION * len(everything))
-        info = DatasetInfo(1, everything.images.shape[-1], 10, len(everything) - test, test)
-    else:
-        train_file, test_file, class_names = _open_folder(name)
-        channels, side = image_layout(train_file)
-        info = DatasetInfo(channels, side, len(class_names), len(train_file.labels), len(test_file.labels))
-    _check_count("train_images", train_images, info.train_images, name)
-    _check_count("test_images", test_images, info.test_images, name)
-    return info
+    opened = _open(name, 0)
+    counts = []
+    channels, side = _layout(name, opened.train, image_size)
+    for field, asked, part in (("train_images", train_images, opened.train), ("test_images", test_images, opened.test)):
+        counts.append(len(part.labels))
+        taken = _checked_count(field, asked, len(part.labels), name)
+        if image_size is None:
+            check_resident(taken, channels, side)
+    return DatasetInfo(channels, side, len(opened.class_names), *counts)
 
 
-def load_dataset(name: str, split_seed: int = 0, train_images: int | None = None, test_images: int | None = None) -> Dataset:
-    """Loads a data set into memory.
+def load_dataset(
+    name: str,
+    split_seed: int = 0,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    image_size: int | None = None,
+    *,
+    skip_bad_images: bool = False,
+) -> Dataset:
+    """Opens a data set: decodes it into memory (or maps what was decoded before), or, with `image_size`, prepares it to stream.
 
-    `digits` are scikit-learn's 1,797 scans of handwritten digits, 8x8 pixels, one channel; a stratified fifth of them, drawn by
-    `split_seed`, is the test part. Sets of Parquet files come with a test part, and `split_seed` plays no role.
+    A stratified fifth of `digits`, drawn by `split_seed`, is the test part. Other sets come with one, and `split_seed` plays no
+    role. `train_images` and `test_images` take so many images, the same number of each class as far as possible, the first in
+    the file. Grayscale images of a colour set get three equal channels, transparency is ignored. `skip_bad_images` leaves out
+    images that cannot be used, and warns of their number; one such image is else an error.
 
-    `train_images` and `test_images` take so many images, the same number of each class as far as possible, the first in the
-    file. Grayscale images of a colour set get three equal channels, transparency is ignored.
+    Warns of test images that are among the training images too: equal pixels, or for a set that streams equal files (sets of
+    more than `ranges.SHARED_LIMIT` images are not searched).
 
     Raises:
         ConfigError: an unknown name, a file missing or damaged, a label or an image that cannot be used, more images asked for
-            than there are. One line that names the file and the row.
+            than there are, images that differ in size or are too many to live on a device and no `image_size`. One line that
+            names the file, and the row if it has rows.
     """
-    if name == "digits":
-        everything = _digits()
-        order = _stratified_order(everything.labels, _seeded(split_seed))
-        test_count = round(DIGITS_TEST_FRACTION * len(everything))
-        train = everything.select(order[test_count:].sort().values)
-        test = everything.select(order[:test_count].sort().values)
-        _check_count("train_images", train_images, len(train), name)
-        _check_count("test_images", test_images, len(test), name)
-        train = train.select(torch.from_numpy(_first_of_each_class(train.labels.numpy(), train_images)))
-        test = test.select(torch.from_numpy(_first_of_each_class(test.labels.numpy(), test_images)))
-        class_names = tuple(str(digit) for digit in range(10))
+    opened = _open(name, split_seed)
+    train_count = _checked_count("train_images", train_images, len(opened.train.labels), name)
+    test_count = _checked_count("test_images", test_images, len(opened.test.labels), name)
+    channels, side = _layout(name, opened.train, image_size)
+    train: Part
+    test: Part
+    if image_size is None:
+        train = resident_train = _load(opened.train, train_count, channels, side, skip_bad_images, opened.class_names)
+        test = resident_test = _load(opened.test, test_count, channels, side, skip_bad_images, opened.class_names)
+        mean, std = pixel_moments(resident_train.images)
+        shared = count_equal(resident_train, resident_test)
     else:
-        train_file, test_file, class_names = _open_folder(name)
-        _check_count("train_images", train_images, len(train_file.labels), name)
-        _check_count("test_images", test_images, len(test_file.labels), name)
-        channels, side = image_layout(train_file)
-        train, test = (
-            _read(file, _first_of_each_class(file.labels, count), channels, side)
-            for file, count in ((train_file, train_images), (test_file, test_images))
-        )
-    mean, std = _moments(train.images, name)
-    # A digit in a mirror is another sign; photographs of things are not hurt.
-    return Dataset(name, train, test, class_names, mean, std, flip=name != "digits")
-
-
-def split_train(images: ImageSet, split_seed: int, validation_fraction: float) -> Split:
-    """Parts the training images at random, each class in proportion: validation first, the rest halved for weights and alphas.
-
-    With `validation_fraction` 0 the validation part *is* the alphas' part, the protocol of DARTS and P-DARTS. Otherwise the three
-    parts are disjoint, and together are all the images. The same seed gives the same parts.
-
-    Raises:
-        ConfigError: so few images that a part would be empty.
-    """
-    order = _stratified_order(images.labels, _seeded(split_seed))
-    held_out = round(validation_fraction * len(order))
-    half = held_out + (len(order) - held_out + 1) // 2
-    parts = [part.sort().values for part in (order[:held_out], order[held_out:half], order[half:])]
-    if validation_fraction == 0.0:
-        parts[0] = parts[2]
-    for part, purpose in zip(parts, ("validation", "weights", "alphas"), strict=True):
-        if len(part) == 0:
-            raise ConfigError(
-                f"validation_fraction: {validation_fraction} of {len(order)} training images leaves none for {purpose}; "
-                f"take more images or another fraction"
-            )
-    validation, weights, alphas = (images.select(part) for part in parts)
-    return Split(weights, alphas, validation)
-
-
-class Batches:
-    """One part of a data set on the device: images stay uint8 there, and become normalised float32 batch by batch.
-
-    Raises:
-        ConfigError: a cutout as large as the images, which would blank them.
-        ValueError: a cutout without augmentation.
-    """
-
-    def __init__(
-        self, images: ImageSet, dataset: Dataset, batch_size: int, device: torch.device, *, augment: bool, cutout: int = 0
-    ) -> None:
-        if cutout >= dataset.image_size:
-            raise ConfigError(
-                f"cutout: {cutout} would blank {dataset.name}'s images, it must be less than {dataset.image_size} pixels"
-            )
-        if cutout and not augment:
-            raise ValueError(f"cutout: {cutout} is augmentation, and augment is off")
-        self.images = images.images.to(device)
-        self.labels = images.labels.to(device)
-        self.batch_size = batch_size
-        self._augment = augment
-        self._cutout = cutout
-        self._pad = dataset.pad
-        self._flip = dataset.flip
-        self._scale = torch.tensor([255.0 * std for std in dataset.std], device=device).view(-1, 1, 1)
-        self._offset = torch.tensor([255.0 * mean for mean in dataset.mean], device=device).view(-1, 1, 1)
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
-
-    def __len__(self) -> int:
-        """Batches in an epoch. The last one is smaller if need be, but left out if it were a single image: batch norm
-        cannot train on one."""
-        whole, rest = divmod(len(self.labels), self.batch_size)
-        return whole + (rest > 1)
-
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images float32 (B, C, H, W), labels int64 (B,)) once through the part, shuffled, augmented if this part is.
-
-        All randomness comes from the generator, which may be on the CPU or on the images' device: the same state, the same epoch.
-
-        Raises:
-            ConfigError: batches of a single image.
-        """
-        if self.batch_size == 1 or len(self) == 0:
-            raise ConfigError(
-                f"batch_size: {self.batch_size} of {len(self.labels)} images gives batches of one image, "
-                f"batch norm needs at least 2 to train"
-            )
-        order = torch.randperm(len(self.labels), generator=generator, device=generator.device).to(self.labels.device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            indices = order[start : start + self.batch_size]
-            images = self._normalise(self.images[indices])
-            if self._augment:
-                images = shift(images, self._pad, generator)
-                if self._flip:
-                    images = flip(images, generator)
-                if self._cutout:
-                    images = cutout(images, self._cutout, generator)
-            yield images, self.labels[indices]
-
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields every image once, in file order and never augmented, in the same form: for validation and test."""
-        for start in range(0, len(self.labels), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield self._normalise(self.images[part]), self.labels[part]
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        return (images.float() - self._offset) / self._scale
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """A random order of which every stretch holds the classes in proportion: shuffled, then sorted by quantile in the class."""
-    shuffled = torch.randperm(len(labels), generator=generator)
-    ranks, sizes = _ranks(labels[shuffled].numpy())
-    return shuffled[torch.from_numpy(np.argsort((ranks + 0.5) / sizes, kind="stable"))]
-
-
-def _first_of_each_class(labels: NDArray[np.int64], count: int | None) -> NDArray[np.int64]:
-    """The rows, ascending, of the first `count` images when the classes take turns; all rows if `count` is None."""
-    if count is None:
-        return np.arange(len(labels))
-    ranks, _ = _ranks(labels)
-    return np.sort(np.argsort(ranks, kind="stable")[:count])
-
-
-def _ranks(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each image how many of its class come before it, and how large its class is."""
-    by_class = np.argsort(labels, kind="stable")
-    sizes = np.bincount(labels)
-    first = np.cumsum(sizes) - sizes
-    ranks = np.empty_like(labels)
-    ranks[by_class] = np.arange(len(labels)) - first[labels[by_class]]
-    return ranks, sizes[labels]
-
-
-@lru_cache(maxsize=1)
-def _digits() -> ImageSet:
-    from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
-
-
-def _open_folder(name: str) -> tuple[ParquetImages, ParquetImages, tuple[str, ...]]:
-    kind, _, path = name.partition(":")
-    if kind != "parquet" or not path:
-        raise ConfigError(f"data: unknown data set {name!r}, known are {KNOWN}")
-    train, test = (open_images(file) for file in find_files(Path(path).expanduser()))
-    names = train.class_names or test.class_names or tuple(str(label) for label in range(int(train.labels.max()) + 1))
-    for file in (train, test):
-        if file.class_names not in (None, names):
-            raise ConfigError(f"{file.path}: its class names are not those of {train.path}")
-        wrong = file.labels >= len(names)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise ConfigError(f"{file.path}, row {row}: label {file.labels[row]} is out of range, there are {len(names)} classes")
-        empty = np.flatnonzero(np.bincount(file.labels, minlength=len(names)) == 0)
-        if len(empty):
-            raise ConfigError(f"{file.path}: class {empty[0]} ({names[empty[0]]}) has no image")
-    return train, test, names
-
-
-def _read(file: ParquetImages, rows: NDArray[np.int64], channels: int, side: int) -> ImageSet:
-    return ImageSet(torch.from_numpy(decode_rows(file, rows, channels, side)), torch.from_numpy(file.labels[rows]))
-
-
-def _check_count(field: str, asked: int | None, there: int, name: str) -> None:
-    if asked is not None and not 1 <= asked <= there:
-        raise ConfigError(f"{field}: {asked} asked for, {name} has {there}")
-
-
-def _moments(images: Tensor, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images scaled to [0, 1], from counts: exact for any number of images."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        shares = counts / counts.sum()
-        mean = (shares * values).sum()
-        std = (shares * (values - mean) ** 2).sum().sqrt().item()
-        if std == 0.0:
+        train = streamed_train = _stream(opened.train, train_count, channels, side, skip_bad_images)
+        test = streamed_test = _stream(opened.test, test_count, channels, side, skip_bad_images)
+        mean, std = IMAGENET_MOMENTS if name == "imagenet" else sample_moments(streamed_train)
+        shared = count_shared(streamed_train.source, streamed_test.source)
+    if shared:
+        warnings.warn(f"data: {shared} of {name}'s test images are among its training images too", stacklevel=2)
+    for channel, value in enumerate(std):
+        if value == 0.0:
             raise ConfigError(
                 f"data: channel {channel} of {name}'s training images has one value everywhere, nothing can be learnt"
             )
-        means.append(mean.item())
-        stds.append(std)
-    return tuple(means), tuple(stds)
+    return Dataset(name, train, test, opened.class_names, mean, std, opened.mirror)
+
+
+def _open(name: str, split_seed: int) -> _Opened:
+    kind, _, path = name.partition(":")
+    if name == "digits":
+        digits = read_digits()
+        order = stratified_order(torch.from_numpy(digits.labels), torch.Generator().manual_seed(split_seed)).numpy()
+        test_count = round(DIGITS_TEST_FRACTION * len(order))
+        train, test = (
+            ArrayImages(digits.images[rows], digits.labels[rows]) for rows in map(np.sort, (order[test_count:], order[:test_count]))
+        )
+        # A digit in a mirror is another sign; photographs of things are not hurt.
+        return _Opened(train, test, tuple(str(digit) for digit in range(10)), mirror=False)
+    if name in CIFAR:
+        return _Opened(*read_cifar(name), mirror=True)
+    if kind == "parquet" and path:
+        return _checked(*map(open_images, find_files(Path(path).expanduser())))
+    if name == "imagenet" or (kind == "folder" and path):
+        return _checked(*open_folders(Path(path).expanduser() if path else data_folder() / name, name))
+    raise ConfigError(f"data: unknown data set {name!r}, known are {KNOWN}")
+
+
+def _checked(train: FolderImages | ParquetImages, test: FolderImages | ParquetImages) -> _Opened:
+    names = train.class_names or test.class_names or tuple(str(label) for label in range(int(train.labels.max()) + 1))
+    for part in (train, test):
+        if part.class_names not in (None, names):
+            raise ConfigError(f"{part.place}: its class names are not those of {train.place}")
+        wrong = part.labels >= len(names)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ConfigError(f"{part.where(row)}: label {part.labels[row]} is out of range, there are {len(names)} classes")
+        empty = np.flatnonzero(np.bincount(part.labels, minlength=len(names)) == 0)
+        if len(empty):
+            raise ConfigError(f"{part.place}: class {empty[0]} ({names[empty[0]]}) has no image")
+    if None not in (train.mirror, test.mirror) and train.mirror != test.mirror:
+        raise ConfigError(f"{test.place}: mirror is {test.mirror}, in {train.place} it is {train.mirror}")
+    return _Opened(train, test, names, mirror=False not in (train.mirror, test.mirror))
+
+
+def _checked_count(field: str, asked: int | None, there: int, name: str) -> int:
+    if asked is not None and not 1 <= asked <= there:
+        raise ConfigError(f"{field}: {asked} asked for, {name} has {there}")
+    return there if asked is None else asked
+
+
+def _layout(name: str, images: Images, image_size: int | None) -> tuple[int, int]:
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"image_size: {image_size} is wrong, it must be at least 1, or nothing for the images' own")
+    if not isinstance(images, ArrayImages):
+        return image_layout(images, image_size)
+    _, channels, _, side = images.images.shape
+    if image_size is not None:
+        raise ConfigError(f"image_size: {name}'s images have {side} pixels and do not stream, leave image_size out")
+    return channels, side
+
+
+def _load(images: Images, count: int, channels: int, side: int, skip_bad: bool, class_names: tuple[str, ...]) -> ImageSet:
+    rows = first_of_each_class(images.labels, count)
+    if isinstance(images, ArrayImages):
+        part = ImageSet(torch.from_numpy(images.images), torch.from_numpy(images.labels))
+        return part if count == len(part) else part.select(torch.from_numpy(rows))
+    part, skipped = decode_part(images, rows, channels, side, skip_bad=skip_bad)
+    if skipped:
+        warnings.warn(f"data: left out {len(skipped)} images that cannot be used, the first is {skipped[0]}", stacklevel=3)
+        lost = set(images.labels[rows].tolist()) - set(part.labels.tolist())
+        if lost:
+            raise ConfigError(f"{images.place}: class {min(lost)} ({class_names[min(lost)]}) has no image that can be used")
+    return part
+
+
+def _stream(images: Images, count: int, channels: int, side: int, skip_bad: bool) -> StreamedSet:
+    assert not isinstance(images, ArrayImages), "_layout refuses them"
+    rows = torch.from_numpy(first_of_each_class(images.labels, count))
+    source = unpack(images) if isinstance(images, ParquetImages) else images
+    return StreamedSet(source, rows, torch.from_numpy(images.labels)[rows], channels, side, skip_bad)

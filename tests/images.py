@@ -34,10 +34,10 @@ def write_parquet(path, images, labels, metadata=None, plain=False, rows_per_gro
     pq.write_table(table, path, row_group_size=rows_per_group)
 
 
-def write_image_set(folder, train=40, test=20, size=8, channels=3, classes=("ant", "bee"), test_name="test.parquet"):
+def write_image_set(folder, train=40, test=20, size=8, channels=3, classes=("ant", "bee"), test_name="test.parquet", test_seed=1):
     """A folder with a training and a test file of random images; the labels take turns. Returns the data set's name."""
     folder.mkdir(exist_ok=True)
-    for name, count, seed in (("train.parquet", train, 0), (test_name, test, 1)):
+    for name, count, seed in (("train.parquet", train, 0), (test_name, test, test_seed)):
         write_parquet(
             folder / name,
             [encode(image) for image in pixels(count, size, channels, seed)],

@@ -97,14 +97,16 @@ def test_plain_bytes_columns_and_val_parquet_are_read_too(tmp_path):
 
 
 def test_class_names_come_from_hugging_face_metadata_or_are_numbers(tmp_path):
-    images = [encode(image) for image in pixels(4)]
+    images = {
+        file: [encode(image) for image in pixels(4, seed=seed)] for seed, file in enumerate(("train.parquet", "test.parquet"))
+    }
     label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
     metadata = {"huggingface": {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}}
-    for file in ("train.parquet", "test.parquet"):
-        write_parquet(tmp_path / file, images, [0, 1, 1, 0], metadata)
+    for file in images:
+        write_parquet(tmp_path / file, images[file], [0, 1, 1, 0], metadata)
     assert load_dataset(f"parquet:{tmp_path}").class_names == ("cat", "dog")
-    for file in ("train.parquet", "test.parquet"):
-        write_parquet(tmp_path / file, images, [0, 1, 2, 0])
+    for file in images:
+        write_parquet(tmp_path / file, images[file], [0, 1, 2, 0])
     assert load_dataset(f"parquet:{tmp_path}").class_names == ("0", "1", "2")
 
 
@@ -189,10 +191,10 @@ def test_cifar10_has_the_published_mean_and_std():
 # Bad input
 
 
-@pytest.mark.parametrize("name", ["cifar10", "", "parquet", "parquet:", "digits:8"])
+@pytest.mark.parametrize("name", ["cifar", "", "parquet", "parquet:", "folder:", "digits:8"])
 def test_unknown_names_are_refused_with_the_known_ones(name):
     for function in (check_dataset, load_dataset):
-        with pytest.raises(ConfigError, match=r"unknown data set .* known are digits, parquet:PATH") as caught:
+        with pytest.raises(ConfigError, match=r"unknown data set .* known are digits, cifar10, .*parquet:PATH") as caught:
             function(name)
         assert "\n" not in str(caught.value)
 

@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_training_and_another_seed_another():
     other = trained(dataclasses.replace(TINY, seed=1))
     assert not same_weights(first, other)
     assert torch.equal(first.dataset.test.images, other.dataset.test.images)
-    assert torch.equal(first.validation_batches.images, other.validation_batches.images)
+    assert torch.equal(first.validation_batches.part.images, other.validation_batches.part.images)
 
 
 def test_training_leaves_the_global_generator_alone():
@@ -101,7 +101,7 @@ def test_training_validation_and_test_images_are_apart_and_complete():
     evaluation = Evaluation(GENOTYPE, TINY, CPU)
     train, validation, test = (
         {image.numpy().tobytes() for image in images}
-        for images in (evaluation.batches.images, evaluation.validation_batches.images, evaluation.dataset.test.images)
+        for images in (evaluation.batches.part.images, evaluation.validation_batches.part.images, evaluation.dataset.test.images)
     )
     assert (len(train), len(validation), len(test)) == (60, 20, 30)
     assert not train & validation
@@ -111,7 +111,7 @@ def test_training_validation_and_test_images_are_apart_and_complete():
 
 def test_without_a_validation_part_all_training_images_train():
     evaluation = Evaluation(GENOTYPE, dataclasses.replace(TINY, validation_fraction=0.0, epochs=1), CPU)
-    assert len(evaluation.batches.labels) == 80
+    assert len(evaluation.batches.part) == 80
     (record,) = evaluation.epochs()
     assert math.isnan(record.validation_accuracy)
 
@@ -119,7 +119,7 @@ def test_without_a_validation_part_all_training_images_train():
 def test_test_images_play_no_part_in_training(tmp_path):
     config = dataclasses.replace(TINY, data=write_image_set(tmp_path), train_images=None, test_images=None, epochs=1)
     first = trained(config)
-    (tmp_path / "test.parquet").write_bytes((tmp_path / "train.parquet").read_bytes())
+    write_image_set(tmp_path, test=40, test_seed=2)
     second = trained(config)
     assert same_weights(first, second)
     assert without_time(first.records) == without_time(second.records)
