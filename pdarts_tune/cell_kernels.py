@@ -68,31 +68,48 @@ def add_row(matrix: Tensor, row: Tensor, width: int) -> Tensor:
 
 def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
     """Depthwise convolution that keeps the image size (divided by the stride)."""
+    weight = within(weight, x.shape, dilation)
     padding = dilation * (weight.shape[-1] // 2)
     return channels_last(F.conv2d(x, weight, None, stride, padding, dilation, weight.shape[0]))
 
 
-def depthwise_input_grad(grad: Tensor, weight: Tensor, size: torch.Size, stride: int = 1, dilation: int = 1) -> Tensor:
-    """The gradient of the input, whose height and width end `size`."""
+def depthwise_input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int = 1, dilation: int = 1) -> Tensor:
+    """The gradient of the input, whose shape is `shape`."""
     if stride == 1:
         return depthwise(grad, weight.flip(2, 3), 1, dilation)
+    weight = within(weight, shape, dilation)
     padding = dilation * (weight.shape[-1] // 2)
     reached = [(n - 1) * stride + 1 for n in grad.shape[-2:]]  # pixels of the input between the first and last window centre
-    beyond = [size[-2] - reached[0], size[-1] - reached[1]]
+    beyond = [shape[-2] - reached[0], shape[-1] - reached[1]]
     return channels_last(F.conv_transpose2d(grad, weight, None, stride, padding, beyond, weight.shape[0], dilation))
 
 
 def depthwise_weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int = 1, dilation: int = 1) -> Tensor:
     """The gradient of the weight, (channels, 1, kernel, kernel). Fastest if x is channels-last or, but for 3x3, contiguous."""
     batch, channels, height, width = x.shape
+    border = kernel // 2 - reach(kernel, x.shape, dilation)
+    kernel -= 2 * border
     padding = dilation * (kernel // 2)
     if kernel == 3 and dilation == 1:  # small kernels have a tuned backward
-        return conv2d_weight(x, (channels, 1, kernel, kernel), grad, stride, padding, dilation, channels)
-    groups = batch * channels
-    image = x.contiguous().view(1, groups, height, width)
-    window = grad.contiguous().view(groups, 1, *grad.shape[-2:])
-    taps = F.conv2d(image, window, None, stride=dilation, padding=padding, dilation=stride, groups=groups)
-    return taps[..., :kernel, :kernel].reshape(batch, channels, 1, kernel, kernel).sum(0)
+        taps = conv2d_weight(x, (channels, 1, kernel, kernel), grad, stride, padding, dilation, channels)
+    else:
+        groups = batch * channels
+        image = x.contiguous().view(1, groups, height, width)
+        window = grad.contiguous().view(groups, 1, *grad.shape[-2:])
+        taps = F.conv2d(image, window, None, stride=dilation, padding=padding, dilation=stride, groups=groups)
+        taps = taps[..., :kernel, :kernel].reshape(batch, channels, 1, kernel, kernel).sum(0)
+    return F.pad(taps, (border,) * 4) if border else taps
+
+
+def reach(kernel: int, shape: torch.Size, dilation: int) -> int:
+    """How many taps from its centre a kernel can meet pixels; those beyond meet the padding only, wherever the centre is."""
+    return min(kernel // 2, (max(shape[-2:]) - 1) // dilation)
+
+
+def within(weight: Tensor, shape: torch.Size, dilation: int) -> Tensor:
+    """The taps that can meet pixels. Libraries are slow where a kernel is larger than the image."""
+    border = weight.shape[-1] // 2 - reach(weight.shape[-1], shape, dilation)
+    return weight[..., border : weight.shape[-1] - border, border : weight.shape[-1] - border] if border else weight
 
 
 def box_filter(images: Tensor, stride: int) -> Tensor:
