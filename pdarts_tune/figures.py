@@ -101,7 +101,7 @@ def _draw_arc(axes: Axes, start: float, end: float, apex: float, **style: Any) -
 
 
 def draw_alphas(alphas: pd.DataFrame) -> Figure:
-    """Heat maps of one trial's operation probabilities at the last epoch of each stage; dropped operations are hatched.
+    """Heat maps of one trial's operation probabilities at the last epoch of each stage, relative to no preference.
 
     Args:
         alphas: rows of the table `alphas`. Raises ValueError if they belong to more than one trial.
@@ -113,22 +113,26 @@ def draw_alphas(alphas: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(1.6 + 2.5 * len(stages), 8.6), layout="constrained")
     panels = figure.subplots(2, len(stages), squeeze=False, sharex=True, sharey=True)
     edges = [f"{[*_INPUTS, 0, 1, 2][source]}→{node}" for source, node in EDGES]
-    scale = Normalize(0.0, float(alphas["probability"].max()))
+    last = alphas[alphas["epoch"] == alphas.groupby("stage")["epoch"].transform("max")]
+    kept = last.groupby(["stage", "cell", "edge"])["operation"].transform("size")
+    last = last.assign(preference=last["probability"] * kept)
+    reach = float((last["preference"] - 1).abs().max()) or 1.0  # alphas hardly differ early on, and yet they decide
+    scale = Normalize(1 - reach, 1 + reach)
     for (row, cell), (column, stage) in itertools.product(enumerate(_CELLS), enumerate(stages)):
-        here = alphas[(alphas["cell"] == cell) & (alphas["stage"] == stage)]
-        last = here[here["epoch"] == here["epoch"].max()]
-        grid = last.pivot(index="edge", columns="operation", values="probability").reindex(range(len(EDGES)), columns=PRIMITIVES)
+        here = last[(last["cell"] == cell) & (last["stage"] == stage)]
+        grid = here.pivot(index="edge", columns="operation", values="preference").reindex(range(len(EDGES)), columns=PRIMITIVES)
         panel = panels[row, column]
         panel.set_facecolor("#EEEEEE")
         panel.patch.set(hatch="////", edgecolor=_PALE, linewidth=0)
         image = panel.pcolormesh(
-            np.ma.masked_invalid(grid.to_numpy(float)), cmap="viridis", norm=scale, edgecolors="white", linewidth=0.8
+            np.ma.masked_invalid(grid.to_numpy(float)), cmap="PuOr_r", norm=scale, edgecolors="white", linewidth=0.8
         )
         panel.set_title(f"{_CELLS[cell]}, stage {stage}", fontsize=11)
         panel.set_xticks(np.arange(len(PRIMITIVES)) + 0.5, PRIMITIVES, rotation=90, fontsize=10)
         panel.set_yticks(np.arange(len(EDGES)) + 0.5, edges, fontsize=10)
     panels[0, 0].invert_yaxis()
-    figure.colorbar(image, ax=panels, label="probability, softmax(alpha); hatched: dropped", shrink=0.5, aspect=30)
+    label = "probability x operations of the edge (1: no preference); hatched: dropped"
+    figure.colorbar(image, ax=panels, label=label, shrink=0.5, aspect=30)
     figure.supylabel("edge, source→node", fontsize=11)
     return figure
 

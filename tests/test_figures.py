@@ -93,7 +93,7 @@ def test_heat_maps_show_the_last_epoch_and_leave_dropped_operations_blank():
     assert grid.mask[:, 3:].all()
     assert not grid.mask[:, :3].any()
     last = frame[(frame["stage"] == 3) & (frame["epoch"] == 1) & (frame["cell"] == "normal")]
-    np.testing.assert_allclose(grid[:, :3].compressed(), last["probability"])
+    np.testing.assert_allclose(grid[:, :3].compressed(), 3 * last["probability"])
     assert [label.get_text() for label in panels[0].get_yticklabels()][:5] == [
         "$c_{k-2}$→0",
         "$c_{k-1}$→0",
