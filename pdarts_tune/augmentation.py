@@ -13,12 +13,10 @@ from torch.nn import functional as F  # noqa: N812  (the name that every PyTorch
 def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     """Moves each image by up to `pad` pixels each way and fills with zeros: pad, then crop at random. (N, C, H, W) to the same."""
     count, _, height, width = images.shape
-    offsets = _uniform(2 * pad + 1, (2, count), images, generator)
-    rows = offsets[0, :, None] + torch.arange(height, device=images.device)
-    columns = offsets[1, :, None] + torch.arange(width, device=images.device)
-    padded = F.pad(images, (pad,) * 4).permute(0, 2, 3, 1)
-    image = torch.arange(count, device=images.device)[:, None, None]
-    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    top, left = _uniform(2 * pad + 1, (2, count), images, generator)
+    # Every crop that could be drawn, as a view; taking one of each image then copies whole rows.
+    windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(count, device=images.device), :, top, left]
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:

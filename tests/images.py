@@ -1,4 +1,4 @@
-"""Makes small image sets in Parquet, shaped like those on the Hugging Face hub."""
+"""Makes small image sets: in Parquet, shaped like those on the Hugging Face hub, and as class folders."""
 
 import io
 import json
@@ -46,3 +46,13 @@ def write_image_set(folder, train=40, test=20, size=8, channels=3, classes=("ant
             rows_per_group=7,
         )
     return f"parquet:{folder}"
+
+
+def write_folders(folder, train=12, test=6, size=8, channels=3, classes=("ant", "bee"), test_name="val", form="PNG"):
+    """Class folders of random images, named by number; the labels take turns. Returns the data set's name."""
+    for name, count, seed in (("train", train, 0), (test_name, test, 1)):
+        for index, image in enumerate(pixels(count, size, channels, seed)):
+            path = folder / name / classes[index % len(classes)] / f"{index:03}.{form.lower()}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(image, form))
+    return f"folder:{folder}"
