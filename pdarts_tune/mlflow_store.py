@@ -51,6 +51,7 @@ class MlflowStore:
             # MLflow's own 7 retries with doubling pauses would hold a study up for minutes whenever its server is away.
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             "MLFLOW_DISABLE_TELEMETRY": "true",  # a training cluster need not reach the internet
         }.items():
             os.environ.setdefault(name, value)
@@ -151,7 +152,8 @@ class MlflowStore:
             raise
         except Exception as error:  # MLflow's own, SQLAlchemy's, a driver's, the file system's: no common type
             line = " ".join(str(error).split())
-            raise TrackingError(f"MLflow at {_without_password(self.uri)}: {type(error).__name__}: {line[:300]}") from error
+            what = "no answer" if "Max retries exceeded" in line else f"{type(error).__name__}: {line[:300]}"
+            raise TrackingError(f"MLflow at {_without_password(self.uri)}: {what}") from error
 
 
 def _without_password(uri: str) -> str:
