@@ -77,7 +77,7 @@ def image_layout(images: EncodedImages, image_size: int | None = None) -> tuple[
 
 def open_image(encoded: bytes | None) -> Image.Image:
     """The image with its header read, its pixels not yet. Raises ImageError if there is none."""
-    if encoded is None:
+    if not encoded:
         raise ImageError("the image is missing, its bytes must be in the file")
     try:
         return Image.open(io.BytesIO(encoded))

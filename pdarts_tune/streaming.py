@@ -93,9 +93,15 @@ class StreamedSet:
 
 
 def sample_moments(images: StreamedSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, scaled to [0, 1], of MOMENT_IMAGES of the images, spread evenly over the classes."""
+    """Mean and standard deviation per channel, scaled to [0, 1], of MOMENT_IMAGES of the images, spread evenly over the classes.
+
+    Raises:
+        ConfigError: one of them cannot be used and `skip_bad` is off, or none of them can.
+    """
     rows = torch.from_numpy(first_of_each_class(images.labels.numpy(), MOMENT_IMAGES))
-    seen = [batch for batch, _ in replace(images, skip_bad=True).select(rows).fetch(torch.arange(len(rows)).split(32), None)]
+    seen = [batch for batch, _ in images.select(rows).fetch(torch.arange(len(rows)).split(32), None)]
+    if not seen:
+        raise ConfigError(f"{images.source.where(0)}: like the first {len(rows)} images of the set it cannot be used")
     return pixel_moments(torch.cat(seen))
 
 
