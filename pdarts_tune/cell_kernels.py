@@ -155,13 +155,27 @@ class NormGrads(NamedTuple):
     constant: Tensor | None  # c: (K, in)
 
 
-def moments(chunks: Sequence[Tensor], channels: int) -> tuple[Tensor, Tensor]:
-    """Of K branches, side by side in chunks: their column sums (K, channels) and products d' d (K, channels, channels)."""
-    sums, products = [], []
-    for matrix in chunks:
-        sums.append(matrix.sum(0).view(-1, channels))
-        products.append(diagonal_blocks(matrix.t() @ matrix, sums[-1].shape[0]))
-    return torch.cat(sums), torch.cat(products)
+class Moments:
+    """Of K branches, side by side in chunks: the column sums of each chunk, and its products with another.
+
+    Add a chunk as soon as it is computed, while it is in the processor's cache.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._products: list[Tensor] = []
+
+    def add(self, matrix: Tensor, other: Tensor, count: int) -> None:
+        self._sums.append(matrix.sum(0).view(count, -1))
+        self._products.append(diagonal_blocks(matrix.t() @ other, count))
+
+    def sums(self) -> Tensor:
+        """(K, channels)"""
+        return torch.cat(self._sums)
+
+    def products(self) -> Tensor:
+        """(K, channels, channels)"""
+        return torch.cat(self._products)
 
 
 def normalise_with_batch(weight: Tensor, sums: Tensor, products: Tensor, pixels: int, eps: float) -> tuple[Norms, Tensor]:

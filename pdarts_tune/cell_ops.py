@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from pdarts_tune.cell_kernels import (
+    Moments,
     Norms,
     add_row,
     add_scaled,
@@ -27,8 +28,6 @@ from pdarts_tune.cell_kernels import (
     depthwise,
     depthwise_input_grad,
     depthwise_weight_grad,
-    diagonal_blocks,
-    moments,
     normalise_grads,
     normalise_with_batch,
     repeat_channels,
@@ -114,15 +113,23 @@ def forward_convolutions(state: State, cell: CellPass) -> Saved:
     saved: Saved = []
     outer: list[Tensor] = []
     if separable:
-        inner = [first_half(state, chunk) for chunk in separable]
+        moments, inner = Moments(), []
+        for chunk in separable:
+            inner.append(first_half(state, chunk))
+            if cell.statistics.training:
+                moments.add(inner[-1], inner[-1], chunk.count)
         norms = [operation.bn1 for _, operation in plan.separable]
-        inner_norms = conv_norms(cell.statistics, norms, stack_pointwise(state.inner), inner)
-        outer += [second_half(state, chunk, middle) for chunk, middle in middles(separable, inner, inner_norms, cell)]
+        inner_norms = conv_norms(cell, norms, stack_pointwise(state.inner), moments)
         saved += [*([None] * len(inner) if cell.recompute else inner), *inner_norms]
-    outer += [dilated_half(state, chunk) for chunk in dilated]
+    middle = iter(middles(separable, inner, inner_norms, cell) if separable else ())
+    moments = Moments()
+    for index, chunk in enumerate((*separable, *dilated)):
+        outer.append(second_half(state, chunk, next(middle)) if index < len(separable) else dilated_half(state, chunk))
+        if cell.statistics.training:
+            moments.add(outer[-1], outer[-1], chunk.count)
     if outer:
         norms = [operation.bn2 for _, operation in plan.separable] + [operation.bn for _, operation in plan.dilated]
-        outer_norms = conv_norms(cell.statistics, norms, stack_pointwise(state.outer), outer)
+        outer_norms = conv_norms(cell, norms, stack_pointwise(state.outer), moments)
         weights, less = scaled(outer_norms, state.on_outer)
         for chunk, matrix in zip((*separable, *dilated), outer, strict=True):
             cell.nodes.add(targets_of(state, chunk), matrix, weights[chunk.branches])
@@ -143,7 +150,7 @@ def backward_convolutions(
         found = [next(saved) for _ in separable]
         inner = [first_half(state, chunk) if matrix is None else matrix for chunk, matrix in zip(separable, found, strict=True)]
         inner_norms = Norms.take(saved)
-        middle_images = [middle for _, middle in middles(separable, inner, inner_norms, cell)]
+        middle_images = list(middles(separable, inner, inner_norms, cell))
     for index, chunk in enumerate((*separable, *dilated)):
         matrix = next(saved)
         if matrix is None and index < len(separable):
@@ -155,6 +162,7 @@ def backward_convolutions(
         [cell.nodes.products(targets_of(state, chunk), matrix) for chunk, matrix in zip((*separable, *dilated), outer, strict=True)]
     )
     grads = normalise_grads(outer_norms, state.on_outer, state.at_outer @ cell.sums, products, pixels)
+    inner_moments = Moments()
     of_first: list[Tensor] = []
     of_second: list[Tensor] = []
     of_dilated: list[Tensor] = []
@@ -173,6 +181,7 @@ def backward_convolutions(
             of_second += apart(depthwise_weight_grad(middle, grad, weight.shape[-1]), chunk.kernels)
             grad = depthwise_input_grad(grad, weight, shape)
             of_middle.append(rows(torch.ops.aten.threshold_backward(grad, middle, 0)))
+            inner_moments.add(of_middle[-1], inner[index], chunk.count)
         else:
             branches = slice(chunk.branches.start - len(plan.separable), chunk.branches.stop - len(plan.separable))
             weight = side_by_side(state.dilated[branches])
@@ -185,11 +194,7 @@ def backward_convolutions(
         total = add_all(of_read)
         of_relu.append(total if plan.stride == 1 else spread(total, state.image.shape, 0))
     if separable:
-        sums, products_of = [], []
-        for chunk, grad, matrix in zip(separable, of_middle, inner, strict=True):
-            sums.append(grad.sum(0).view(chunk.count, -1))
-            products_of.append(diagonal_blocks(grad.t() @ matrix, chunk.count))
-        inner_grads = normalise_grads(inner_norms, None, torch.cat(sums), torch.cat(products_of), pixels)
+        inner_grads = normalise_grads(inner_norms, None, inner_moments.sums(), inner_moments.products(), pixels)
         of_inner_weights = as_pointwise(inner_grads.weight)
         for chunk, grad, matrix in zip(separable, of_middle, inner, strict=True):
             from_grad = block_diagonal(inner_grads.from_grad[chunk.branches])
@@ -229,24 +234,23 @@ def dilated_half(state: State, chunk: Chunk) -> Tensor:
     return rows(depthwise(repeat_channels(state.read_by_dilated, chunk.count), weight, 1, state.dilation))
 
 
-def middles(chunks: Sequence[Chunk], inner: Sequence[Tensor], norms: Norms, cell: CellPass) -> Iterator[tuple[Chunk, Tensor]]:
+def middles(chunks: Sequence[Chunk], inner: Sequence[Tensor], norms: Norms, cell: CellPass) -> Iterator[Tensor]:
     """What the second halves of separable convolutions read: the first halves through 1x1 convolution, norm and ReLU."""
     weights, less = scaled(norms, None)
     biases = less.neg()
     for chunk, matrix in zip(chunks, inner, strict=True):
         weight, bias = block_diagonal(weights[chunk.branches]), biases[chunk.branches].flatten()
-        yield chunk, as_images(torch.addmm(bias, matrix, weight.t()).relu_(), cell.shape)
+        yield as_images(torch.addmm(bias, matrix, weight.t()).relu_(), cell.shape)
 
 
-def conv_norms(statistics: Statistics, norms: Sequence[nn.BatchNorm2d], weights: Tensor, inputs: Sequence[Tensor]) -> Norms:
-    """The norms behind 1x1 convolutions."""
-    if not statistics.training:
+def conv_norms(cell: CellPass, norms: Sequence[nn.BatchNorm2d], weights: Tensor, moments: Moments) -> Norms:
+    """The norms behind 1x1 convolutions; in training `moments` are those of their inputs."""
+    if not cell.statistics.training:
         mean, rstd = running_statistics(norms)
         return Norms(weights, mean, rstd, None, None)
-    pixels = inputs[0].shape[0]
-    sums, products = moments(inputs, weights.shape[2])
-    result, var = normalise_with_batch(weights, sums.expand(len(norms), -1), products, pixels, norms[0].eps)
-    statistics.record(norms, result.mean, var, pixels)
+    sums = moments.sums().expand(len(norms), -1)
+    result, var = normalise_with_batch(weights, sums, moments.products(), cell.pixels, norms[0].eps)
+    cell.statistics.record(norms, result.mean, var, cell.pixels)
     return result
 
 
@@ -257,7 +261,10 @@ def forward_reduces(state: State, cell: CellPass) -> Saved:
     """Skip-connects of stride 2: one 1x1 convolution each, of the even and the odd pixels side by side; half of it is zero."""
     matrix = torch.cat([rows(even_pixels(state.relu)), rows(even_pixels(shift(state.relu)))], dim=1)
     norms = [operation.bn for _, operation in state.plan.reduces]
-    found = conv_norms(cell.statistics, norms, stack_reduce(state.reduce1, state.reduce2), [matrix])
+    moments = Moments()
+    if cell.statistics.training:
+        moments.add(matrix, matrix, 1)
+    found = conv_norms(cell, norms, stack_reduce(state.reduce1, state.reduce2), moments)
     weights, less = scaled(found, state.on_reduce)
     for index, node in enumerate(nodes_of(state.plan.reduces)):
         cell.nodes.add(Targets((node,), state.at_reduce[index : index + 1]), matrix, weights[index : index + 1])
