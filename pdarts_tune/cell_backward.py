@@ -15,6 +15,7 @@ keeps the pools only. It is first-order only: a gradient of a gradient needs `ev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -97,6 +98,11 @@ class CellFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *node_grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
+        with full_precision(node_grads[0].device):
+            return CellFunction._backward(ctx, node_grads)
+
+    @staticmethod
+    def _backward(ctx: Any, node_grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
         plans: Sequence[StatePlan] = ctx.plans
         images, (masks, chosen), parameters, *saved = split(ctx.saved_tensors, ctx.sizes)
         cell = open_pass(plans, ctx.settings, masks, images[0], [rows(channels_last(grad)) for grad in node_grads])
@@ -214,6 +220,11 @@ class AdaptFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
+        with full_precision(grad.device):
+            return AdaptFunction._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         state, rstd, *tensors = ctx.saved_tensors
         weights, images = tensors[: ctx.halves], tensors[ctx.halves :]
         matrix, width = rows(channels_last(grad)), state.shape[3]
@@ -244,6 +255,13 @@ def adapt_blocks(weights: Sequence[Tensor], images: Sequence[Tensor]) -> list[tu
     """Per image, the columns of each weight that read it."""
     widths = [image.shape[1] for image in images]
     return list(zip(*(weight.flatten(1).split(widths, 1) for weight in weights), strict=True))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Switches mixed precision off: products of moments cannot bear it. A cell computes in the precision of its weights."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def refuse_second_order() -> None:

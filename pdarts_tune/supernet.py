@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pdarts_tune.cell_backward import AdaptFunction, CellFunction, Settings
+from pdarts_tune.cell_backward import AdaptFunction, CellFunction, Settings, full_precision
 from pdarts_tune.cell_plan import mixing_order, plan_states
 from pdarts_tune.genotype import CellGenotype, Genotype, Probs
 from pdarts_tune.ops import OPERATIONS, FactorizedReduce, ReLUConvBN
@@ -89,12 +89,14 @@ class Cell(nn.Module):
     def fast(self, before2: Images, before1: Images, weights: Tensor, skip_masks: Tensor | None, kept: float) -> tuple[Tensor, ...]:
         """The same, evaluated by `cell_backward`. Images come and go as one tensor per node, as if concatenated."""
         weights0, weights1 = list(self.preprocess0.parameters()), list(self.preprocess1.parameters())
-        state0 = AdaptFunction.apply(self.preprocess0.bn, self.training, len(weights0), *weights0, *before2)
-        state1 = AdaptFunction.apply(self.preprocess1.bn, self.training, 1, *weights1, *before1)
         parameters = [parameter for plan in self._plans for parameter in plan.parameters()]
         settings = Settings(self.training, self.recompute, kept)
         constants = self.mixing_order, self.mixing_inverse, self.incidence
-        nodes: Images = CellFunction.apply(self._plans, settings, constants, skip_masks, weights, state0, state1, *parameters)
+        with full_precision(weights.device):
+            before2, before1 = (tuple(image.to(weights1[0].dtype) for image in images) for images in (before2, before1))
+            state0 = AdaptFunction.apply(self.preprocess0.bn, self.training, len(weights0), *weights0, *before2)
+            state1 = AdaptFunction.apply(self.preprocess1.bn, self.training, 1, *weights1, *before1)
+            nodes: Images = CellFunction.apply(self._plans, settings, constants, skip_masks, weights, state0, state1, *parameters)
         return nodes
 
 
