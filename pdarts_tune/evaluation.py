@@ -1,187 +1,222 @@
-"""Training a genotype from scratch, and testing it once (paper, section 4.3).
+"""Trains or tests one genotype outside a study: the command line. The training itself is in training.py.
 
-An `Evaluation` is an iterator of epoch records whose whole state can be saved after any epoch. One that is resumed on the same
-machine with the same number of threads gives the same bits as one that was never interrupted.
+    python -m pdarts_tune.evaluation --genotype PDARTS_C10 --data cifar10 --recipe cifar
+    python -m pdarts_tune.evaluation --genotype PDARTS_C10 --data cifar10 --weights cifar10_model.pt
+    python -m pdarts_tune.evaluation --genotype results/depth_gap --max-skips 0..8 --data cifar10 --recipe cifar
+
+The same command continues a training that was stopped or killed, and prints the result of one that is complete.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+import tyro
 
-from pdarts_tune.config import EvalConfig, config_id, derive_seed
-from pdarts_tune.cost import network_cost
-from pdarts_tune.data import Batches, load_dataset, split_train
-from pdarts_tune.genotype import Genotype
-from pdarts_tune.network import EvalNetwork, NetworkConfig
-from pdarts_tune.stages import cosine_rate
+from pdarts_tune.config import ConfigError, EvalConfig, config_id, to_dict
+from pdarts_tune.cost import network_cost, peak_bytes, reset_peak_bytes
+from pdarts_tune.data import Batches, check_dataset, load_dataset
+from pdarts_tune.eval_job import EvalJob, describe_device, epoch_line, run_eval_job, test_columns, write_eval_row
+from pdarts_tune.genotype import PUBLISHED, Genotype
+from pdarts_tune.genotype_source import find_genotypes
+from pdarts_tune.interop import load_darts_state_dict
+from pdarts_tune.network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
+from pdarts_tune.network_shape import network_shape
+from pdarts_tune.recipes import find_recipe
+from pdarts_tune.results import read_rows
+from pdarts_tune.training import EvalEpoch, Evaluation, TestResult, evaluate
 
-
-@dataclass(frozen=True)
-class EvalEpoch:
-    """What one epoch of training leaves behind. Accuracies are fractions; `epoch` counts from 0."""
-
-    epoch: int
-    train_loss: float  # of the main head, on augmented images, while the weights change
-    train_accuracy: float
-    validation_accuracy: float  # nan without a validation part
-    learning_rate: float
-    seconds: float
+__all__ = ["Arguments", "EvalEpoch", "Evaluation", "TestResult", "main"]
 
 
 @dataclass(frozen=True)
-class TestResult:
-    """What the trained network makes of the test images."""
+class Arguments:
+    """The command line. What is left out is as the recipe has it; whatever is changed gives the recipe another id."""
 
-    accuracy: float  # a fraction
-    loss: float  # mean cross-entropy
-    correct: list[bool]  # per test image in file order, for paired tests between networks
-    params: int  # without the auxiliary head, see cost.Cost
-    macs: int
+    genotype: str
+    """A published name (PDARTS_C10), a genotype's text, a file that holds one, random:SEED, or a study's results folder."""
+    data: str
+    """Data set: digits, cifar10, cifar100, imagenet, folder:PATH or parquet:PATH."""
+    recipe: str = "cifar"
+    """cifar, cifar-large, cifar-short, imagenet-mobile, imagenet-mobile-256 or imagenet-mobile-short."""
+    weights: Path | None = None
+    """Test these weights instead of training: a state dict of ours or of DARTS-family code."""
+    results: Path = Path("results")
+    """Folder for the tables, in its folder `trainings`."""
+    max_skips: str | None = None
+    """Of a results folder: the skip limits whose cells are evaluated, each distinct one once: 2, 0,2 or 0..8."""
+    devices: int = 1
+    """Train on so many GPUs together (without GPUs: so many processes), through Ray Train."""
+    address: str | None = None
+    """A running Ray cluster for more than one device, e.g. auto; without it, this machine."""
+    seed: int = 0
+    split_seed: int = 0
+    epochs: int | None = None
+    cells: int | None = None
+    channels: int | None = None
+    auto_width: bool = False
+    """In place of the recipe's channels, the widest even number under 600M multiply-adds."""
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    drop_path: float | None = None
+    cutout: int | None = None
+    image_size: int | None = None
+    """Stream images, cropped to so many pixels; needed for sets that do not fit on the device."""
+    train_images: int | None = None
+    test_images: int | None = None
+    validation_fraction: float | None = None
+    """Of the training images, held out to follow training."""
+    precision: str | None = None
+    """fp32 or bf16."""
+    sync_batch_norm: bool = True
+    """On several devices: statistics of the whole batch; off, of each device's share, as in the papers."""
+    channels_last: bool = False
+    compile: bool = False
+    skip_bad_images: bool = False
 
 
-class Evaluation:
-    """One training of a genotype. Trains on all training images but the validation part, if the configuration asks for one.
+OVERRIDES = (
+    "epochs", "cells", "channels", "batch_size", "learning_rate", "drop_path", "cutout", "image_size", "train_images",
+    "test_images", "validation_fraction", "precision",
+)  # fmt: skip
 
-    The split, and with `digits` the test part, comes from `split_seed`; initial weights, batch order, augmentation and drop path
-    come from `seed`, each from a generator of its own.
 
-    Raises:
-        ConfigError: the data set is unknown, unreadable or too small, or its images are too small for the cutout.
-    """
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exits with 0, 1 (a training failed), 2 (bad input) or 130 (Ctrl-C; every finished epoch is kept)."""
+    settings = tyro.cli(Arguments, args=arguments, prog="python -m pdarts_tune.evaluation", description=__doc__)
+    try:
+        run(settings)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, FloatingPointError) as error:
+        print(f"failed: {str(error).splitlines()[0]} (the evaluations table has the whole message)", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from the last finished epoch", file=sys.stderr)
+        sys.exit(130)
 
-    def __init__(self, genotype: Genotype, config: EvalConfig, device: torch.device) -> None:
-        self.genotype = genotype
-        self.config = config
-        self.device = device
-        self.records: list[EvalEpoch] = []
-        self.dataset = load_dataset(config.data, config.split_seed, config.train_images, config.test_images)
-        train = self.dataset.train
-        self.validation_batches: Batches | None = None
-        if config.validation_fraction > 0:
-            split = split_train(train, config.split_seed, config.validation_fraction)
-            train = split.weights.joined(split.alphas)
-            self.validation_batches = Batches(split.validation, self.dataset, config.batch_size, device, augment=False)
-        self.batches = Batches(train, self.dataset, config.batch_size, device, augment=True, cutout=config.cutout)
-        self.generators = {
-            purpose: torch.Generator(device).manual_seed(derive_seed(config.seed, f"evaluation {purpose}"))
-            for purpose in ("batches", "drop path")
+
+def run(settings: Arguments) -> None:
+    """Trains or tests every genotype that the settings name. Raises ConfigError for bad input, before any work."""
+    config = build_config(settings)
+    if settings.devices < 1:
+        raise ConfigError(f"devices: {settings.devices} is wrong, it must be at least 1")
+    if settings.weights is not None and not settings.weights.is_file():
+        raise ConfigError(f"weights: {settings.weights} is not a file")
+    genotypes = find_genotypes(settings.genotype, settings.max_skips)
+    if settings.weights is not None and len(genotypes) > 1:
+        raise ConfigError(f"weights: {settings.weights} are of one network, --genotype gives {len(genotypes)}")
+    info = check_dataset(config.data, config.train_images, config.test_images, config.image_size)
+    folder = settings.results.absolute() / "trainings"
+    for label, genotype in genotypes.items():
+        shape = network_shape(genotype, config, info)
+        print(describe(label, genotype, shape, config))
+        if settings.weights is None:
+            train(label, genotype, config, settings, folder)
+        else:
+            test_weights(label, genotype, config, shape, settings.weights, folder)
+
+
+def build_config(settings: Arguments) -> EvalConfig:
+    """The recipe with what the command line changes. Raises ConfigError, naming the setting."""
+    changes = {name: getattr(settings, name) for name in OVERRIDES if getattr(settings, name) is not None}
+    switches = ("sync_batch_norm", "channels_last", "compile", "skip_bad_images", "auto_width", "data", "seed", "split_seed")
+    return replace(find_recipe(settings.recipe), **changes, **{name: getattr(settings, name) for name in switches})
+
+
+def describe(label: str, genotype: Genotype, shape: NetworkConfig, config: EvalConfig) -> str:
+    """The genotype, and what it costs in both ways of counting, beside what its paper prints."""
+    published = next((p for p in PUBLISHED.values() if p.genotype == genotype), None)
+    printed: Mapping[str, tuple[float | None, float | None]] = {"this training": (None, None)}
+    if published:
+        printed = {
+            "this training": (None, None),
+            "CIFAR setting": (published.params_millions, None),
+            "ImageNet mobile": (published.imagenet_params_millions, published.imagenet_madds_millions),
         }
-        self.network_config = NetworkConfig(
-            config.channels,
-            config.cells,
-            self.dataset.num_classes,
-            self.dataset.image_size,
-            "cifar",
-            self.dataset.in_channels,
+    lines = [f"{label}  {genotype}"]
+    lines.append(
+        f"recipe {config.recipe_id}: {shape.cells} cells, {shape.channels} channels, {shape.stem} stem, {shape.image_size} px, "
+        f"{config.epochs} epochs, batch {config.batch_size}"
+    )
+    lines.append(f"{'':16} {'params':>9} {'printed':>8} {'conv + linear':>14} {'as papers count':>16} {'printed':>8}")
+    for setting, network in (("this training", shape), ("CIFAR setting", CIFAR), ("ImageNet mobile", IMAGENET_MOBILE)):
+        cost = network_cost(genotype, network)
+        params, madds = printed.get(setting, (None, None))
+        lines.append(
+            f"{setting:16} {cost.params / 1e6:8.2f}M {_millions(params, 1):>8} {cost.macs / 1e6:13.1f}M "
+            f"{cost.madds / 1e6:15.1f}M {_millions(madds, 0):>8}"
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(config.seed, "evaluation weights"))
-            network = EvalNetwork(genotype, self.network_config, auxiliary=config.auxiliary_weight > 0)
-        self.network = network.to(device)
-        self.network.drop_path_generator = self.generators["drop path"]
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+    if published and published.note:
+        lines.append(f"note: {published.note}")
+    return "\n".join(lines)
 
-    def epochs(self) -> Iterator[EvalEpoch]:
-        """Trains from where it is to the last epoch, a record after each.
 
-        Raises:
-            FloatingPointError: a loss is not finite; the message names the epoch and the step.
-        """
-        while len(self.records) < self.config.epochs:
-            record = self._run_epoch(len(self.records))
-            self.records.append(record)
-            yield record
+def _millions(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}M"
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on, and the records so far; loads with `torch.load(weights_only=True)`."""
-        return {
-            "config_id": config_id(self.config),
-            "genotype": str(self.genotype),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
-            "records": [asdict(record) for record in self.records],
-        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a saved state. Raises ValueError if it was saved for another configuration or genotype."""
-        for name, ours in (("config_id", config_id(self.config)), ("genotype", str(self.genotype))):
-            if state[name] != ours:
-                raise ValueError(f"the checkpoint is of {name} {state[name]}, this is {ours}")
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for purpose, generator in self.generators.items():
-            generator.set_state(state["generators"][purpose].cpu())
-        self.records = [EvalEpoch(**record) for record in state["records"]]
+def train(label: str, genotype: Genotype, config: EvalConfig, settings: Arguments, folder: Path) -> None:
+    """Trains or continues, with a line an epoch; a training that the tables hold as completed is only shown again."""
+    trial_id = f"{genotype.genotype_id}-{config.recipe_id}-seed{config.seed}-{config_id(config)}"
+    job = EvalJob(trial_id, str(folder), str(genotype), to_dict(config), keep_weights=True)
+    rows = read_rows(folder, "evaluations", trial_id)
+    if not rows or rows[0]["status"] != "completed":
+        if settings.devices > 1:
+            from pdarts_tune.distributed import train_on_devices  # Ray takes seconds to import
 
-    def test(self) -> TestResult:
-        """Tests the network as the last epoch left it. Nothing else ever uses the test images.
+            train_on_devices(job, settings.devices, settings.address)
+            print(job.log.read_text() if job.log.exists() else "", end="")
+        else:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            reset_peak_bytes(device)
+            run_eval_job(job, device, lambda epoch: print(epoch_line(epoch, config), flush=True))
+        rows = read_rows(folder, "evaluations", trial_id)
+    row = rows[0]
+    print(f"{label}: {_result(row['accuracy'], row['top5_accuracy'], len(row['correct']))}, {row['seconds']:.0f} s")
+    print(f"weights {job.weights}\n")
 
-        Raises:
-            ValueError: epochs are left to train, so that a choice between them by test accuracy is not even possible.
-        """
-        if len(self.records) < self.config.epochs:
-            raise ValueError(f"test: only {len(self.records)} of {self.config.epochs} epochs are trained, train all of them first")
-        loss, correct = self._evaluate(Batches(self.dataset.test, self.dataset, self.config.batch_size, self.device, augment=False))
-        cost = network_cost(self.genotype, self.network_config)
-        return TestResult(correct.double().mean().item(), loss, correct.tolist(), cost.params, cost.macs)
 
-    def _run_epoch(self, epoch: int) -> EvalEpoch:
-        started = time.perf_counter()
-        config = self.config
-        learning_rate = cosine_rate(config.learning_rate, epoch, config.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.network.set_drop_path(config.drop_path * epoch / config.epochs)
-        loss, accuracy = self._train(epoch)
-        validation_accuracy = math.nan
-        if self.validation_batches is not None:
-            validation_accuracy = self._evaluate(self.validation_batches)[1].double().mean().item()
-        return EvalEpoch(epoch, loss, accuracy, validation_accuracy, learning_rate, time.perf_counter() - started)
+def test_weights(label: str, genotype: Genotype, config: EvalConfig, shape: NetworkConfig, weights: Path, folder: Path) -> None:
+    """Tests weights from a file and writes their row, under a recipe of their own: nobody knows how they were trained."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reset_peak_bytes(device)
+    started = datetime.now(UTC)
+    network = EvalNetwork(genotype, shape, auxiliary=False)
+    try:
+        saved = torch.load(weights, map_location="cpu", weights_only=True)
+        if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
+            saved = saved["state_dict"]
+        load_darts_state_dict(network, saved)
+    except Exception as error:  # a file of any kind may be given, and PyTorch's readers raise many kinds of errors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"weights: {weights}: {reason}") from None
+    dataset = load_dataset(
+        config.data,
+        config.split_seed,
+        config.train_images,
+        config.test_images,
+        config.image_size,
+        skip_bad_images=config.skip_bad_images,
+    )
+    result = evaluate(network.to(device), Batches(dataset.test, dataset, config.batch_size, device, augment=False), config)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+    job = EvalJob(f"{genotype.genotype_id}-weights-{digest}-{config_id(config)}", str(folder), str(genotype), to_dict(config))
+    own = {"status": "completed", "recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}
+    write_eval_row(job, own | test_columns(result), describe_device(device), peak_bytes(device), started, 1)
+    print(f"{label}: {_result(result.accuracy, result.top5_accuracy, len(result.correct))}\n")
 
-    def _train(self, epoch: int) -> tuple[float, float]:
-        network = self.network.train()
-        losses, objectives, counts = [], [], []
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for images, labels in self.batches.epoch(self.generators["batches"]):
-            self.optimizer.zero_grad()
-            logits, auxiliary = network(images)
-            loss = objective = cross_entropy(logits, labels)
-            if auxiliary is not None:
-                objective = loss + self.config.auxiliary_weight * cross_entropy(auxiliary, labels)
-            objective.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), self.config.gradient_clip)
-            self.optimizer.step()
-            # Kept on the device until the end of the epoch: reading a number back after each step would stall a GPU.
-            losses.append(loss.detach())
-            objectives.append(objective.detach())
-            counts.append(len(labels))
-            correct += (logits.argmax(dim=1) == labels).sum()
-        for step, value in enumerate(torch.stack(objectives).tolist()):
-            if not math.isfinite(value):
-                raise FloatingPointError(f"epoch {epoch}, step {step}: the training loss is {value}")
-        total = sum(counts)
-        weighted = sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), counts, strict=True))
-        return weighted / total, correct.item() / total
 
-    @torch.no_grad()
-    def _evaluate(self, batches: Batches) -> tuple[float, Tensor]:
-        """Mean loss, and for each image whether it is classified correctly, bool (N,); never augmented, nothing dropped."""
-        network = self.network.eval()
-        losses, correct = [], []
-        for images, labels in batches.in_order():
-            logits, _ = network(images)
-            losses.append(cross_entropy(logits, labels, reduction="sum"))
-            correct.append(logits.argmax(dim=1) == labels)
-        hits = torch.cat(correct)
-        return torch.stack(losses).sum().item() / len(hits), hits
+def _result(accuracy: float, top5: float, images: int) -> str:
+    return f"error {100 * (1 - accuracy):.2f} % (top-5 {100 * (1 - top5):.2f} %) on {images} test images"
+
+
+if __name__ == "__main__":
+    main()

@@ -94,6 +94,7 @@ class EvalNetwork(nn.Module):
         self.config = config
         self.drop_path = 0.0
         self.drop_path_generator: torch.Generator | None = None
+        self._share: tuple[int, int] | None = None
         channels = config.channels
         if config.stem == "cifar":
             before2 = before1 = 3 * channels
@@ -132,6 +133,13 @@ class EvalNetwork(nn.Module):
             raise ValueError(f"rate: {rate} is not in [0, 1)")
         self.drop_path = rate
 
+    def set_share(self, start: int, total: int) -> None:
+        """Until told otherwise, the images are those from `start` on of a batch of `total`, which several processes share.
+
+        Drop-path masks are drawn for the whole batch, so that each image gets the mask that it would get in one process.
+        """
+        self._share = (start, total)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (N, in_channels, image_size, image_size) to the logits (N, num_classes) and the auxiliary head's.
 
@@ -156,11 +164,12 @@ class EvalNetwork(nn.Module):
             return None
         edges = max(len(self.genotype.normal.edges), len(self.genotype.reduce.edges))
         generator = self.drop_path_generator
+        start, total = self._share or (0, len(images))
         factors = torch.empty(
-            (len(self.cells), edges, len(images), 1, 1, 1), device=images.device if generator is None else generator.device
+            (len(self.cells), edges, total, 1, 1, 1), device=images.device if generator is None else generator.device
         )
         factors.bernoulli_(1.0 - self.drop_path, generator=generator).div_(1.0 - self.drop_path)
-        return factors.to(images)
+        return factors[:, :, start : start + len(images)].to(images)
 
 
 class AuxiliaryHead(nn.Module):

@@ -152,6 +152,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("failure", _TEXT, "text", "message of the error that ended it; null if none did", optional=True),
         _column("epochs", _INTEGER, "epochs", "epochs to train"),
         _column("accuracy", _NUMBER, "fraction", "of the last epoch's network on the test images: what is reported", optional=True),
+        _column("top5_accuracy", _NUMBER, "fraction", "the right class among the five most probable ones", optional=True),
         _column("error_percent", _NUMBER, "percent", "100 (1 - accuracy)", optional=True),
         _column("loss", _NUMBER, "nats", "cross-entropy of the last epoch's network on the test images", optional=True),
         _column("last_validation_accuracy", _NUMBER, "fraction", "after the last epoch", optional=True),

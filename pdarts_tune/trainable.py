@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import random
-import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,14 +23,23 @@ import torch
 from ray import tune
 
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, derive_seed, from_dict, to_dict
-from pdarts_tune.cost import peak_bytes, reset_peak_bytes
-from pdarts_tune.evaluation import Evaluation
-from pdarts_tune.genotype import Genotype, random_genotype
+from pdarts_tune.cost import reset_peak_bytes
+from pdarts_tune.eval_job import (
+    EvalJob,
+    describe_device,
+    error_text,
+    failure_status,
+    run_eval_job,
+    save_checkpoint,
+    write_eval_row,
+)
+from pdarts_tune.genotype import random_genotype
 from pdarts_tune.methods import RandomSampling
 from pdarts_tune.plan import stage_columns
-from pdarts_tune.results import SCHEMAS, read_rows, write_rows
+from pdarts_tune.results import read_rows, write_rows
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.search import EpochRecord, Search
+from pdarts_tune.training import EvalEpoch
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ class TrialSpec:
     genotype: str  # of an evaluation; empty for a search
     threads: int  # the CPUs that the trial was given
     commit: str
+
+    @property
+    def eval_job(self) -> EvalJob:
+        return EvalJob(self.trial_id, self.study_dir, self.genotype, self.config)
 
     def path(self, folder: str, suffix: str) -> Path:
         return Path(self.study_dir) / folder / f"{self.trial_id}{suffix}"
@@ -91,85 +102,22 @@ def run_search(spec: TrialSpec) -> None:
 
 def run_evaluation(spec: TrialSpec) -> None:
     """Trains or continues training one genotype from scratch, tests it once, writes its row of `evaluations`."""
-    config = from_dict(EvalConfig, spec.config)
+    epochs = from_dict(EvalConfig, spec.config).epochs
     device = _prepare(spec)
-    checkpoint = spec.path("checkpoints", ".pt")
-    started, attempts = datetime.now(UTC), 1
-    try:
-        evaluation = Evaluation(Genotype.parse(spec.genotype), config, device)
-        if checkpoint.exists():
-            saved = torch.load(checkpoint, map_location=device, weights_only=True)
-            evaluation.load_state_dict(saved["evaluation"])
-            started, attempts = datetime.fromtimestamp(saved["started"], UTC), saved["attempts"] + 1
-        for epoch in evaluation.epochs():
-            state = {"evaluation": evaluation.state_dict(), "started": started.timestamp(), "attempts": attempts}
-            save_checkpoint(state, checkpoint)
-            held_out = not math.isnan(epoch.validation_accuracy)
-            tune.report(
-                {
-                    "position": f"epoch {epoch.epoch + 1}/{config.epochs}",
-                    "accuracy": epoch.validation_accuracy if held_out else epoch.train_accuracy,
-                    "done_epochs": epoch.epoch + 1,
-                    "total_epochs": config.epochs,
-                    "epoch_seconds": epoch.seconds,
-                }
-            )
-        result = evaluation.test()
-    except Exception as error:
-        outcome: dict[str, Any] = {"status": failure_status(error), "failure": error_text(error)}
-        _write_evaluation(spec, config, outcome, device_name(device), peak_bytes(device), started, attempts)
-        raise
-    records = evaluation.records
-    outcome = {
-        "status": "completed",
-        "accuracy": result.accuracy,
-        "error_percent": 100 * (1 - result.accuracy),
-        "loss": result.loss,
-        "train_accuracies": [record.train_accuracy for record in records],
-        "correct": result.correct,
-        "params": result.params,
-        "macs": result.macs,
-        "seconds": sum(record.seconds for record in records),
-    }
-    validation = [record.validation_accuracy for record in records]
-    if not math.isnan(validation[-1]):
-        best = max(range(len(validation)), key=validation.__getitem__)
-        outcome |= {
-            "last_validation_accuracy": validation[-1],
-            "best_validation_accuracy": validation[best],
-            "best_epoch": best,
-            "validation_accuracies": validation,
-        }
-    _write_evaluation(spec, config, outcome, device_name(device), peak_bytes(device), started, attempts)
-    checkpoint.unlink(missing_ok=True)
 
+    def report(epoch: EvalEpoch) -> None:
+        held_out = not math.isnan(epoch.validation_accuracy)
+        tune.report(
+            {
+                "position": f"epoch {epoch.epoch + 1}/{epochs}",
+                "accuracy": epoch.validation_accuracy if held_out else epoch.train_accuracy,
+                "done_epochs": epoch.epoch + 1,
+                "total_epochs": epochs,
+                "epoch_seconds": epoch.seconds,
+            }
+        )
 
-def _write_evaluation(
-    spec: TrialSpec,
-    config: EvalConfig,
-    outcome: Mapping[str, Any],
-    device: str,
-    peak: int | None,
-    started: datetime,
-    attempts: int,
-) -> None:
-    row = dict.fromkeys(SCHEMAS["evaluations"].names) | {
-        "genotype_id": Genotype.parse(spec.genotype).genotype_id,
-        "trial_id": spec.trial_id,
-        "data": config.data,
-        "recipe": config.recipe,
-        "recipe_id": config.recipe_id,
-        "config": json.dumps(to_dict(config)),
-        "seed": config.seed,
-        "split_seed": config.split_seed,
-        "epochs": config.epochs,
-        "peak_bytes": peak,
-        "device": device,
-        "started": started,
-        "finished": datetime.now(UTC),
-        "attempts": attempts,
-    }
-    write_rows(Path(spec.study_dir), "evaluations", spec.trial_id, [row | dict(outcome)])
+    run_eval_job(spec.eval_job, device, report)
 
 
 def record_failure(settings: dict[str, Any]) -> str:
@@ -186,8 +134,7 @@ def record_failure(settings: dict[str, Any]) -> str:
     if rows:
         write_rows(Path(spec.study_dir), table, spec.trial_id, [rows[0] | lost | {"finished": datetime.now(UTC)}])
     elif spec.genotype:
-        config = from_dict(EvalConfig, spec.config)
-        _write_evaluation(spec, config, lost, "unknown", None, datetime.now(UTC), 1)
+        write_eval_row(spec.eval_job, lost, "unknown", None, datetime.now(UTC), 1)
     return lost[reason_column]
 
 
@@ -213,7 +160,7 @@ class _TrialRow:
             "config_id": config_id(config),
             "commit": spec.commit,
             "versions": json.dumps(library_versions()),
-            "device": device_name(device),
+            "device": describe_device(device),
             "started": before[0]["started"] if before else datetime.now(UTC),
             "attempts": before[0]["attempts"] + 1 if before else 1,
         }
@@ -229,17 +176,6 @@ def _prepare(spec: TrialSpec) -> torch.device:
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
     reset_peak_bytes(device)
     return device
-
-
-def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Replaces the checkpoint as a whole: a reader, or a process that takes over after a kill, never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _write_search(spec: TrialSpec, records: list[EpochRecord], config: SearchConfig) -> None:
@@ -260,23 +196,6 @@ def _progress(record: EpochRecord, config: SearchConfig, done: int) -> dict[str,
         "total_epochs": sum(stage.epochs for stage in config.stages),
         "epoch_seconds": record.seconds,
     }
-
-
-def error_text(error: BaseException) -> str:
-    """What the tables keep of an error: what it is in the first line, then the traceback."""
-    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
-
-
-def failure_status(error: BaseException) -> str:
-    """Out of memory is a result that studies of memory ask for; everything else has failed."""
-    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-    return "out_of_memory" if out_of_memory else "failed"
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def library_versions() -> dict[str, str]:

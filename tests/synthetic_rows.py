@@ -151,6 +151,7 @@ def evaluation_row(evaluation_id, found, config, rng, started, mean_accuracy):
         "failure": None,
         "epochs": config.epochs,
         "accuracy": accuracy,
+        "top5_accuracy": 1 - (1 - accuracy) / 4,
         "error_percent": 100 * (1 - accuracy),
         "loss": 4 * (1 - accuracy),
         "last_validation_accuracy": None,

@@ -1,36 +1,25 @@
-"""Training repeats, resumes bit for bit, keeps the test images apart, and learns."""
+"""The command line trains, continues, tests weights and says in one line what is wrong."""
 
-import dataclasses
-import io
-import math
+import json
 
+import pandas as pd
 import pytest
 import torch
 
-from images import write_image_set
+from pdarts_tune import eval_job
 from pdarts_tune.config import ConfigError, EvalConfig
-from pdarts_tune.cost import network_cost
-from pdarts_tune.data import load_dataset
-from pdarts_tune.evaluation import Evaluation
-from pdarts_tune.genotype import CellGenotype, Genotype
+from pdarts_tune.evaluation import main
+from pdarts_tune.genotype import PUBLISHED
+from pdarts_tune.genotype_source import find_genotypes, parse_limits
+from pdarts_tune.network import EvalNetwork, NetworkConfig
+from pdarts_tune.results import read_table, write_rows
+from pdarts_tune.rows import genotype_row
 
-CPU = torch.device("cpu")
-NORMAL = CellGenotype(
-    tuple(zip(("sep_conv_3x3", "skip_connect", "dil_conv_3x3", "max_pool_3x3") * 2, (0, 1, 0, 2, 1, 3, 2, 4), strict=True))
-)
-GENOTYPE = Genotype(NORMAL, NORMAL)
-TINY = EvalConfig(
-    recipe="tiny",
-    data="digits",
-    train_images=80,
-    test_images=30,
-    validation_fraction=0.25,
-    cells=3,
-    channels=4,
-    epochs=3,
-    batch_size=16,
-    cutout=2,
-)
+PDARTS = PUBLISHED["PDARTS_C10"].genotype
+SHORT = [
+    *("--data", "digits", "--recipe", "cifar-short", "--epochs", "2", "--cells", "3", "--channels", "4"),
+    *("--cutout", "2", "--train-images", "60", "--test-images", "30", "--batch-size", "20"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -41,195 +30,136 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def without_time(records):
-    return [dataclasses.replace(record, seconds=0.0) for record in records]
+def run(tmp_path, *arguments, genotype="PDARTS_C10"):
+    main(["--genotype", genotype, *SHORT, "--results", str(tmp_path), *arguments])
 
 
-def saved(evaluation):
-    """The state after a round trip through a file, as a checkpoint makes it."""
-    buffer = io.BytesIO()
-    torch.save(evaluation.state_dict(), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
+def row(tmp_path):
+    (only,) = read_table(tmp_path / "trainings", "evaluations").to_dict("records")
+    return only
 
 
-def same_weights(first, second):
-    ours, theirs = first.network.state_dict(), second.network.state_dict()
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+def test_a_training_prints_costs_beside_the_papers_and_a_line_an_epoch_and_writes_its_row(tmp_path, capsys):
+    run(tmp_path)
+    out = capsys.readouterr().out
+    lines = {line.split("  ")[0]: line.split() for line in out.splitlines() if "M " in line}
+    assert lines["CIFAR setting"][2:4] == ["3.43M", "3.4M"]
+    assert lines["ImageNet mobile"][2:] == ["4.94M", "4.9M", "542.8M", "557.4M", "557M"]
+    assert out.count("epoch 1/2: ") == out.count("epoch 2/2: ") == 1
+    found = row(tmp_path)
+    assert (found["status"], found["recipe"], found["epochs"]) == ("completed", "cifar-short", 2)
+    assert found["accuracy"] == sum(found["correct"]) / 30 <= found["top5_accuracy"]
+    assert not list((tmp_path / "trainings" / "checkpoints").glob("*.pt"))
 
 
-def trained(config=TINY):
-    evaluation = Evaluation(GENOTYPE, config, CPU)
-    list(evaluation.epochs())
-    return evaluation
+def test_the_same_command_shows_a_finished_training_and_its_weights_test_the_same(tmp_path, capsys):
+    run(tmp_path)
+    first = row(tmp_path)
+    run(tmp_path)
+    assert capsys.readouterr().out.count("epoch 1/2") == 1
+    (weights,) = (tmp_path / "trainings" / "weights").iterdir()
+    run(tmp_path / "again", "--weights", str(weights))
+    second = row(tmp_path / "again")
+    assert second["correct"].tolist() == first["correct"].tolist()
+    assert (second["recipe"], second["epochs"]) == ("weights", 0)
+    assert second["recipe_id"] != first["recipe_id"]
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(stop):
-    whole = trained()
-    first = Evaluation(GENOTYPE, TINY, CPU)
-    for _, _ in zip(range(stop), first.epochs(), strict=False):
-        pass
-    torch.manual_seed(12345)
-    second = Evaluation(GENOTYPE, TINY, CPU)
-    second.load_state_dict(saved(first))
-    rest = list(second.epochs())
-    assert [record.epoch for record in rest] == list(range(stop, 3))
-    assert without_time(second.records) == without_time(whole.records)
-    assert same_weights(second, whole)
-    assert second.test() == whole.test()
+def test_a_training_that_was_stopped_continues_at_the_next_epoch(tmp_path, capsys, monkeypatch):
+    save, saved = eval_job.save_checkpoint, []
+
+    def stop(state, path):
+        save(state, path)
+        saved.append(path)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(eval_job, "save_checkpoint", stop)
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path)
+    assert caught.value.code == 130
+    run(tmp_path)
+    out = capsys.readouterr().out
+    assert "epoch 1/2" not in out
+    assert out.count("epoch 2/2") == 1
+    assert row(tmp_path)["attempts"] == 2
 
 
-def test_the_same_seed_gives_the_same_training_and_another_seed_another():
-    torch.manual_seed(1)
-    first = trained()
-    torch.manual_seed(2)
-    assert same_weights(first, trained())
-    other = trained(dataclasses.replace(TINY, seed=1))
-    assert not same_weights(first, other)
-    assert torch.equal(first.dataset.test.images, other.dataset.test.images)
-    assert torch.equal(first.validation_batches.part.images, other.validation_batches.part.images)
+def test_every_distinct_genotype_of_a_results_folder_is_found_once_with_its_skip_limits(tmp_path):
+    limits = {"one": {0: "DARTS_V1", 1: "PDARTS_C10", 2: "PDARTS_C10"}, "two": {0: "PDARTS_C10", 1: "DARTS_V2", 2: "DARTS_V2"}}
+    for trial, found in limits.items():
+        rows = [genotype_row(PUBLISHED[name].genotype, 3, limit, None) for limit, name in found.items()]
+        earlier = [genotype_row(PUBLISHED["SNAS_MILD"].genotype, 2, limit, None) for limit in found]
+        write_rows(tmp_path / "study", "genotypes", trial, [{"trial_id": trial} | row for row in [*earlier, *rows]])
+    every = find_genotypes(str(tmp_path / "study"), "0..8")
+    assert every == {
+        "one M=0": PUBLISHED["DARTS_V1"].genotype,
+        "one M=1,2; two M=0": PDARTS,
+        "two M=1,2": PUBLISHED["DARTS_V2"].genotype,
+    }
+    assert set(find_genotypes(str(tmp_path / "study"))) == {"one M=2", "two M=2"}
+    with pytest.raises(ConfigError, match=r"no genotype of a finished search with skip limits \[8\]"):
+        find_genotypes(str(tmp_path / "study"), "8")
 
 
-def test_training_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    trained().test()
-    assert torch.equal(before, torch.get_rng_state())
+def test_a_genotype_is_a_name_a_text_a_file_or_a_seed(tmp_path):
+    file = tmp_path / "log.txt"
+    file.write_text(f"11/24 genotype = {PDARTS}\n")
+    for source in ("PDARTS_C10", str(PDARTS), PDARTS.to_json(), str(file)):
+        assert list(find_genotypes(source).values()) == [PDARTS]
+    (first,), (again,), (other,) = (find_genotypes(f"random:{seed}").values() for seed in (1, 1, 2))
+    assert first == again != other
+    assert first.normal.skips <= 2
 
 
-def test_training_validation_and_test_images_are_apart_and_complete():
-    evaluation = Evaluation(GENOTYPE, TINY, CPU)
-    train, validation, test = (
-        {image.numpy().tobytes() for image in images}
-        for images in (evaluation.batches.part.images, evaluation.validation_batches.part.images, evaluation.dataset.test.images)
-    )
-    assert (len(train), len(validation), len(test)) == (60, 20, 30)
-    assert not train & validation
-    assert not (train | validation) & test
-    assert train | validation == {image.numpy().tobytes() for image in evaluation.dataset.train.images}
+def test_skip_limits_are_a_number_a_list_or_a_range():
+    assert parse_limits("2") == [2]
+    assert parse_limits("0,2") == [0, 2]
+    assert parse_limits("0..8") == list(range(9))
 
 
-def test_without_a_validation_part_all_training_images_train():
-    evaluation = Evaluation(GENOTYPE, dataclasses.replace(TINY, validation_fraction=0.0, epochs=1), CPU)
-    assert len(evaluation.batches.part) == 80
-    (record,) = evaluation.epochs()
-    assert math.isnan(record.validation_accuracy)
+def broken(tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"not weights")
+    return str(path)
 
 
-def test_test_images_play_no_part_in_training(tmp_path):
-    config = dataclasses.replace(TINY, data=write_image_set(tmp_path), train_images=None, test_images=None, epochs=1)
-    first = trained(config)
-    write_image_set(tmp_path, test=40, test_seed=2)
-    second = trained(config)
-    assert same_weights(first, second)
-    assert without_time(first.records) == without_time(second.records)
-    assert len(second.test().correct) == 40
+def other_width(tmp_path):
+    network = EvalNetwork(PDARTS, NetworkConfig(6, 3, 10, 8, "cifar", 1))
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "wide.pt")
+    return str(tmp_path / "wide.pt")
 
 
-def test_testing_before_the_last_epoch_is_refused():
-    evaluation = Evaluation(GENOTYPE, TINY, CPU)
-    next(evaluation.epochs())
-    with pytest.raises(ValueError, match="only 1 of 3 epochs are trained"):
-        evaluation.test()
+@pytest.mark.parametrize(
+    ("genotype", "arguments", "message"),
+    [
+        ("PDARTS_C11", [], "genotype: 'PDARTS_C11' is neither a file nor a published name, known are PDARTS_C10"),
+        (str(PDARTS)[:-40], [], "cut off"),
+        ("random:x", [], "genotype: 'random:x' is wrong, it must be random: and a whole number"),
+        ("PDARTS_C10", ["--max-skips", "2"], "max_skips: 2 is for the searches of a results folder"),
+        ("PDARTS_C10", ["--recipe", "cifra"], "recipe: 'cifra' is unknown, known are cifar"),
+        ("PDARTS_C10", ["--data", "cifar11"], "data: unknown data set 'cifar11'"),
+        ("PDARTS_C10", ["--precision", "fp8"], "precision: 'fp8' is wrong"),
+        ("PDARTS_C10", ["--devices", "0"], "devices: 0 is wrong, it must be at least 1"),
+        ("PDARTS_C10", ["--weights", "nowhere.pt"], "weights: nowhere.pt is not a file"),
+        ("PDARTS_C10", ["--weights", broken], "weights.pt: "),
+        ("PDARTS_C10", ["--weights", other_width], "stem.0.weight: shape (18, 1, 3, 3), this network needs (12, 1, 3, 3)"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, genotype, arguments, message):
+    arguments = [part(tmp_path) if callable(part) else part for part in arguments]
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "results", *arguments, genotype=genotype)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
 
 
-def test_the_result_agrees_with_each_test_image_in_file_order():
-    evaluation = trained()
-    result = evaluation.test()
-    dataset = load_dataset("digits", TINY.split_seed, TINY.train_images, TINY.test_images)
-    images = (dataset.test.images.double() / 255 - dataset.mean[0]) / dataset.std[0]
-    with torch.no_grad():
-        logits, _ = evaluation.network.double().eval()(images)
-    expected = (logits.argmax(dim=1) == dataset.test.labels).tolist()
-    assert result.correct == expected
-    assert result.accuracy == pytest.approx(sum(expected) / 30, abs=1e-12)
-    assert result.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, dataset.test.labels).item(), rel=1e-5)
-    cost = network_cost(GENOTYPE, evaluation.network_config)
-    assert (result.params, result.macs) == (cost.params, cost.macs)
-
-
-def test_rates_follow_the_cosine_and_drop_path_rises_linearly():
-    evaluation = Evaluation(GENOTYPE, dataclasses.replace(TINY, epochs=4, drop_path=0.4, train_images=40), CPU)
-    seen = [(record.learning_rate, evaluation.network.drop_path) for record in evaluation.epochs()]
-    rates = [0.025 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
-    assert [rate for rate, _ in seen] == pytest.approx(rates, rel=1e-12)
-    assert [drop for _, drop in seen] == pytest.approx([0.0, 0.1, 0.2, 0.3])
-
-
-def test_the_auxiliary_head_trains_only_if_it_has_weight():
-    head = [name for name, _ in trained().network.named_parameters() if name.startswith("auxiliary_head")]
-    assert head
-    without = trained(dataclasses.replace(TINY, auxiliary_weight=0.0, epochs=1))
-    assert without.network.auxiliary_head is None
-
-
-def test_one_step_equals_the_textbook_update():
-    config = dataclasses.replace(TINY, epochs=1, batch_size=60, drop_path=0.0, gradient_clip=0.05)
-    evaluation = Evaluation(GENOTYPE, config, CPU)
-    reference = Evaluation(GENOTYPE, config, CPU)
-    ((images, labels),) = reference.batches.epoch(reference.generators["batches"])
-    logits, auxiliary = reference.network.train()(images)
-    loss = torch.nn.functional.cross_entropy
-    (loss(logits, labels) + 0.4 * loss(auxiliary, labels)).backward()
-    parameters = list(reference.network.parameters())
-    norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
-    assert norm > 0.05
-    list(evaluation.epochs())
-    with torch.no_grad():
-        for parameter, actual in zip(parameters, evaluation.network.parameters(), strict=True):
-            step = parameter.grad * 0.05 / norm + config.weight_decay * parameter
-            torch.testing.assert_close(actual, parameter - 0.025 * step, rtol=1e-4, atol=1e-7)
-
-
-def test_a_loss_that_is_not_finite_names_epoch_and_step():
-    evaluation = Evaluation(GENOTYPE, TINY, CPU)
-    epochs = evaluation.epochs()
-    next(epochs)
-    with torch.no_grad():
-        evaluation.network.classifier.bias[0] = math.nan
-    with pytest.raises(FloatingPointError, match="epoch 1, step 0: the training loss is nan"):
-        next(epochs)
-
-
-def test_a_state_of_another_configuration_or_genotype_is_refused():
-    state = saved(Evaluation(GENOTYPE, TINY, CPU))
-    with pytest.raises(ValueError, match="the checkpoint is of config_id"):
-        Evaluation(GENOTYPE, dataclasses.replace(TINY, seed=9), CPU).load_state_dict(state)
-    edges = (("sep_conv_5x5", 0), *NORMAL.edges[1:])
-    with pytest.raises(ValueError, match="the checkpoint is of genotype"):
-        Evaluation(Genotype(CellGenotype(edges), NORMAL), TINY, CPU).load_state_dict(state)
-
-
-def test_a_cutout_for_larger_images_is_refused():
-    with pytest.raises(ConfigError, match="cutout: 16 would blank digits's images"):
-        Evaluation(GENOTYPE, dataclasses.replace(TINY, cutout=16), CPU)
-
-
-def test_a_small_network_learns_the_digits():
-    config = EvalConfig(
-        data="digits",
-        train_images=1000,
-        validation_fraction=0.1,
-        cells=3,
-        channels=8,
-        epochs=6,
-        batch_size=32,
-        learning_rate=0.05,
-        cutout=0,
-        drop_path=0.0,
-    )
-    evaluation = trained(config)
-    assert evaluation.records[-1].validation_accuracy > 0.9
-    assert evaluation.records[-1].train_loss < evaluation.records[0].train_loss / 2
-    assert evaluation.test().accuracy > 0.9
-
-
-@pytest.mark.gpu
-def test_training_on_cuda_resumes_too():
-    device = torch.device("cuda")
-    first = Evaluation(GENOTYPE, TINY, device)
-    next(first.epochs())
-    second = Evaluation(GENOTYPE, TINY, device)
-    second.load_state_dict(saved(first))
-    assert [record.epoch for record in second.epochs()] == [1, 2]
-    assert len(second.test().correct) == 30
+def test_the_row_keeps_the_whole_configuration(tmp_path):
+    run(tmp_path, "--validation-fraction", "0.2", "--seed", "3")
+    found = row(tmp_path)
+    config = EvalConfig(**json.loads(found["config"]))
+    assert (config.seed, config.validation_fraction, config.recipe_id) == (3, 0.2, found["recipe_id"])
+    assert not pd.isna(found["last_validation_accuracy"])

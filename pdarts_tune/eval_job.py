@@ -1,0 +1,187 @@
+"""One evaluation from start to row: continues from its checkpoint, trains, tests once, writes its row of `evaluations`.
+
+The same for a trial of a study, a training from the command line, and one on several devices (of whose processes the first writes).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdarts_tune.config import EvalConfig, from_dict, to_dict
+from pdarts_tune.cost import peak_bytes
+from pdarts_tune.genotype import Genotype
+from pdarts_tune.results import SCHEMAS, write_rows
+from pdarts_tune.training import ALONE, EvalEpoch, Evaluation, TestResult
+from pdarts_tune.workers import Workers
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """What to train and where the results go; travels to other processes as a plain dict."""
+
+    trial_id: str
+    folder: str  # of the study, absolute
+    genotype: str  # as text
+    config: dict[str, Any]
+    keep_weights: bool = False  # in weights/<trial_id>.pt, a state dict of the trained network
+
+    @property
+    def checkpoint(self) -> Path:
+        """Replaced after every epoch, gone when the row is written."""
+        return Path(self.folder) / "checkpoints" / f"{self.trial_id}.pt"
+
+    @property
+    def weights(self) -> Path:
+        return Path(self.folder) / "weights" / f"{self.trial_id}.pt"
+
+    @property
+    def log(self) -> Path:
+        """Where a training on several devices writes its lines of progress, which no terminal can show."""
+        return Path(self.folder) / "checkpoints" / f"{self.trial_id}.log"
+
+
+def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch], None], workers: Workers = ALONE) -> TestResult:
+    """Runs or continues one evaluation; calls `report` after each epoch, when its checkpoint is on disk.
+
+    Whatever ends it, its row says so; the error goes on to the caller.
+    """
+    config = from_dict(EvalConfig, job.config)
+    first = workers.rank == 0
+    started, attempts = datetime.now(UTC), 1
+    try:
+        evaluation = Evaluation(Genotype.parse(job.genotype), config, device, workers)
+        if job.checkpoint.exists():
+            saved = torch.load(job.checkpoint, map_location=device, weights_only=True)
+            evaluation.load_state_dict(saved["evaluation"])
+            started, attempts = datetime.fromtimestamp(saved["started"], UTC), saved["attempts"] + 1
+        for epoch in evaluation.epochs():
+            if first:
+                state = {"evaluation": evaluation.state_dict(), "started": started.timestamp(), "attempts": attempts}
+                save_checkpoint(state, job.checkpoint)
+            report(epoch)
+        result = evaluation.test()
+        if first and job.keep_weights:
+            save_checkpoint(evaluation.network.state_dict(), job.weights)
+    except Exception as error:
+        if first:
+            outcome = {"status": failure_status(error), "failure": error_text(error)}
+            write_eval_row(job, outcome, describe_device(device, workers), peak_bytes(device), started, attempts)
+        raise
+    if first:
+        outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
+        write_eval_row(job, outcome, describe_device(device, workers), peak_bytes(device), started, attempts)
+        job.checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def epoch_line(epoch: EvalEpoch, config: EvalConfig) -> str:
+    """One line of progress."""
+    held_out = "" if math.isnan(epoch.validation_accuracy) else f", validation {100 * epoch.validation_accuracy:.2f} %"
+    left = epoch.seconds * (config.epochs - epoch.epoch - 1)
+    accuracy = f"training {100 * epoch.train_accuracy:.2f} %{held_out}"
+    return (
+        f"epoch {epoch.epoch + 1}/{config.epochs}: loss {epoch.train_loss:.4f}, {accuracy}, "
+        f"rate {epoch.learning_rate:.4g}, {epoch.seconds:.1f} s, about {left / 60:.0f} min left"
+    )
+
+
+def test_columns(result: TestResult) -> dict[str, Any]:
+    """What the test images say, as columns of `evaluations`."""
+    return {
+        "accuracy": result.accuracy,
+        "top5_accuracy": result.top5_accuracy,
+        "error_percent": 100 * (1 - result.accuracy),
+        "loss": result.loss,
+        "correct": result.correct,
+        "params": result.params,
+        "macs": result.macs,
+    }
+
+
+def epoch_columns(records: list[EvalEpoch]) -> dict[str, Any]:
+    """What the epochs say, as columns of `evaluations`; the last epoch is what is reported, the best only stands beside it."""
+    columns: dict[str, Any] = {
+        "train_accuracies": [record.train_accuracy for record in records],
+        "seconds": sum(record.seconds for record in records),
+    }
+    validation = [record.validation_accuracy for record in records]
+    if not math.isnan(validation[-1]):
+        best = max(range(len(validation)), key=validation.__getitem__)
+        columns |= {
+            "last_validation_accuracy": validation[-1],
+            "best_validation_accuracy": validation[best],
+            "best_epoch": best,
+            "validation_accuracies": validation,
+        }
+    return columns
+
+
+def write_eval_row(
+    job: EvalJob,
+    outcome: Mapping[str, Any],
+    device: str,
+    peak: int | None,
+    started: datetime,
+    attempts: int,
+) -> None:
+    """Writes the trial's row of `evaluations`; `outcome` has the columns that tell how it went, all others are null."""
+    config = from_dict(EvalConfig, job.config)
+    row = dict.fromkeys(SCHEMAS["evaluations"].names) | {
+        "genotype_id": Genotype.parse(job.genotype).genotype_id,
+        "trial_id": job.trial_id,
+        "data": config.data,
+        "recipe": config.recipe,
+        "recipe_id": config.recipe_id,
+        "config": json.dumps(to_dict(config)),
+        "seed": config.seed,
+        "split_seed": config.split_seed,
+        "epochs": config.epochs,
+        "peak_bytes": peak,
+        "device": device,
+        "started": started,
+        "finished": datetime.now(UTC),
+        "attempts": attempts,
+    }
+    write_rows(Path(job.folder), "evaluations", job.trial_id, [{**row, **outcome}])
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Replaces the checkpoint as a whole: a reader, or a process that takes over after a kill, never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def error_text(error: BaseException) -> str:
+    """What the tables keep of an error: what it is in the first line, then the traceback."""
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+
+
+def failure_status(error: BaseException) -> str:
+    """Out of memory is a result that studies of memory ask for; everything else has failed."""
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    return "out_of_memory" if out_of_memory else "failed"
+
+
+def describe_device(device: torch.device, workers: Workers = ALONE) -> str:
+    """The device as its driver names it, and how many there are."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return name if workers.count == 1 else f"{workers.count} x {name}"

@@ -1,0 +1,69 @@
+"""Genotypes by what a user has: a published name, a text, a file, a seed for a random one, or a study's results."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from pdarts_tune.config import ConfigError, derive_seed
+from pdarts_tune.genotype import PUBLISHED, Genotype, random_genotype
+from pdarts_tune.results import read_table
+
+RANDOM_MAX_SKIPS = 2  # as P-DARTS refines its cells, so that random ones are a fair control
+
+
+def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Genotype]:
+    """The genotypes that `source` stands for, each distinct one once, under a label to print.
+
+    `random:SEED` has at most two skip-connects in its normal cell, like P-DARTS' own. Of a study's results folder all genotypes
+    that its searches ended with are taken, at the skip limits `max_skips` (2, 0,2 or 0..8; by default 2).
+
+    Raises:
+        ConfigError: no such name, file or text; skip limits that are not between 0 and 8, or without a results folder.
+    """
+    is_text = "Genotype(" in source or source.lstrip().startswith("{")
+    if not is_text and Path(source).is_dir():
+        return _from_results(Path(source), parse_limits("2" if max_skips is None else max_skips))
+    if max_skips is not None:
+        raise ConfigError(f"max_skips: {max_skips} is for the searches of a results folder, and {source[:60]!r} is none")
+    if source in PUBLISHED:
+        return {source: PUBLISHED[source].genotype}
+    if source.startswith("random:"):
+        seed = source.removeprefix("random:")
+        if not seed.isdecimal():
+            raise ConfigError(f"genotype: {source!r} is wrong, it must be random: and a whole number")
+        return {source: random_genotype(random.Random(derive_seed(int(seed), "genotype")), RANDOM_MAX_SKIPS)}
+    if not is_text and not Path(source).is_file():
+        raise ConfigError(f"genotype: {source!r} is neither a file nor a published name, known are {', '.join(PUBLISHED)}")
+    try:
+        genotype = Genotype.parse(source if is_text else Path(source).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error) if is_text else f"{source}: {error}") from None
+    return {genotype.genotype_id if is_text else Path(source).name: genotype}
+
+
+def parse_limits(text: str) -> list[int]:
+    """Skip limits: 2, 0,2 or 0..8. Raises ConfigError."""
+    limits: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.strip().partition("..")
+        if not first.isdecimal() or (dots and not last.isdecimal()):
+            raise ConfigError(f"max_skips: {text!r} is wrong, it must be like 2, 0,2 or 0..8")
+        limits += range(int(first), int(last if dots else first) + 1)
+    if not limits or not all(0 <= limit <= 8 for limit in limits):
+        raise ConfigError(f"max_skips: {text!r} is wrong, skip limits are between 0 and 8")
+    return limits
+
+
+def _from_results(folder: Path, limits: list[int]) -> Mapping[str, Genotype]:
+    table = read_table(folder, "genotypes")
+    finished = table[table.stage == table.groupby("trial_id").stage.transform("max")]
+    rows = finished[finished.max_skips.isin(limits)].sort_values(["trial_id", "max_skips"], kind="stable")
+    if rows.empty:
+        raise ConfigError(f"genotype: {folder} has no genotype of a finished search with skip limits {limits}")
+    found: dict[str, Genotype] = {}
+    for text, group in rows.groupby("genotype", sort=False):
+        origins = [f"{trial} M={','.join(map(str, part.max_skips))}" for trial, part in group.groupby("trial_id", sort=False)]
+        found["; ".join(origins)] = Genotype.parse(str(text))
+    return found

@@ -1,0 +1,118 @@
+"""Two devices train the network that one device trains, and a killed process costs at most its epoch."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pdarts_tune.config import ConfigError, EvalConfig, to_dict
+from pdarts_tune.eval_job import EvalJob, run_eval_job
+from pdarts_tune.genotype import PUBLISHED
+from pdarts_tune.results import read_rows
+from pdarts_tune.workers import Workers
+
+CPU = torch.device("cpu")
+CONFIG = EvalConfig(
+    recipe="tiny",
+    data="digits",
+    train_images=90,  # of which 72 train, in batches of 20 and one of 12
+    test_images=31,
+    validation_fraction=0.2,
+    cells=3,
+    channels=4,
+    epochs=2,
+    batch_size=20,
+    cutout=2,
+)
+
+# Ray opens sockets and files that its processes share with others and that Python finds open when they end.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
+
+
+def job(folder, config, trial_id="a"):
+    return EvalJob(trial_id, str(folder), str(PUBLISHED["PDARTS_C10"].genotype), to_dict(config), keep_weights=True)
+
+
+def result(finished):
+    (row,) = read_rows(Path(finished.folder), "evaluations", finished.trial_id)
+    return row, torch.load(finished.weights, weights_only=True)
+
+
+@pytest.mark.parametrize("total", [1, 7, 20])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shares_are_the_batch_in_parts_of_nearly_equal_size(total, count):
+    shares = [list(range(total))[Workers(rank, count).share(total)] for rank in range(count)]
+    assert [image for share in shares for image in share] == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_network_that_one_trains(tmp_path):
+    from pdarts_tune.distributed import train_on_devices
+
+    one, two = job(tmp_path / "one", CONFIG), job(tmp_path / "two", CONFIG)
+    run_eval_job(one, CPU, print)
+    train_on_devices(two, 2)
+    (row, weights), (other, others) = result(one), result(two)
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
+    for column in ("loss", "train_accuracies", "validation_accuracies", "correct"):
+        assert other[column] == pytest.approx(row[column], rel=1e-4)
+    assert other["device"].startswith("2 x ")
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_at_most_its_epoch(tmp_path):
+    from pdarts_tune.distributed import train_on_devices
+
+    config = replace(CONFIG, epochs=40)
+    undisturbed, killed = job(tmp_path / "whole", config), job(tmp_path / "killed", config)
+    run_eval_job(undisturbed, CPU, print)
+    done = []
+
+    def kill():
+        while not killed.checkpoint.exists():
+            time.sleep(0.05)
+        done.append(len(torch.load(killed.checkpoint, weights_only=True)["evaluation"]["records"]))
+        os.kill(worker_pids()[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    train_on_devices(killed, 2)
+    thread.join()
+    (row, _), (other, _) = result(undisturbed), result(killed)
+    assert (other["status"], other["attempts"]) == ("completed", 2)
+    epochs = [int(line.split()[1].split("/")[0]) for line in killed.log.read_text().splitlines()]
+    assert sorted(set(epochs)) == list(range(1, 41))
+    assert len(epochs) <= 41, "more than the epoch that was running was trained again"
+    assert other["loss"] == pytest.approx(row["loss"], rel=0.05)
+    assert done[0] < 40
+
+
+def worker_pids():
+    """The processes of Ray Train below this process, by rank."""
+    import ray  # noqa: F401  (psutil comes with it)
+
+    import psutil  # isort: skip
+
+    children = psutil.Process().children(recursive=True)
+    return [child.pid for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+@pytest.mark.slow
+def test_more_devices_than_there_are_is_refused(tmp_path):
+    from pdarts_tune.distributed import train_on_devices
+
+    with pytest.raises(ConfigError, match="devices: 4096 asked for, the cluster has"):
+        train_on_devices(job(tmp_path, CONFIG), 4096)
