@@ -1,20 +1,27 @@
-"""What a network costs: parameters, multiply-adds, and the memory that a process has used."""
+"""What a network costs: parameters, multiply-adds, memory for training it, and the memory that a process has used."""
 
 from __future__ import annotations
 
 import math
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pdarts_tune.config import SearchConfig
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.network import EvalNetwork, NetworkConfig
+from pdarts_tune.space import EDGES, PRIMITIVES, SearchSpace
+from pdarts_tune.stages import Stage
+from pdarts_tune.supernet import Supernet
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,80 @@ def peak_bytes(device: torch.device) -> int:
         return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # Linux gives kibibytes, macOS bytes
+
+
+def saved_bytes(forward: Callable[[], Any]) -> int:
+    """The bytes that autograd keeps for backward while `forward` runs: each storage once, parameters left out.
+
+    A figure of shapes alone: it is the same on every device, the meta device included.
+    """
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        root = tensor if tensor._base is None else tensor._base
+        if not (root.is_leaf and root.requires_grad):
+            storage = tensor.untyped_storage()
+            storages[storage._cdata] = storage  # held, so that no other storage takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def operator_count(step: Callable[[], Any]) -> int:
+    """How many operators that launch work a step dispatches: views, allocations and detaches are not counted."""
+    counter = _OperatorCounter()
+    with counter:
+        step()
+    return counter.count
+
+
+def predict_stage_bytes(
+    config: SearchConfig,
+    stage: Stage,
+    image_size: int,
+    num_classes: int,
+    in_channels: int = 3,
+    space: SearchSpace | None = None,
+    recompute: bool = False,
+) -> int:
+    """The memory that a training step of a stage takes, in bytes, from shapes alone: what is saved for backward at its fullest,
+    weights and running statistics, and the optimizers' state.
+
+    Without a space, the stage's number of operations is spread evenly over the edges, since it is the search that decides.
+    """
+    if space is None:
+        cell = tuple(_evenly(edge, stage.operations) for edge in range(len(EDGES)))
+        space = SearchSpace(cell, cell)
+    with torch.device("meta"):
+        network = Supernet(space, stage.cells, config.channels, num_classes, in_channels, recompute=recompute)
+        network.set_skip_dropout(stage.skip_dropout)
+        images = torch.empty(config.batch_size, in_channels, image_size, image_size)
+        saved = saved_bytes(lambda: network(images))
+    weights = sum(tensor.nbytes for tensor in network.weight_parameters())
+    alphas = sum(tensor.nbytes for tensor in network.arch_parameters())
+    statistics = sum(buffer.nbytes for buffer in network.buffers())
+    return saved + statistics + 2 * weights + 3 * alphas  # SGD keeps a momentum per weight, Adam two moments per alpha
+
+
+def _evenly(edge: int, operations: int) -> tuple[str, ...]:
+    chosen = {(edge * operations + step) % len(PRIMITIVES) for step in range(operations)}
+    return tuple(name for index, name in enumerate(PRIMITIVES) if index in chosen)
+
+
+class _OperatorCounter(TorchDispatchMode):
+    _NO_WORK = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "_unsafe_view"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = [value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns]
+        name = func._schema.name.removeprefix("aten::")
+        self.count += not (name in self._NO_WORK or (views and all(views)))
+        return func(*args, **(kwargs or {}))
 
 
 def _inputs(shape: tuple[int, ...], *_: Any, out_shape: Any, **__: Any) -> int:  # noqa: ARG001

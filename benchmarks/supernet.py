@@ -1,0 +1,127 @@
+"""Our evaluation of the search network against the conventional one, in one process, taking turns.
+
+    python benchmarks/supernet.py --threads 1 --csv supernet.csv
+
+Conventional: one module per operation, each edge on its own, PyTorch's default memory format (`Supernet(evaluation="plain")`).
+A step is forward, backward and both optimizers. Times are medians; read the ratios, since they bear a busy machine. Bytes are those
+that autograd keeps for backward, operators those of forward and backward that launch work: both follow from the shapes alone.
+Takes about four minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from pdarts_tune.cost import operator_count, saved_bytes
+from pdarts_tune.space import EDGES, PRIMITIVES, CellOps, SearchSpace
+from pdarts_tune.supernet import Supernet
+
+# name: cells, operations per edge, batch, image size, channels
+SHAPES = {
+    "stage 1: 5 cells, 8 operations": (5, 8, 16, 32, 16),
+    "stage 2: 11 cells, 5 operations": (11, 5, 16, 32, 16),
+    "stage 3: 17 cells, 3 operations": (17, 3, 16, 32, 16),
+    "small: 5 cells, 8 operations": (5, 8, 64, 8, 4),
+}
+VARIANTS = ("conventional", "fast", "fast, recompute")
+
+
+class Contestant:
+    """A network with its optimizers."""
+
+    def __init__(
+        self, variant: str, space: SearchSpace, cells: int, channels: int, images: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        torch.manual_seed(0)
+        evaluation: Literal["plain", "fast"] = "plain" if variant == "conventional" else "fast"
+        self.network = Supernet(space, cells, channels, 10, evaluation=evaluation, recompute=variant.endswith("recompute"))
+        self.images, self.labels = images, labels
+        self.weights = torch.optim.SGD(self.network.weight_parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+        self.alphas = torch.optim.Adam(self.network.arch_parameters(), 6e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+
+    def loss(self) -> torch.Tensor:
+        return F.cross_entropy(self.network(self.images), self.labels)
+
+    def step(self) -> None:
+        self.loss().backward()
+        for optimizer in (self.weights, self.alphas):
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def random_space(operations: int) -> SearchSpace:
+    rng = random.Random(0)
+
+    def cell() -> CellOps:
+        return tuple(tuple(sorted(rng.sample(PRIMITIVES, operations), key=PRIMITIVES.index)) for _ in EDGES)
+
+    return SearchSpace(cell(), cell())
+
+
+def measure(name: str, repeats: int) -> list[dict[str, object]]:
+    cells, operations, batch, size, channels = SHAPES[name]
+    space = random_space(operations)
+    images, labels = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
+    contestants = {variant: Contestant(variant, space, cells, channels, images, labels) for variant in VARIANTS}
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for repeat in range(repeats + 1):
+        for variant, contestant in contestants.items():
+            start = time.perf_counter()
+            contestant.step()
+            if repeat > 0:  # the first step warms up
+                seconds[variant].append(time.perf_counter() - start)
+    rows: list[dict[str, object]] = []
+    first: tuple[float, int, int] | None = None
+    for variant, contestant in contestants.items():
+        found = (
+            statistics.median(seconds[variant]),
+            saved_bytes(contestant.loss),
+            operator_count(lambda contestant=contestant: contestant.loss().backward()),  # type: ignore[misc]
+        )
+        first = first or found
+        rows.append(
+            {
+                "shape": name,
+                "threads": torch.get_num_threads(),
+                "evaluation": variant,
+                "seconds": found[0],
+                "times_faster": first[0] / found[0],
+                "saved_bytes": found[1],
+                "bytes_ratio": found[1] / first[1],
+                "operators": found[2],
+                "operators_ratio": found[2] / first[2],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="PREFIX", help="of the names, e.g. small 'stage 1'")
+    parser.add_argument("--csv", type=Path, help="where to write the table")
+    arguments = parser.parse_args()
+    rows = []
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        for name in SHAPES:
+            if name.startswith(tuple(arguments.shapes)):
+                rows += measure(name, arguments.repeats)
+    table = pd.DataFrame(rows)
+    print(table.to_markdown(index=False, floatfmt=".3f"))
+    if arguments.csv:
+        table.to_csv(arguments.csv, index=False)
+
+
+if __name__ == "__main__":
+    main()
