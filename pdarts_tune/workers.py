@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,41 @@ class Workers:
                 dist.broadcast(buffer, src=0)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes. Each of them reads it, so the gradient of an addend is the sum of all their gradients."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)
+    return total
+
+
 class SyncBatchNorm(nn.BatchNorm2d):
     """Batch norm with the statistics of all processes' images, on any device (PyTorch's own needs GPUs)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        # Two passes: the difference of mean square and squared mean would lose digits.
-        ones = x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32)
-        sums = all_reduce(torch.cat((x.float().sum(dim=(0, 2, 3)), ones)))
+        # Two passes, in float32 at least: the difference of mean square and squared mean would lose digits.
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        pixels_here = exact.new_full((1,), x.numel() / x.shape[1])
+        sums = _sum(torch.cat((exact.sum(dim=(0, 2, 3)), pixels_here)))
         pixels = sums[-1].item()
         mean = sums[:-1] / pixels
-        centred = x.float() - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / pixels
+        centred = exact - mean[:, None, None]
+        variance = _sum(centred.square().sum(dim=(0, 2, 3))) / pixels
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -69,6 +91,9 @@ def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
     for module in network.modules():
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
-                norm = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
+                assert child.running_mean is not None
+                norm = SyncBatchNorm(
+                    child.num_features, child.eps, child.momentum, child.affine, device=device, dtype=child.running_mean.dtype
+                )
                 norm.load_state_dict(child.state_dict())
-                setattr(module, name, norm.to(device))
+                setattr(module, name, norm)

@@ -14,7 +14,6 @@ from pdarts_tune.config import ConfigError, EvalConfig, to_dict
 from pdarts_tune.eval_job import EvalJob, run_eval_job
 from pdarts_tune.genotype import PUBLISHED
 from pdarts_tune.results import read_rows
-from pdarts_tune.workers import Workers
 
 CPU = torch.device("cpu")
 CONFIG = EvalConfig(
@@ -48,14 +47,6 @@ def result(finished):
     return row, torch.load(finished.weights, weights_only=True)
 
 
-@pytest.mark.parametrize("total", [1, 7, 20])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_shares_are_the_batch_in_parts_of_nearly_equal_size(total, count):
-    shares = [list(range(total))[Workers(rank, count).share(total)] for rank in range(count)]
-    assert [image for share in shares for image in share] == list(range(total))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
 @pytest.mark.slow
 def test_two_processes_train_the_network_that_one_trains(tmp_path):
     from pdarts_tune.distributed import train_on_devices
@@ -76,28 +67,25 @@ def test_two_processes_train_the_network_that_one_trains(tmp_path):
 def test_a_killed_process_costs_at_most_its_epoch(tmp_path):
     from pdarts_tune.distributed import train_on_devices
 
-    config = replace(CONFIG, epochs=40)
+    config = replace(CONFIG, epochs=12)
     undisturbed, killed = job(tmp_path / "whole", config), job(tmp_path / "killed", config)
-    run_eval_job(undisturbed, CPU, print)
-    done = []
+    train_on_devices(undisturbed, 2)
 
     def kill():
         while not killed.checkpoint.exists():
             time.sleep(0.05)
-        done.append(len(torch.load(killed.checkpoint, weights_only=True)["evaluation"]["records"]))
         os.kill(worker_pids()[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     train_on_devices(killed, 2)
     thread.join()
-    (row, _), (other, _) = result(undisturbed), result(killed)
-    assert (other["status"], other["attempts"]) == ("completed", 2)
+    (_, weights), (row, others) = result(undisturbed), result(killed)
+    assert (row["status"], row["attempts"]) == ("completed", 2)
     epochs = [int(line.split()[1].split("/")[0]) for line in killed.log.read_text().splitlines()]
-    assert sorted(set(epochs)) == list(range(1, 41))
-    assert len(epochs) <= 41, "more than the epoch that was running was trained again"
-    assert other["loss"] == pytest.approx(row["loss"], rel=0.05)
-    assert done[0] < 40
+    assert sorted(set(epochs)) == list(range(1, 13))
+    assert len(epochs) <= 13, "more than the epoch that was running was trained again"
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def worker_pids():
