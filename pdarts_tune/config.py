@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pdarts_tune.methods import FirstOrder, Method, check_method
+from pdarts_tune.methods import FirstOrder, Method, check_method, trains_alphas
 from pdarts_tune.stages import PDARTS_CIFAR10, Stage, check_stages
 
 STEMS = ("cifar", "imagenet")
@@ -55,6 +55,9 @@ class SearchConfig:
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     alpha_weight_decay: float = 1e-3
     alpha_init_scale: float = 1e-3
+    diagnostics_every: int | None = None  # epochs from one look at the network to the next; None: as few as stay below 5 % of time
+    eigenvalue_every: int = 0  # epochs from one estimate of the Hessian's largest eigenvalue to the next; 0: none
+    early_stop_ratio: float | None = None  # end a stage when that eigenvalue grows by more (Zela et al., 2020: 1.3); None: never
 
     def __post_init__(self) -> None:
         _require(isinstance(self.method, Method), "method", self.method, "settings of methods.py, such as FirstOrder()")
@@ -65,6 +68,15 @@ class SearchConfig:
             raise ConfigError(str(error)) from None
         _require(0.0 <= self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "in [0, 1)")
         _require(0 <= self.max_skips <= 8, "max_skips", self.max_skips, "between 0 and 8")
+        every = self.diagnostics_every
+        _require(every is None or every >= 1, "diagnostics_every", every, "at least 1, or nothing for a share of the time")
+        _require(self.eigenvalue_every >= 0, "eigenvalue_every", self.eigenvalue_every, "at least 0 (0: no estimates)")
+        if self.eigenvalue_every and not trains_alphas(self.method):
+            raise ConfigError(f"eigenvalue_every: method {self.method.name} has no alphas to take a Hessian of, it must be 0")
+        if self.early_stop_ratio is not None:
+            _require(self.early_stop_ratio > 1, "early_stop_ratio", self.early_stop_ratio, "more than 1, or nothing for no stop")
+            if self.eigenvalue_every != 1:
+                raise ConfigError("early_stop_ratio: needs an eigenvalue every epoch, set eigenvalue_every to 1")
         _check_common(self)
 
 

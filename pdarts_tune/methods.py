@@ -7,7 +7,7 @@ A method says what is special in a step of the stage loop; the loop itself (`sea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pdarts_tune.stages import Stages
@@ -115,6 +115,13 @@ Method = FirstOrder | SecondOrder | Snas | PartialChannels | RandomSearch | Rand
 def trains_alphas(method: Method) -> bool:
     """Whether the method learns architecture parameters, rather than drawing architectures."""
     return not isinstance(method, RandomSearch | RandomSampling)
+
+
+def plan_rounds(method: Method, stages: Stages) -> Stages:
+    """The networks that a search trains one after the other: its stages, or a network of one operation an edge per candidate."""
+    if isinstance(method, RandomSearch):
+        return (replace(stages[0], operations=1),) * method.candidates
+    return stages
 
 
 def check_method(method: Method, stages: Stages, channels: int) -> None:

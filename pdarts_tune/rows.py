@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.cost import network_cost
+from pdarts_tune.diagnostics import measure_probabilities
 from pdarts_tune.genotype import Genotype
+from pdarts_tune.methods import RandomSearch
 from pdarts_tune.network import CIFAR
-from pdarts_tune.search import CELLS, EpochRecord
-from pdarts_tune.space import EDGES, PRIMITIVES
+from pdarts_tune.records import CELLS, EpochRecord
+from pdarts_tune.space import EDGES, NUM_NODES, PRIMITIVES
 
 Rows = list[dict[str, Any]]
 SKIP_LIMITS = tuple(range(8, -1, -1))  # every M is kept: people ask afterwards which one to take
@@ -21,19 +22,10 @@ SKIP_LIMITS = tuple(range(8, -1, -1))  # every M is kept: people ask afterwards 
 def epoch_row(record: EpochRecord) -> dict[str, Any]:
     """A record as its row of `epochs`, with what follows from the probabilities alone."""
     row = asdict(record)
-    for field in ("alphas", "probabilities", "inherited_accuracy"):
+    for field in ("alphas", "probabilities", "edge_weights"):
         del row[field]
-    genotype = record.genotype(max_skips=8)
-    edges = {cell: record.probabilities[cell] for cell in CELLS}
-    both = edges["normal"] + edges["reduce"]
-    return row | {
-        "finished": datetime.fromtimestamp(record.finished, UTC),
-        "normal_skip_count": genotype.normal.skips,
-        "reduce_skip_count": genotype.reduce.skips,
-        **{f"{cell}_skip_mass": sum(edge.get("skip_connect", 0.0) for edge in edges[cell]) / len(EDGES) for cell in CELLS},
-        "alpha_entropy": sum(-p * math.log(p) for edge in both for p in edge.values() if p > 0) / len(both),
-        "hessian_eigenvalue": None,
-    }
+    genotype = record.genotype(max_skips=2 * NUM_NODES)
+    return row | measure_probabilities(record.probabilities, genotype) | {"finished": datetime.fromtimestamp(record.finished, UTC)}
 
 
 def alpha_rows(record: EpochRecord) -> Rows:
@@ -49,6 +41,7 @@ def alpha_rows(record: EpochRecord) -> Rows:
             "operation": operation,
             "alpha": record.alphas[cell][edge][operation],
             "probability": record.probabilities[cell][edge][operation],
+            "edge_weight": None if record.edge_weights is None else record.edge_weights[cell][edge],
         }
         for cell in CELLS
         for edge, (source, node) in enumerate(EDGES)
@@ -58,15 +51,32 @@ def alpha_rows(record: EpochRecord) -> Rows:
 
 
 def genotype_rows(records: list[EpochRecord], config: SearchConfig) -> Rows:
-    """The rows of `genotypes`: for each finished stage, the genotype for every skip limit."""
-    last_epochs = {stage: settings.epochs - 1 for stage, settings in enumerate(config.stages, start=1)}
+    """The rows of `genotypes`: for each finished stage, the genotype for every skip limit.
+
+    Of a random search, each candidate that is trained at its own stage number; when all are, the best of them once more, behind
+    the last, so that the row of the highest stage is what every search ends with.
+    """
+    if isinstance(config.method, RandomSearch):
+        return _candidate_rows(records, config, config.method.candidates)
     rows = []
-    for record in records:
-        if record.epoch == last_epochs[record.stage]:
+    by_place = {(record.stage, record.epoch): record for record in records}
+    for end in records:
+        if end.derived_epoch is not None:
+            record = by_place[end.stage, end.derived_epoch]
             for max_skips in SKIP_LIMITS:
                 inherited = record.inherited_accuracy if max_skips == config.max_skips else None
                 rows.append(genotype_row(record.genotype(max_skips), record.stage, max_skips, inherited))
     return rows
+
+
+def _candidate_rows(records: list[EpochRecord], config: SearchConfig, candidates: int) -> Rows:
+    trained = [record for record in records if record.derived_epoch is not None]
+    if len(trained) == candidates:
+        trained.append(max(trained, key=lambda record: record.validation_accuracy))  # of equals, the first
+    return [
+        genotype_row(record.genotype(config.max_skips), stage, config.max_skips, record.inherited_accuracy)
+        for stage, record in enumerate(trained, start=1)
+    ]
 
 
 def genotype_row(genotype: Genotype, stage: int, max_skips: int, inherited_accuracy: float | None) -> dict[str, Any]:

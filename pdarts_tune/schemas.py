@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pdarts_tune.space import PRIMITIVES
+
 SCHEMA_VERSION = 1
 STATUSES = ("completed", "failed", "out_of_memory", "running")
 
@@ -18,6 +20,7 @@ _TIME = pa.timestamp("ms", tz="UTC")
 # Compact types only in the table that has thousands of rows a trial. Parquet files are small either way, but in memory a narrow
 # integer is a trap: NumPy wraps around silently (int8: 3 * 100 is 44), and categories do not join as text does.
 _SMALL, _REPEATED = pa.int16(), pa.dictionary(pa.int32(), pa.string())
+_FLAG = pa.bool_()
 _NUMBERS, _FLAGS = pa.list_(pa.float64()), pa.list_(pa.bool_())
 
 
@@ -27,7 +30,12 @@ def _column(name: str, kind: Any, unit: str, description: str, *, optional: bool
 
 
 def _stage(kind: Any = _INTEGER) -> Any:
-    return _column("stage", kind, "index from 1", "stage of the search, as the paper counts; 0: drawn without a search")
+    return _column(
+        "stage",
+        kind,
+        "index from 1",
+        "stage of the search, or candidate of a random search; 0: drawn without a search",
+    )
 
 
 def _epoch(kind: Any = _INTEGER) -> Any:
@@ -48,6 +56,26 @@ def _run_columns() -> list[Any]:
         _column("peak_bytes", _INTEGER, "bytes", "most device memory in use at once; null where not measured", optional=True),
     ]
 
+
+def _operation_counts() -> list[Any]:
+    """Of all operations but the skip-connect, whose columns came first."""
+    cells = {"normal": "the normal cell derived now, before refinement", "reduce": "the reduction cell derived now"}
+    names = [name for name in PRIMITIVES if name not in ("none", "skip_connect")]
+    return [
+        _column(f"{cell}_{name}_count", _INTEGER, "count", f"{name} in {what}") for cell, what in cells.items() for name in names
+    ]
+
+
+def _agreements() -> list[Any]:
+    what = "cosine between the alphas' gradients of"
+    return [
+        _column("normal_agreement", _NUMBER, "cosine", f"mean {what} all pairs of normal cells; null if one cell", optional=True),
+        _column("normal_first_last", _NUMBER, "cosine", f"{what} the first and the last normal cell; null if one", optional=True),
+        _column("reduce_agreement", _NUMBER, "cosine", f"{what} the two reduction cells", optional=True),
+    ]
+
+
+_DERIVED_EPOCH = "at a stage's last epoch, the epoch whose alphas decide; earlier after an early stop. Null at other epochs"
 
 _GENOTYPE_ID = _column("genotype_id", _TEXT, "text", "names the genotype by its content")
 _PARAMS = _column("params", _INTEGER, "count", "weights of the evaluation network, without the auxiliary head")
@@ -92,14 +120,34 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("validation_accuracy", _NUMBER, "fraction", "accuracy of the search network on the validation images"),
         _column("learning_rate", _NUMBER, "rate", "learning rate of the weights"),
         _column("skip_dropout", _NUMBER, "rate", "dropout on skip-connects"),
-        _column("seconds", _NUMBER, "seconds", "time of the epoch, validation included"),
+        _column("seconds", _NUMBER, "seconds", "time of the epoch, validation and diagnostics included"),
+        _column("diagnostic_seconds", _NUMBER, "seconds", "of these, spent on inherited accuracy, agreement and eigenvalue"),
         _column("images_per_second", _NUMBER, "images/second", "images that trained weights, over the training time"),
         _column("peak_bytes", _INTEGER, "bytes", "most device memory in use at once; null where not measured", optional=True),
         _column("normal_skip_count", _INTEGER, "count", "skip-connects of the normal cell derived now, before refinement"),
         _column("reduce_skip_count", _INTEGER, "count", "skip-connects of the reduction cell derived now"),
         _column("normal_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the normal cell's edges"),
         _column("reduce_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the reduction cell's edges"),
+        *_operation_counts(),
+        _column(
+            "collapsed", _FLAG, "flag", "whether more than half of the normal cell derived now, before refinement, is skip-connects"
+        ),
         _column("alpha_entropy", _NUMBER, "nats", "mean entropy of the operation probabilities over both cells' edges"),
+        _column(
+            "alpha_margin",
+            _NUMBER,
+            "probability",
+            "best operation's probability less the second's, mean over edges with a choice; null if there is none",
+            optional=True,
+        ),
+        _column(
+            "inherited_accuracy",
+            _NUMBER,
+            "fraction",
+            "validation accuracy of the cell derived now in the network's weights; null in epochs without a look",
+            optional=True,
+        ),
+        *_agreements(),
         _column(
             "hessian_eigenvalue",
             _NUMBER,
@@ -107,6 +155,7 @@ _COLUMNS: dict[str, list[Any]] = {
             "largest eigenvalue of the validation loss's Hessian by the alphas; null unless asked for",
             optional=True,
         ),
+        _column("derived_epoch", _INTEGER, "index from 0", _DERIVED_EPOCH, optional=True),
         _column("finished", _TIME, "UTC", "end of the epoch"),
     ],
     "alphas": [
@@ -120,6 +169,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("operation", _REPEATED, "text", "candidate operation"),
         _column("alpha", _NUMBER, "logit", "architecture parameter"),
         _column("probability", _NUMBER, "probability", "softmax(alpha) over the edge's candidate operations"),
+        _column("edge_weight", _NUMBER, "weight", "the edge's weight in its node; null where edges have none", optional=True),
     ],
     "genotypes": [
         _trial_id(),

@@ -1,66 +1,41 @@
 """The stage loop of P-DARTS (paper, section 3): search, drop operations, grow deeper, search again.
 
 A `Search` is an iterator of epoch records whose whole state can be saved after any epoch. A search that is resumed on the same
-machine with the same number of threads gives the same bits as one that was never interrupted.
+machine with the same number of threads gives the same bits as one that was never interrupted. How one step goes is the method's
+business (`steps.py`); random search runs through the same loop, a network per candidate in place of one per stage.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from pdarts_tune.approximation import prune
 from pdarts_tune.config import SearchConfig, config_id, derive_seed
 from pdarts_tune.cost import peak_bytes
 from pdarts_tune.data import Batches, load_dataset, split_train
-from pdarts_tune.genotype import Genotype, derive_cell, softmax
-from pdarts_tune.regularization import limit_skips, skip_dropout
+from pdarts_tune.diagnostics import WINDOW, has_sharpened
+from pdarts_tune.examination import Examination, examine, look_every
+from pdarts_tune.genotype import random_genotype, softmax
+from pdarts_tune.inheritance import evaluate, only
+from pdarts_tune.methods import RandomSearch, plan_rounds
+from pdarts_tune.partial import PartialSupernet
+from pdarts_tune.records import CELLS, Choice, EpochRecord
+from pdarts_tune.regularization import skip_dropout
 from pdarts_tune.space import SearchSpace
 from pdarts_tune.stages import Stage, cosine_rate
-from pdarts_tune.supernet import Mixing, Supernet
-
-CELLS = ("normal", "reduce")
-
-# Batches that re-estimate the batch norms' statistics of a derived cell before its accuracy is taken.
-CALIBRATION_BATCHES = 20
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch of a search leaves behind. Accuracies are fractions; `epoch` counts from 0 in its stage, `stage` from 1."""
-
-    stage: int
-    epoch: int
-    phase: str  # "weights": alphas frozen; "both"
-    train_loss: float
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-    learning_rate: float
-    skip_dropout: float
-    seconds: float
-    images_per_second: float  # images that trained weights, over the training time
-    peak_bytes: int
-    finished: float  # Unix time
-    alphas: Mapping[str, list[dict[str, float]]]  # by cell type, per edge, by operation
-    probabilities: Mapping[str, list[dict[str, float]]]
-    inherited_accuracy: float | None  # of the derived cell with the search network's weights; at the end of a stage only
-
-    def genotype(self, max_skips: int) -> Genotype:
-        """The genotype that would be derived after this epoch, with at most `max_skips` skip-connects in the normal cell."""
-        normal, reduce = (tuple(self.probabilities[cell]) for cell in CELLS)
-        return Genotype(limit_skips(normal, max_skips), derive_cell(reduce))
+from pdarts_tune.steps import build_network, build_steps
 
 
 class Search:
-    """One differentiable search (first-order DARTS updates in every stage).
+    """One search, by any method but random sampling (which trains nothing).
 
     Raises:
         ConfigError: the data set is unknown, unreadable or too small.
@@ -69,6 +44,7 @@ class Search:
     def __init__(self, config: SearchConfig, device: torch.device) -> None:
         self.config = config
         self.device = device
+        self.rounds = plan_rounds(config.method, config.stages)
         self.records: list[EpochRecord] = []
         self.dataset = load_dataset(config.data, config.split_seed, config.train_images, config.test_images)
         split = split_train(self.dataset.train, config.split_seed, config.validation_fraction)
@@ -79,17 +55,17 @@ class Search:
         self.weight_batches = batches(split.weights, True)
         self.alpha_batches = batches(split.alphas, True)
         self.validation_batches = batches(split.validation, False)
-        # One generator for each purpose: the images that weights see in a given epoch do not depend on the network's depth or
-        # on whether alphas train, so that variants with the same seed can be compared as pairs.
+        # One generator for each purpose: the images that weights see in a given epoch do not depend on the network's depth, on the
+        # method or on whether alphas train, so that variants with the same seed can be compared as pairs.
         self.generators = {
             purpose: torch.Generator(device).manual_seed(derive_seed(config.seed, purpose))
-            for purpose in ("weight batches", "alpha batches", "skip dropout")
+            for purpose in ("weight batches", "alpha batches", "skip dropout", "architectures")
         }
-        self._start_stage(0, SearchSpace.full())
+        self._start_stage(0, self._space(0))
 
     @property
     def stage(self) -> Stage:
-        return self.config.stages[self.stage_index]
+        return self.rounds[self.stage_index]
 
     def epochs(self) -> Iterator[EpochRecord]:
         """Runs the search from where it is, a record after each epoch.
@@ -98,12 +74,10 @@ class Search:
             FloatingPointError: a loss is not finite; the message names the stage and the epoch.
         """
         while True:
-            if self.epoch == self.stage.epochs:
-                if self.stage_index + 1 == len(self.config.stages):
+            if self.records and self.records[-1].stage == self.stage_index + 1 and self.records[-1].derived_epoch is not None:
+                if self.stage_index + 1 == len(self.rounds):
                     return
-                keep = self.config.stages[self.stage_index + 1].operations
-                normal, reduce = (prune(tuple(self.records[-1].probabilities[cell]), keep) for cell in CELLS)
-                self._start_stage(self.stage_index + 1, SearchSpace(normal, reduce))
+                self._start_stage(self.stage_index + 1, self._space(self.stage_index + 1))
             record = self._run_epoch()
             self.epoch += 1
             self.records.append(record)
@@ -136,21 +110,25 @@ class Search:
             generator.set_state(state["generators"][purpose].cpu())
         self.records = [EpochRecord(**record) for record in state["records"]]
 
+    def _space(self, index: int) -> SearchSpace:
+        """What a round's network offers: everything, what is left of the round before, or one candidate's operations."""
+        if isinstance(self.config.method, RandomSearch):
+            rng = random.Random(derive_seed(self.config.seed, f"candidate {index + 1}"))
+            return only(random_genotype(rng, self.config.max_skips))
+        if index == 0:
+            return SearchSpace.full()
+        last = self.records[-1]
+        (kept,) = (r for r in self.records if (r.stage, r.epoch) == (last.stage, last.derived_epoch))
+        keep = self.rounds[index].operations
+        normal, reduce = (prune(tuple(kept.probabilities[cell]), keep) for cell in CELLS)
+        return SearchSpace(normal, reduce)
+
     def _start_stage(self, index: int, space: SearchSpace) -> None:
         """A new network with new weights and new alphas: nothing but the kept operations passes from stage to stage."""
         config = self.config
         self.stage_index, self.epoch = index, 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(config.seed, f"stage {index + 1}"))
-            network = Supernet(
-                space,
-                self.stage.cells,
-                config.channels,
-                self.dataset.num_classes,
-                self.dataset.in_channels,
-                alpha_init_scale=config.alpha_init_scale,
-            )
-        self.network = network.to(self.device)
+        shape = self.stage.cells, self.dataset.num_classes, self.dataset.in_channels
+        self.network = build_network(config, space, *shape, derive_seed(config.seed, f"stage {index + 1}")).to(self.device)
         self.network.dropout_generator = self.generators["skip dropout"]
         self.weight_optimizer = torch.optim.SGD(
             self.network.weight_parameters(),
@@ -164,6 +142,14 @@ class Search:
             betas=config.alpha_betas,
             weight_decay=config.alpha_weight_decay,
         )
+        self.steps = build_steps(
+            config,
+            self.stage,
+            self.network,
+            (self.weight_optimizer, self.alpha_optimizer),
+            self.dataset.image_size,
+            self.generators["architectures"],
+        )
 
     def _run_epoch(self) -> EpochRecord:
         started = time.perf_counter()
@@ -173,14 +159,19 @@ class Search:
         for group in self.weight_optimizer.param_groups:
             group["lr"] = learning_rate
         self.network.set_skip_dropout(rate)
+        self.steps.start_epoch(self.epoch)
         train_loss, train_accuracy, images = self._train(both)
         trained = time.perf_counter() - started
         validation_loss, validation_accuracy = evaluate(self.network, self.validation_batches)
-        inherited = self._inherited_accuracy() if self.epoch + 1 == self.stage.epochs else None
         for name, loss in (("training", train_loss), ("validation", validation_loss)):
             if not math.isfinite(loss):
                 raise FloatingPointError(f"stage {self.stage_index + 1}, epoch {self.epoch}: {name} loss is {loss}")
+        measured = time.perf_counter()
         alphas = dict(zip(CELLS, self._alphas_by_name(), strict=True))
+        probabilities = {cell: [softmax(edge) for edge in edges] for cell, edges in alphas.items()}
+        choice = Choice(alphas, probabilities, self._edge_weights())
+        examination = self._examine(choice, validation_accuracy)
+        finished = time.perf_counter()
         return EpochRecord(
             stage=self.stage_index + 1,
             epoch=self.epoch,
@@ -191,99 +182,71 @@ class Search:
             validation_accuracy=validation_accuracy,
             learning_rate=learning_rate,
             skip_dropout=rate,
-            seconds=time.perf_counter() - started,
+            seconds=finished - started,
+            diagnostic_seconds=finished - measured,
             images_per_second=images / trained,
             peak_bytes=peak_bytes(self.device),
             finished=time.time(),
-            alphas=alphas,
-            probabilities={cell: [softmax(edge) for edge in edges] for cell, edges in alphas.items()},
-            inherited_accuracy=inherited,
+            **asdict(choice),
+            **asdict(examination),
+            derived_epoch=self._derived_epoch(both, examination.hessian_eigenvalue),
         )
 
     def _train(self, both: bool) -> tuple[float, float, int]:
         """One pass over the weights' half; before each weight step, in the phase for both, one alpha step."""
-        network = self.network.train()
+        self.network.train()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
         images_seen = 0
-        alpha_batches = self._alpha_stream() if both else None
-        for images, labels in self.weight_batches.epoch(self.generators["weight batches"]):
+        alpha_batches = self._alpha_stream() if both and self.steps.trains_alphas_apart else None
+        for batch in self.weight_batches.epoch(self.generators["weight batches"]):
             if alpha_batches is not None:
-                self._step(*next(alpha_batches), self.alpha_optimizer, network.arch_parameters(), network.weight_parameters())
-            loss, logits = self._step(images, labels, self.weight_optimizer, network.weight_parameters(), network.arch_parameters())
+                self.steps.train_alphas(next(alpha_batches), batch)
+            loss, logits = self.steps.train_weights(batch, both)
+            labels = batch[1]
             # Summed on the device: reading a number back after each step would stall a GPU.
             loss_sum += loss * len(labels)
             correct += (logits.argmax(dim=1) == labels).sum()
             images_seen += len(labels)
         return loss_sum.item() / images_seen, correct.item() / images_seen, images_seen
 
-    def _step(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        optimizer: torch.optim.Optimizer,
-        trained: list[nn.Parameter],
-        frozen: list[nn.Parameter],
-    ) -> tuple[Tensor, Tensor]:
-        """One step of one group of parameters; no gradient is spent on the other group."""
-        for parameters, on in ((trained, True), (frozen, False)):
-            for parameter in parameters:
-                parameter.requires_grad_(on)
-        optimizer.zero_grad()
-        logits = self.network(images)
-        loss = cross_entropy(logits, labels)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, self.config.gradient_clip)
-        optimizer.step()
-        return loss.detach(), logits.detach()
-
     def _alpha_stream(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             yield from self.alpha_batches.epoch(self.generators["alpha batches"])
 
-    def _inherited_accuracy(self) -> float:
-        """Validation accuracy of the derived cell with the weights of the search network (the discretisation gap from below).
+    def _examine(self, choice: Choice, validation_accuracy: float) -> Examination:
+        if isinstance(self.config.method, RandomSearch):  # no alphas, and the network is the derived one
+            return Examination(inherited_accuracy=validation_accuracy)
+        done, every = self.epoch + 1, self.config.eigenvalue_every
+        return examine(
+            self.config,
+            self.network,
+            choice.genotype(self.config.max_skips),
+            (self.weight_batches, self.alpha_batches, self.validation_batches),
+            self.dataset.num_classes,
+            self.dataset.in_channels,
+            derive_seed(self.config.seed, f"diagnostics {self.stage_index} {self.epoch}"),
+            look=done == self.stage.epochs or done % look_every(self.config, len(self.weight_batches)) == 0,
+            eigenvalue=every > 0 and done % every == 0,
+        )
 
-        The batch norms' statistics belong to the mixed cell, so they are estimated anew from un-augmented training images; the
-        network is left as it was.
-        """
-        normal, reduce = (tuple(map(softmax, edges)) for edges in self._alphas_by_name())
-        genotype = Genotype(limit_skips(normal, self.config.max_skips), derive_cell(reduce))
-        mixing = self.network.one_hot_mixing(genotype)
-        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
-        saved = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        momenta = [norm.momentum for norm in norms]
-        self.network.set_skip_dropout(0.0)
-        self.network.train()
-        with torch.no_grad():
-            for batch, (images, _) in zip(range(CALIBRATION_BATCHES), self.weight_batches.in_order(), strict=False):
-                for norm in norms:
-                    norm.momentum = 1 / (batch + 1)  # the plain mean over batches
-                self.network(images, mixing)
-        _, accuracy = evaluate(self.network, self.validation_batches, mixing)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for name, buffer in self.network.named_buffers():
-            buffer.copy_(saved[name])
-        return accuracy
+    def _derived_epoch(self, both: bool, eigenvalue: float | None) -> int | None:
+        """At the end of a stage, the epoch whose alphas count: the last one, or after an early stop the one before the rise."""
+        ratio = self.config.early_stop_ratio
+        if ratio is not None and both and eigenvalue is not None:
+            here = [r for r in self.records if r.stage == self.stage_index + 1 and r.phase == "both"]
+            known = [r.hessian_eigenvalue for r in here if r.hessian_eigenvalue is not None]
+            if has_sharpened([*known, eigenvalue], ratio):
+                return self.epoch - WINDOW
+        return self.epoch if self.epoch + 1 == self.stage.epochs else None
 
     def _alphas_by_name(self) -> Iterator[list[dict[str, float]]]:
         spaces = (self.network.space.normal, self.network.space.reduce)
-        for operations, alphas in zip(spaces, self.network.arch_parameters(), strict=True):
+        for operations, alphas in zip(spaces, (self.network.alphas_normal, self.network.alphas_reduce), strict=True):
             rows = alphas.detach().tolist()
             yield [dict(zip(names, row, strict=False)) for names, row in zip(operations, rows, strict=True)]
 
-
-def evaluate(network: Supernet, batches: Batches, mixing: Mixing | None = None) -> tuple[float, float]:
-    """Mean loss and accuracy (fraction) of the network in evaluation mode, on images that are never augmented."""
-    network.eval()
-    loss_sum = torch.zeros((), device=batches.device)
-    correct = torch.zeros((), device=batches.device)
-    count = 0
-    with torch.no_grad():
-        for images, labels in batches.in_order():
-            logits = network(images, mixing)
-            loss_sum += cross_entropy(logits, labels, reduction="sum")
-            correct += (logits.argmax(dim=1) == labels).sum()
-            count += len(labels)
-    return loss_sum.item() / count, correct.item() / count
+    def _edge_weights(self) -> dict[str, list[float]] | None:
+        if not isinstance(self.network, PartialSupernet):
+            return None
+        return dict(zip(CELLS, (weights.tolist() for weights in self.network.edge_weights()), strict=True))

@@ -92,3 +92,7 @@ PDARTS_CIFAR100: Stages = with_skip_dropout(PDARTS_CIFAR10, (0.1, 0.2, 0.3))
 PDARTS_CIFAR10_COMMAND_LINE: Stages = with_skip_dropout(PDARTS_CIFAR10, (0.1, 0.4, 0.7))
 # DARTS first order (Liu et al., 2019, section 3.1): one stage, no warm-up, no dropout.
 DARTS: Stages = (Stage(8, 8, 0.0, epochs=50, warmup_epochs=0),)
+# SNAS (Xie et al., 2019, section 3.1): DARTS' network for 150 epochs.
+SNAS: Stages = (Stage(8, 8, 0.0, epochs=150, warmup_epochs=0),)
+# PC-DARTS (Xu et al., 2020, section 4.2): DARTS' network, alphas and betas frozen for 15 of 50 epochs.
+PC_DARTS: Stages = (Stage(8, 8, 0.0, epochs=50, warmup_epochs=15),)

@@ -24,6 +24,7 @@ from ray import tune
 
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, derive_seed, from_dict, to_dict
 from pdarts_tune.cost import reset_peak_bytes
+from pdarts_tune.diagnostics import has_collapsed
 from pdarts_tune.eval_job import (
     EvalJob,
     describe_device,
@@ -34,11 +35,12 @@ from pdarts_tune.eval_job import (
     write_eval_row,
 )
 from pdarts_tune.genotype import random_genotype
-from pdarts_tune.methods import RandomSampling
+from pdarts_tune.methods import RandomSampling, RandomSearch, plan_rounds
 from pdarts_tune.plan import stage_columns
+from pdarts_tune.records import EpochRecord
 from pdarts_tune.results import read_rows, write_rows
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_row, genotype_rows
-from pdarts_tune.search import EpochRecord, Search
+from pdarts_tune.search import Search
 from pdarts_tune.training import EvalEpoch
 
 
@@ -188,12 +190,16 @@ def _write_search(spec: TrialSpec, records: list[EpochRecord], config: SearchCon
 
 
 def _progress(record: EpochRecord, config: SearchConfig, done: int) -> dict[str, Any]:
-    stage = config.stages[record.stage - 1]
+    rounds = plan_rounds(config.method, config.stages)
+    epochs = rounds[record.stage - 1].epochs
+    noun = "candidate" if isinstance(config.method, RandomSearch) else "stage"
+    normal = record.genotype(max_skips=8).normal
+    warning = f", collapsed: {normal.skips} skip-connects in the normal cell" if has_collapsed(normal) else ""
     return {
-        "position": f"stage {record.stage}/{len(config.stages)}, epoch {record.epoch + 1}/{stage.epochs}",
+        "position": f"{noun} {record.stage}/{len(rounds)}, epoch {record.epoch + 1}/{epochs}{warning}",
         "accuracy": record.validation_accuracy,
         "done_epochs": done,
-        "total_epochs": sum(stage.epochs for stage in config.stages),
+        "total_epochs": sum(stage.epochs for stage in rounds),
         "epoch_seconds": record.seconds,
     }
 

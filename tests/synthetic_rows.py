@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from pdarts_tune.approximation import prune
 from pdarts_tune.config import config_id, to_dict
+from pdarts_tune.diagnostics import measure_probabilities
 from pdarts_tune.genotype import Genotype, derive_cell
 from pdarts_tune.regularization import limit_skips, skip_dropout
 from pdarts_tune.space import EDGES, PRIMITIVES, SearchSpace
@@ -54,7 +55,6 @@ def _softmax(alphas):
 
 
 def _epoch_columns(config, stage, epoch, probs, accuracy, seconds, clock):
-    both = probs["normal"] + probs["reduce"]
     return {
         "phase": "both" if epoch >= stage.warmup_epochs else "weights",
         "train_loss": 2.3 * (1 - accuracy) + 0.1,
@@ -66,10 +66,14 @@ def _epoch_columns(config, stage, epoch, probs, accuracy, seconds, clock):
         "seconds": seconds,
         "images_per_second": 25000 / seconds,
         "peak_bytes": 60_000_000 * stage.cells * stage.operations + 10**9,
-        **{f"{cell}_skip_count": derive_cell(probs[cell]).skips for cell in CELLS},
-        **{f"{cell}_skip_mass": sum(edge.get("skip_connect", 0.0) for edge in probs[cell]) / len(EDGES) for cell in CELLS},
-        "alpha_entropy": sum(-p * math.log(p) for edge in both for p in edge.values()) / len(both),
+        "diagnostic_seconds": 0.03 * seconds,
+        **measure_probabilities(probs, Genotype(derive_cell(probs["normal"]), derive_cell(probs["reduce"]))),
+        "inherited_accuracy": 0.6 * accuracy,
+        "normal_agreement": 0.4,
+        "normal_first_last": 0.2,
+        "reduce_agreement": 0.3,
         "hessian_eigenvalue": None,
+        "derived_epoch": epoch if epoch + 1 == stage.epochs else None,
         "finished": clock,
     }
 
@@ -79,7 +83,7 @@ def _alpha_columns(alphas, probs):
         for edge, (source, node) in enumerate(EDGES):
             for name in PRIMITIVES:
                 if name in alphas[cell][edge]:
-                    values = {"alpha": alphas[cell][edge][name], "probability": probs[cell][edge][name]}
+                    values = {"alpha": alphas[cell][edge][name], "probability": probs[cell][edge][name], "edge_weight": None}
                     yield {"cell": cell, "edge": edge, "source": source, "node": node, "operation": name} | values
 
 

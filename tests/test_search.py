@@ -7,10 +7,12 @@ import torch
 
 from pdarts_tune.config import SearchConfig, config_id
 from pdarts_tune.genotype import softmax
+from pdarts_tune.inheritance import evaluate, only
 from pdarts_tune.regularization import skip_dropout
-from pdarts_tune.search import Search, evaluate
+from pdarts_tune.search import Search
 from pdarts_tune.space import PRIMITIVES
 from pdarts_tune.stages import Stage, cosine_rate
+from pdarts_tune.steps import build_network
 
 CPU = torch.device("cpu")
 TINY = SearchConfig(
@@ -50,7 +52,7 @@ def uninterrupted():
 
 def same_figures(record):
     """A record without what the clock and the machine put in."""
-    return replace(record, seconds=0.0, images_per_second=0.0, peak_bytes=0, finished=0.0)
+    return replace(record, seconds=0.0, diagnostic_seconds=0.0, images_per_second=0.0, peak_bytes=0, finished=0.0)
 
 
 def test_a_search_runs_its_stages_and_keeps_fewer_operations_in_each(uninterrupted):
@@ -129,18 +131,34 @@ def test_a_state_of_another_configuration_is_refused(uninterrupted):
         other.load_state_dict(torch.load(io.BytesIO(states[0]), weights_only=True))
 
 
-def test_taking_the_inherited_accuracy_leaves_the_network_as_it_was(uninterrupted):
+def test_looking_leaves_the_network_and_the_generators_as_they_were(uninterrupted):
     _, states = uninterrupted
     resumed = Search(TINY, CPU)
     resumed.load_state_dict(torch.load(io.BytesIO(states[4]), weights_only=True))
     before = copy.deepcopy(resumed.network.state_dict())
     generators = {purpose: generator.get_state() for purpose, generator in resumed.generators.items()}
     accuracy = evaluate(resumed.network, resumed.validation_batches)
-    inherited = resumed._inherited_accuracy()
-    assert 0.0 <= inherited <= 1.0
+    resumed.epoch = resumed.stage.epochs - 1
+    found = resumed._examine(resumed.records[-1], 0.5)
+    assert 0.0 <= found.inherited_accuracy <= 1.0
     assert all(torch.equal(before[name], tensor) for name, tensor in resumed.network.state_dict().items())
     assert all(torch.equal(state, resumed.generators[purpose].get_state()) for purpose, state in generators.items())
     assert evaluate(resumed.network, resumed.validation_batches) == accuracy
+
+
+def test_the_derived_network_computes_what_the_search_network_does_with_one_hot_mixing(uninterrupted):
+    """In training mode, where both norms see the batch: the operations that were left out had weight 0."""
+    search, _ = uninterrupted
+    genotype = search.records[-1].genotype(max_skips=2)
+    derived = build_network(TINY, only(genotype), search.stage.cells, 10, 1, seed=1)
+    weights = search.network.state_dict()
+    derived.load_state_dict({name: weights[name] for name in derived.state_dict() if "alphas" not in name}, strict=False)
+    images, _ = next(search.validation_batches.in_order())
+    networks = search.network.train(), derived.train()
+    search.network.set_skip_dropout(0.0)
+    with torch.no_grad():
+        mixed, alone = (network(images, network.one_hot_mixing(genotype)) for network in networks)
+    assert torch.allclose(mixed, alone, atol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_search_with_its_place():

@@ -33,7 +33,7 @@ EVALUATION = EvalConfig(
     batch_size=32,
     cutout=2,
 )
-CLOCK = ["seconds", "images_per_second", "peak_bytes", "started", "finished", "attempts"]
+CLOCK = ["seconds", "diagnostic_seconds", "images_per_second", "peak_bytes", "started", "finished", "attempts"]
 
 
 class Killed(BaseException):

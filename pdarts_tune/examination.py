@@ -1,0 +1,80 @@
+"""The diagnostics of an epoch that need the network: taken after it trained, and leaving no trace in it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from pdarts_tune.agreement import Agreement, measure_agreement
+from pdarts_tune.config import SearchConfig
+from pdarts_tune.curvature import alpha_eigenvalue
+from pdarts_tune.data import Batches
+from pdarts_tune.genotype import Genotype
+from pdarts_tune.inheritance import inherited_accuracy, only
+from pdarts_tune.steps import build_network
+from pdarts_tune.supernet import Supernet
+from pdarts_tune.unrolled import frozen_statistics
+
+# Looks by default come this many weight batches apart, or every epoch where that is longer: a look costs about as much as 5 % of
+# 36 steps of weights and alphas in the smallest networks, which spend the most on it.
+BATCHES_BETWEEN_LOOKS = 36
+
+# Images that the agreement between cells is measured on: few, so that it costs next to nothing.
+AGREEMENT_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Examination:
+    """See the columns of the same names in `schemas.py`."""
+
+    inherited_accuracy: float | None = None
+    normal_agreement: float | None = None
+    normal_first_last: float | None = None
+    reduce_agreement: float | None = None
+    hessian_eigenvalue: float | None = None
+
+
+def look_every(config: SearchConfig, batches: int) -> int:
+    """Epochs from one look at the network to the next, for epochs of so many weight batches."""
+    return config.diagnostics_every or max(1, math.ceil(BATCHES_BETWEEN_LOOKS / batches))
+
+
+def examine(
+    config: SearchConfig,
+    network: Supernet,
+    genotype: Genotype,
+    batches: tuple[Batches, Batches, Batches],
+    num_classes: int,
+    in_channels: int,
+    seed: int,
+    look: bool,
+    eigenvalue: bool,
+) -> Examination:
+    """Everything that is drawn here is drawn from `seed`, so that the search goes on as if nobody had looked.
+
+    Args:
+        genotype: the one that would be derived now.
+        batches: of weights, of alphas, of validation.
+        look: whether to take all but the eigenvalue.
+        eigenvalue: whether to estimate the Hessian's largest eigenvalue, which costs as much as some epochs of small data.
+    """
+    training, of_alphas, validation = batches
+    generator = torch.Generator(training.device).manual_seed(seed)
+    accuracy, agreement, value = None, Agreement(None, None, None), None
+    if look:
+        derived = build_network(config, only(genotype), len(network.cells), num_classes, in_channels, seed).to(training.device)
+        accuracy = inherited_accuracy(network, derived, genotype, training, validation, generator)
+    if look or eigenvalue:
+        images, labels = next(of_alphas.epoch(generator))
+        dropout = network.skip_dropout
+        network.train()
+        network.set_skip_dropout(0.0)
+        with frozen_statistics(network):
+            if look:
+                agreement = measure_agreement(network, images[:AGREEMENT_IMAGES], labels[:AGREEMENT_IMAGES])
+            if eigenvalue:
+                value = alpha_eigenvalue(network, images, labels, seed)
+        network.set_skip_dropout(dropout)
+    return Examination(accuracy, agreement.normal_pairs, agreement.normal_first_last, agreement.reduce_pairs, value)
