@@ -1,0 +1,56 @@
+"""The search methods that P-DARTS is compared with, on the same data with the same seeds.
+
+python studies/baselines.py                     # laptop preset: digits
+python studies/baselines.py --preset paper      # every method at its authors' own settings, on a GPU cluster
+python studies/baselines.py --variants pdarts,darts_first,random
+python studies/baselines.py --dry-run           # the trials and what each changes
+"""
+
+from dataclasses import replace
+
+from pdarts_tune.config import SearchConfig
+from pdarts_tune.methods import PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
+from pdarts_tune.presets import PRESETS
+from pdarts_tune.searches import PUBLISHED_SEARCHES
+from pdarts_tune.stages import Stage
+from pdarts_tune.study import Study, Variant, main
+
+
+def variants(base: SearchConfig) -> list[Variant]:
+    paper = PRESETS["paper"].search
+    if base == replace(paper, data=base.data):
+        return [Variant(name, replace(search, data=base.data)) for name, search in PUBLISHED_SEARCHES.items()]
+    return miniatures(base)
+
+
+def miniatures(base: SearchConfig) -> list[Variant]:
+    """Every method at the base's width, batch and data, and at about the number of steps that P-DARTS takes.
+
+    A stage of DARTS has two thirds of P-DARTS' epochs, as in the papers, less so many as P-DARTS trains weights alone. SNAS steps
+    weights and alphas together, so it has as many epochs as P-DARTS. PC-DARTS freezes alphas for 30 % of its epochs.
+    """
+    cells = base.stages[len(base.stages) // 2].cells
+    epochs = sum(stage.epochs for stage in base.stages)
+    short = max(2, round(epochs * 2 / 3))
+    one = replace(base, max_skips=8, stages=(Stage(cells, 8, epochs=short, warmup_epochs=0),))
+    snas = replace(one, stages=(Stage(cells, 8, epochs=epochs, warmup_epochs=0),))
+    partial = replace(one, stages=(Stage(cells, 8, epochs=short, warmup_epochs=round(0.3 * short)),), method=PartialChannels(2))
+    each = max(1, epochs // 6)
+    candidates = replace(one, stages=(Stage(cells, 8, epochs=each, warmup_epochs=each),), method=RandomSearch(8))
+    return [
+        Variant("pdarts", base),
+        Variant("darts_first", one),
+        Variant("darts_second", replace(one, method=SecondOrder())),
+        Variant("snas_mild", replace(snas, method=Snas(penalty="mild"))),
+        Variant("snas_moderate", replace(snas, method=Snas(penalty="moderate"))),
+        Variant("snas_aggressive", replace(snas, method=Snas(penalty="aggressive"))),
+        Variant("pc_darts", partial),
+        Variant("random_search", candidates),
+        Variant("random", replace(base, method=RandomSampling())),
+    ]
+
+
+STUDY = Study(name="baselines", question="Does P-DARTS find better cells than the methods it builds on?", variants=variants)
+
+if __name__ == "__main__":
+    main(STUDY)
