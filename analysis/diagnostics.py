@@ -1,0 +1,138 @@
+"""What the searches of a study looked like from inside: one figure a variant, from the table `epochs`.
+
+python analysis/diagnostics.py --results results --study baselines
+
+Writes `<results>/<study>/report/diagnostics_<variant>.png`: skip-connects and operations' entropy, the Hessian's eigenvalue, the
+agreement between cells, and the accuracy of the derived cell in inherited weights, each against the epoch; a line per seed. Prints
+a table of the last epochs, and the trials whose normal cell collapsed to skip-connects at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from frames import load_study, show, to_markdown, write_text
+from pdarts_tune.config import ConfigError
+from pdarts_tune.diagnostics import COLLAPSED_SKIPS
+
+_PANELS = (  # title, columns with their labels and line styles
+    (
+        "skip-connects of the cell derived now",
+        (("normal_skip_count", "normal", "-"), ("reduce_skip_count", "reduction", "--")),
+    ),
+    ("entropy of operations, nats", (("alpha_entropy", "both cells", "-"),)),
+    ("largest eigenvalue of the alphas' Hessian", (("hessian_eigenvalue", "both cells", "-"),)),
+    (
+        "cosine of the alphas' gradients between cells",
+        (
+            ("normal_agreement", "normal, all pairs", "-"),
+            ("normal_first_last", "normal, first and last", ":"),
+            ("reduce_agreement", "reduction", "--"),
+        ),
+    ),
+    (
+        "validation accuracy",
+        (("validation_accuracy", "search network", "--"), ("inherited_accuracy", "derived cell, inherited weights", "-")),
+    ),
+)
+
+
+def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
+    """Five panels over the running epoch; dotted verticals are where a stage ends. Raises ValueError if there are no rows."""
+    if epochs.empty:
+        raise ValueError("draw_diagnostics: no rows")
+    figure = Figure(figsize=(8.5, 10.0), layout="constrained")
+    ends = epochs.groupby("stage")["running_epoch"].max().sort_values()[:-1]
+    for panel, (name, lines) in zip(figure.subplots(len(_PANELS), 1, sharex=True), _PANELS, strict=True):
+        for column, label, style in lines:
+            colour = "#0072B2" if label.startswith("reduction") or label == "search network" else "#D55E00"
+            for index, (_, trial) in enumerate(epochs.groupby("trial_id")):
+                known = trial.dropna(subset=[column])
+                panel.plot(
+                    known["running_epoch"],
+                    known[column],
+                    linestyle=style,
+                    marker="o",
+                    markersize=3,
+                    color=colour,
+                    alpha=0.8,
+                    label=label if index == 0 and len(known) else None,
+                )
+        for end in ends:
+            panel.axvline(end + 0.5, color="#999999", linestyle=":", linewidth=1)
+        panel.set_title(name, loc="left", fontsize=10)
+        panel.grid(color="#E5E5E5")
+        panel.spines[["top", "right"]].set_visible(False)
+        if panel.lines and panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8, loc="best", frameon=False)
+        else:
+            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777")
+    panels = figure.axes
+    panels[0].axhline(COLLAPSED_SKIPS, color="#D55E00", linewidth=0.8, alpha=0.6)
+    panels[0].text(1.0, COLLAPSED_SKIPS, " collapsed", transform=panels[0].get_yaxis_transform(), fontsize=8, va="center")
+    panels[0].set_ylim(-0.3, 8.3)
+    panels[-1].set_xlabel("epoch, all stages in a row")
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def summarise(epochs: pd.DataFrame) -> str:
+    """A Markdown table of each variant at its last epochs, mean over seeds, and a line per trial that ever collapsed."""
+    last = epochs.sort_values("running_epoch").groupby("trial_id").tail(1)
+    columns = (
+        "normal_skip_count",
+        "alpha_entropy",
+        "alpha_margin",
+        "normal_agreement",
+        "validation_accuracy",
+        "inherited_accuracy",
+    )
+    last_stage = epochs[epochs["stage"] == epochs.groupby("trial_id")["stage"].transform("max")]
+    eigenvalues = last_stage.dropna(subset=["hessian_eigenvalue"]).groupby("trial_id")["hessian_eigenvalue"]
+    growth = eigenvalues.last() / eigenvalues.first()  # of one network: those of two stages cannot be compared
+    spent = epochs.groupby("variant")[["seconds", "diagnostic_seconds"]].sum()
+    looking = 100 * spent["diagnostic_seconds"] / (spent["seconds"] - spent["diagnostic_seconds"])
+    rows = []
+    for variant, trials in last.groupby("variant", sort=False):
+        figures = [*(trials[column].mean() for column in columns), trials["trial_id"].map(growth).mean()]
+        rows.append([str(variant), *(show(figure, 2) for figure in figures), show(float(looking[str(variant)]), 0)])
+    headers = ["variant", "skips", "entropy", "margin", "agreement", "search", "inherited", "eigenvalue last/first", "looking, %"]
+    collapsed = epochs[epochs["collapsed"]].groupby("trial_id")["running_epoch"].agg(["min", "size"])
+    warnings = [
+        f"{trial}: {COLLAPSED_SKIPS} skip-connects or more in the normal cell in {size} epochs, first in epoch {first}"
+        for trial, first, size in collapsed.itertuples()
+    ]
+    return "\n".join([to_markdown(headers, rows), "", *(warnings or ["No normal cell collapsed to skip-connects."])]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--study", default="baselines")
+    settings = parser.parse_args()
+    try:
+        study = load_study(settings.results, settings.study)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if study.epochs.empty:
+        print(f"error: {settings.results / settings.study}: holds no epochs yet", file=sys.stderr)
+        sys.exit(2)
+    folder = settings.results / settings.study / "report"
+    folder.mkdir(exist_ok=True)
+    for variant, epochs in study.epochs.groupby("variant", sort=False):
+        path = folder / f"diagnostics_{variant}.png"
+        draw_diagnostics(epochs, f"{settings.study}: {variant}").savefig(path, dpi=110)
+        print(path)
+    text = summarise(study.epochs)
+    write_text(folder / "diagnostics.md", text)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
