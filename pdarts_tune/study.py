@@ -37,7 +37,7 @@ class Arguments:
     results: Path = Path("results")
     """Folder for tables, report and MLflow store; a study that is in it is continued."""
     data: str | None = None
-    """Data set: digits, or parquet:PATH (a folder with train.parquet and test.parquet)."""
+    """Data set: digits, cifar10, cifar100, imagenet, folder:PATH (train/ and val/) or parquet:PATH (train and test files)."""
     variants: str | None = None
     """Run only these, separated by commas."""
     seeds: int | None = None
