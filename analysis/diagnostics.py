@@ -9,14 +9,15 @@ a table of the last epochs, and the trials whose normal cell collapsed to skip-c
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from frames import load_study, show, to_markdown, write_text
+from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from pdarts_tune.diagnostics import COLLAPSED_SKIPS
 
@@ -110,11 +111,16 @@ def summarise(epochs: pd.DataFrame) -> str:
     return "\n".join([to_markdown(headers, rows), "", *(warnings or ["No normal cell collapsed to skip-connects."])]) + "\n"
 
 
+@dataclass(frozen=True)
+class Arguments:
+    results: Path = Path("results")
+    """The results folder, which holds one folder a study."""
+    study: str = "baselines"
+    """The study in it."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--study", default="baselines")
-    settings = parser.parse_args()
+    settings = parse(Arguments, description=__doc__ or "")
     try:
         study = load_study(settings.results, settings.study)
     except ConfigError as error:

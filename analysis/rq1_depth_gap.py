@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import tyro
 
 import frames
 from comparisons import compare_variants, comparison_table, conclude
 from frames import StudyTables, show, to_latex, to_markdown, write_text
+from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from pdarts_tune.figures import draw_depth_gap, draw_learning_curves, draw_skips, save_figure
 from pdarts_tune.genotype import PUBLISHED
@@ -228,13 +228,16 @@ def to_text(answer: Answer, figures: list[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def main(results: Path = Path("results"), out: Path | None = None) -> None:
-    """Answer RQ1 from the tables of the study depth_gap.
+@dataclass(frozen=True)
+class Arguments:
+    results: Path = Path("results")
+    """The results folder, which holds one folder a study."""
+    out: Path | None = None
+    """Where the report goes; <results>/depth_gap/report if not given."""
 
-    Args:
-        results: the results folder, which holds one folder a study.
-        out: where the report goes; <results>/depth_gap/report if not given.
-    """
+
+def main(results: Path = Path("results"), out: Path | None = None) -> None:
+    """Answers RQ1 from the tables in a results folder; the report goes to <results>/depth_gap/report if `out` is not given."""
     try:
         answer = analyse(results)
         folder = write(answer, out or results / STUDY / "report")
@@ -246,4 +249,5 @@ def main(results: Path = Path("results"), out: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    settings = parse(Arguments, description="Answers RQ1 from the tables of the study depth_gap.")
+    main(settings.results, settings.out)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,6 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
+from pdarts_tune.command_line import parse
 from pdarts_tune.data import Batches, Dataset, ImageSet, load_dataset
 
 PAD = 4
@@ -157,4 +157,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(parse(Arguments, description=__doc__ or ""))

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import tyro
 
+from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, EvalConfig, config_id, to_dict
 from pdarts_tune.cost import network_cost, peak_bytes, reset_peak_bytes
 from pdarts_tune.data import Batches, check_dataset, load_dataset
@@ -89,7 +89,7 @@ OVERRIDES = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0, 1 (a training failed), 2 (bad input) or 130 (Ctrl-C; every finished epoch is kept)."""
-    settings = tyro.cli(Arguments, args=arguments, prog="python -m pdarts_tune.evaluation", description=__doc__)
+    settings = parse(Arguments, arguments, prog="python -m pdarts_tune.evaluation", description=__doc__ or "")
     try:
         run(settings)
     except ConfigError as error:

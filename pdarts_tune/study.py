@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, to_dict
 from pdarts_tune.plan import EvalTrial, Plan, SearchTrial, Study, Variant, check_definition, describe, make_plan
 
@@ -58,7 +57,7 @@ class Arguments:
 
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     """The command line of a study. Exits with 0, 1 (a trial failed), 2 (bad input) or 130 (stopped by Ctrl-C or SIGTERM)."""
-    settings = tyro.cli(Arguments, args=arguments, prog=f"{study.name}.py", description=study.question)
+    settings = parse(Arguments, arguments, prog=f"{study.name}.py", description=study.question)
     try:
         plan = make_plan(
             study,
