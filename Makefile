@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: study test lint slow-test clean
 
 study: $(INSTALLED)
-	$(VENV)/bin/python studies/depth_gap.py --results $(RESULTS)
+	$(VENV)/bin/python studies/depth_gap.py --variants progressive,shallow,deep,reversed,random --results $(RESULTS)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pdarts_tune.methods import FirstOrder, Method, check_method, trains_alphas
 from pdarts_tune.stages import PDARTS_CIFAR10, Stage, check_stages
@@ -26,6 +26,11 @@ PRECISIONS = ("fp32", "bf16")
 
 class ConfigError(ValueError):
     """A setting is wrong. The message is one line: what was wrong, where, and what would be right."""
+
+
+def _later(default: Any) -> Any:
+    """A setting that joined after the first results were written."""
+    return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class SearchConfig:
     diagnostics_every: int | None = None  # epochs from one look at the network to the next; None: as few as stay below 5 % of time
     eigenvalue_every: int = 0  # epochs from one estimate of the Hessian's largest eigenvalue to the next; 0: none
     early_stop_ratio: float | None = None  # end a stage when that eigenvalue grows by more (Zela et al., 2020: 1.3); None: never
+    dropping: Literal["lowest", "random"] = _later("lowest")  # which operations go between stages: the least probable, or any
+    dropout_on_reduce: bool = _later(False)  # skip dropout also on the skip-connects of stride 2, which the paper spares
+    memory_limit: int | None = _later(None)  # bytes of device memory that a stage may take, by prediction; None: what there is
 
     def __post_init__(self) -> None:
         _require(isinstance(self.method, Method), "method", self.method, "settings of methods.py, such as FirstOrder()")
@@ -70,6 +78,7 @@ class SearchConfig:
         _require(0 <= self.max_skips <= 8, "max_skips", self.max_skips, "between 0 and 8")
         every = self.diagnostics_every
         _require(every is None or every >= 1, "diagnostics_every", every, "at least 1, or nothing for a share of the time")
+        _require(self.memory_limit is None or self.memory_limit >= 1, "memory_limit", self.memory_limit, "at least 1, or nothing")
         _require(self.eigenvalue_every >= 0, "eigenvalue_every", self.eigenvalue_every, "at least 0 (0: no estimates)")
         if self.eigenvalue_every and not trains_alphas(self.method):
             raise ConfigError(f"eigenvalue_every: method {self.method.name} has no alphas to take a Hessian of, it must be 0")
@@ -78,11 +87,6 @@ class SearchConfig:
             if self.eigenvalue_every != 1:
                 raise ConfigError("early_stop_ratio: needs an eigenvalue every epoch, set eigenvalue_every to 1")
         _check_common(self)
-
-
-def _later(default: Any) -> Any:
-    """A setting that joined after the first results were written."""
-    return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -256,5 +260,15 @@ def derive_seed(seed: int, purpose: str) -> int:
 
 
 def config_id(config: Any) -> str:
-    """Twelve hex digits that name a configuration by its content, seeds included."""
-    return content_id(to_dict(config))
+    """Twelve hex digits that name a configuration by its content, seeds included.
+
+    A setting that joined later counts only where it differs from its default, so configurations keep the ids that they had.
+    """
+    return content_id(_content(config))
+
+
+def _content(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        settings = ((setting, getattr(value, setting.name)) for setting in dataclasses.fields(value))
+        return {s.name: _content(part) for s, part in settings if not (s.metadata.get("later") and part == s.default)}
+    return [_content(part) for part in value] if isinstance(value, list | tuple) else value

@@ -117,7 +117,15 @@ def predict_stage_bytes(
         cell = tuple(_evenly(edge, stage.operations) for edge in range(len(EDGES)))
         space = SearchSpace(cell, cell)
     with torch.device("meta"):
-        network = Supernet(space, stage.cells, config.channels, num_classes, in_channels, recompute=recompute)
+        network = Supernet(
+            space,
+            stage.cells,
+            config.channels,
+            num_classes,
+            in_channels,
+            recompute=recompute,
+            dropout_on_reduce=config.dropout_on_reduce,
+        )
         network.set_skip_dropout(stage.skip_dropout)
         images = torch.empty(config.batch_size, in_channels, image_size, image_size)
         saved = saved_bytes(lambda: network(images))

@@ -66,8 +66,11 @@ def derive_cell(probs: Probs) -> CellGenotype:
     return CellGenotype(tuple(edges))
 
 
-def random_genotype(rng: random.Random, max_skips: int) -> Genotype:
-    """A genotype drawn uniformly from all whose normal cell has at most `max_skips` skip-connects (by rejection)."""
+def random_genotype(rng: random.Random, max_skips: int, exactly: bool = False) -> Genotype:
+    """A genotype drawn uniformly from all whose normal cell has at most `max_skips` skip-connects (by rejection).
+
+    With `exactly`, from all whose normal cell has just so many.
+    """
 
     def cell() -> CellGenotype:
         edges: list[tuple[str, int]] = []
@@ -77,6 +80,11 @@ def random_genotype(rng: random.Random, max_skips: int) -> Genotype:
         return CellGenotype(tuple(edges))
 
     normal = cell()
+    if exactly:
+        skips = set(rng.sample(range(len(normal.edges)), max_skips))
+        others = [name for name in PRIMITIVES[1:] if name != "skip_connect"]
+        edges = enumerate(normal.edges)
+        normal = CellGenotype(tuple(("skip_connect" if i in skips else rng.choice(others), source) for i, (_, source) in edges))
     while normal.skips > max_skips:
         normal = cell()
     return Genotype(normal, cell())

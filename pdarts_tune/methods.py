@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from pdarts_tune.genotype import Genotype
 from pdarts_tune.stages import Stages
 
 Penalty = Literal["none", "mild", "moderate", "aggressive"]
@@ -106,15 +107,32 @@ class RandomSearch:
 class RandomSampling:
     """A genotype drawn uniformly from all under the same skip limit; nothing is trained, so every stage plan will do."""
 
+    exactly: bool = field(default=False, metadata={"later": True})  # from all with just as many skip-connects as the limit allows
     name: str = field(default="random", init=False)
 
 
-Method = FirstOrder | SecondOrder | Snas | PartialChannels | RandomSearch | RandomSampling
+@dataclass(frozen=True)
+class Given:
+    """A genotype that is known already, to be evaluated beside others; nothing is searched, so every stage plan will do.
+
+    Raises:
+        ValueError: the text is not a genotype.
+    """
+
+    genotype: str  # as text
+    source: str  # where it is from: a published name, a file, or a trial of another study
+    name: str = field(default="given", init=False)
+
+    def __post_init__(self) -> None:
+        Genotype.parse(self.genotype)
+
+
+Method = FirstOrder | SecondOrder | Snas | PartialChannels | RandomSearch | RandomSampling | Given
 
 
 def trains_alphas(method: Method) -> bool:
     """Whether the method learns architecture parameters, rather than drawing architectures."""
-    return not isinstance(method, RandomSearch | RandomSampling)
+    return not isinstance(method, RandomSearch | RandomSampling | Given)
 
 
 def plan_rounds(method: Method, stages: Stages) -> Stages:

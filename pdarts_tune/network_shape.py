@@ -19,6 +19,18 @@ def network_shape(genotype: Genotype, config: EvalConfig, data: Dataset | Datase
     return replace(shape, channels=widest_channels(genotype, shape)) if config.auto_width else shape
 
 
+def check_madds(genotype: Genotype, config: EvalConfig, data: Dataset | DatasetInfo, name: str, limit: int = MOBILE_MADDS) -> None:
+    """Raises ConfigError if a recipe of the mobile setting would train a network of more multiply-adds than that allows."""
+    if config.stem == "imagenet":
+        shape = network_shape(genotype, config, data)
+        madds = network_cost(genotype, shape).madds
+        if madds > limit:
+            raise ConfigError(
+                f"{name}: {madds / 1e6:.0f}M multiply-adds at {shape.channels} channels, the mobile setting allows "
+                f"{limit / 1e6:.0f}M; leave it out, or take a recipe with auto_width"
+            )
+
+
 def widest_channels(genotype: Genotype, config: NetworkConfig, limit: int = MOBILE_MADDS) -> int:
     """The largest even number of channels at which the genotype's network has fewer than `limit` madds, `config` otherwise.
 

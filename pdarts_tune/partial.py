@@ -74,6 +74,7 @@ class PartialSupernet(Supernet):
         share: int,
         edge_normalization: bool,
         alpha_init_scale: float = 1e-3,
+        dropout_on_reduce: bool = False,
     ) -> None:
         if channels % share:
             raise ValueError(f"share: {share} does not divide the {channels} channels")
@@ -85,6 +86,7 @@ class PartialSupernet(Supernet):
             in_channels,
             alpha_init_scale=alpha_init_scale,
             evaluation="plain",
+            dropout_on_reduce=dropout_on_reduce,
             make_cell=functools.partial(PartialCell, share=share),
         )
         self.edge_normalization = edge_normalization

@@ -5,32 +5,47 @@ Apart from study.py so that planning, `--dry-run` and `--help` need neither torc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, config_id, to_dict
+from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, config_id, content_id, to_dict
+from pdarts_tune.genotype import Genotype
+from pdarts_tune.methods import Given
 from pdarts_tune.presets import PRESETS, Preset
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One arm of an ablation: a search configuration that differs visibly from the study's base."""
+    """One arm of an ablation: a search configuration that differs visibly from the study's base.
+
+    `skip_limits` are the limits M at which the genotypes of its searches are evaluated; nothing: at the configuration's own. The
+    limit changes what is derived from a search and not the search, so a sweep over it takes no further searches.
+    """
 
     name: str
     search: SearchConfig
+    skip_limits: tuple[int, ...] = ()
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        return self.skip_limits or (self.search.max_skips,)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A research question as data. `variants` makes the arms from a base configuration; the first is the one compared with."""
+    """A research question as data. `variants` makes the arms from a base configuration; the first is the one compared with.
+
+    `evaluations` makes the recipes that every genotype is trained by, from the preset's recipe and the names of the data sets that
+    were asked for (one or more); without it, the preset's recipe on each of them.
+    """
 
     name: str
     question: str
     variants: Callable[[SearchConfig], Sequence[Variant]]
     report: Path | None = None  # the analysis script that turns the tables into the answer
+    evaluations: Callable[[EvalConfig, Sequence[str]], Sequence[EvalConfig]] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Plan:
 
     study: Study
     variants: tuple[Variant, ...]
-    evaluation: EvalConfig
+    recipes: tuple[EvalConfig, ...]
     base: SearchConfig
     seeds: int
     evaluation_seeds: int
@@ -70,33 +85,55 @@ class Plan:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"variants: {', '.join(names) or 'none'}; a study needs at least one, each name once")
+        for variant in self.variants:
+            if not all(0 <= limit <= 8 for limit in variant.limits):
+                raise ConfigError(
+                    f"skip_limits: {variant.limits} of variant {variant.name} are wrong, they must be between 0 and 8"
+                )
+        if not self.recipes or len({(recipe.recipe_id, recipe.data) for recipe in self.recipes}) != len(self.recipes):
+            listed = ", ".join(f"{recipe.recipe} on {recipe.data}" for recipe in self.recipes)
+            raise ConfigError(f"evaluations: {listed or 'none'}; a study needs at least one, each once")
         for field in ("seeds", "evaluation_seeds"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}: {getattr(self, field)} is wrong, it must be at least 1")
 
+    @property
+    def evaluation(self) -> EvalConfig:
+        """The first of the recipes, by which variants are compared."""
+        return self.recipes[0]
+
     def searches(self) -> list[SearchTrial]:
-        """Every search, seeds outermost, so that a study that is cut short still compares all its variants."""
+        """Every search, seeds outermost, so that a study that is cut short still compares all its variants.
+
+        A genotype that is given needs no second seed: there is nothing that could come out differently.
+        """
         return [
             SearchTrial(f"{variant.name}-seed{seed}", variant.name, replace(variant.search, seed=seed))
             for seed in range(self.seeds)
             for variant in self.variants
+            if seed == 0 or not isinstance(variant.search.method, Given)
         ]
 
     def evaluations(self, genotypes: Mapping[str, str]) -> list[EvalTrial]:
-        """Every training from scratch: each distinct genotype (id to text) once for each evaluation seed."""
+        """Every training from scratch: each distinct genotype (id to text) once for each recipe and evaluation seed."""
         return [
-            EvalTrial(f"{genotype_id}-{self.evaluation.recipe_id}-seed{seed}", text, replace(self.evaluation, seed=seed))
+            EvalTrial(f"{genotype_id}-{self._recipe_label(recipe)}-seed{seed}", text, replace(recipe, seed=seed))
             for seed in range(self.evaluation_seeds)
+            for recipe in self.recipes
             for genotype_id, text in genotypes.items()
         ]
 
-    def definition(self) -> dict[str, Any]:
-        """What must not change under a results folder; seeds and variants may be added."""
-        return {
-            "study": self.study.name,
-            "variants": {variant.name: to_dict(variant.search) for variant in self.variants},
-            "evaluation": to_dict(self.evaluation),
-        }
+    @property
+    def most_genotypes(self) -> int:
+        """How many distinct genotypes there can be to evaluate."""
+        limits = {variant.name: len(variant.limits) for variant in self.variants}
+        return sum(limits[trial.variant] for trial in self.searches())
+
+    def _recipe_label(self, recipe: EvalConfig) -> str:
+        """Recipe, and data set where it is not that of the searches; a path is named by its content."""
+        if recipe.data == self.base.data:
+            return recipe.recipe_id
+        return f"{recipe.recipe_id}-{recipe.data if recipe.data.isalnum() else content_id(recipe.data)[:8]}"
 
 
 def make_plan(
@@ -107,26 +144,42 @@ def make_plan(
     variants: str | None = None,
     seeds: int | None = None,
     evaluation_seeds: int | None = None,
+    memory_limit: int | None = None,
+    genotypes: Mapping[str, tuple[str, Genotype]] | None = None,
 ) -> Plan:
     """The study at the size of a preset, with what the command line overrides.
+
+    Args:
+        data: data sets, separated by commas. Searches are on the first; every genotype is evaluated on each of them.
+        genotypes: by variant name, with where they are from: evaluate these in place of the study's variants.
 
     Raises:
         ConfigError: an unknown preset or variant, or a configuration that makes no sense.
     """
-    size = _choose("preset", preset, PRESETS)
-    if data is not None:
-        size = Preset(replace(size.search, data=data), replace(size.evaluation, data=data), size.seeds, size.evaluation_seeds)
-    arms = {variant.name: variant for variant in study.variants(size.search)}
+    size: Preset = _choose("preset", preset, PRESETS)
+    sets = (size.search.data,) if data is None else tuple(data.split(","))
+    base = replace(size.search, data=sets[0], memory_limit=memory_limit)
+    evaluation = replace(size.evaluation, data=sets[0])
+    recipes = study.evaluations(evaluation, sets) if study.evaluations else [replace(evaluation, data=name) for name in sets]
+    arms = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else study.variants(base))}
     if variants is not None:
         arms = {name: _choose("variants", name, arms) for name in variants.split(",")}
     return Plan(
         study=study,
         variants=tuple(arms.values()),
-        evaluation=size.evaluation,
-        base=size.search,
+        recipes=tuple(recipes),
+        base=base,
         seeds=size.seeds if seeds is None else seeds,
         evaluation_seeds=size.evaluation_seeds if evaluation_seeds is None else evaluation_seeds,
     )
+
+
+def given_variants(genotypes: Mapping[str, tuple[str, Genotype]], base: SearchConfig) -> list[Variant]:
+    """Arms that search nothing: known genotypes, by the variant's name, with where they are from."""
+    return [
+        Variant(name, replace(base, method=Given(str(genotype), source), max_skips=genotype.normal.skips))
+        for name, (source, genotype) in genotypes.items()
+    ]
 
 
 def _choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
@@ -158,54 +211,14 @@ def stage_columns(config: SearchConfig) -> dict[str, str]:
     }
 
 
+_FURTHER = ("warmup_epochs", "dropout_decay", "dropout_restart")
+
+
 def _summary(config: SearchConfig) -> dict[str, Any]:
     settings = to_dict(config)
     del settings["stages"]
-    other = {f"stage {name}": [stage[name] for stage in to_dict(config)["stages"]] for name in ("warmup_epochs", "dropout_decay")}
+    other = {f"stage {name}": [stage[name] for stage in to_dict(config)["stages"]] for name in _FURTHER}
     return stage_columns(config) | other | settings
-
-
-def check_definition(plan: Plan, folder: Path) -> dict[str, Any]:
-    """What `<folder>/study.json` shall hold: its own variants and the plan's.
-
-    Raises:
-        ConfigError: the folder was written by a study of another definition; the message shows the first difference.
-    """
-    ours = plan.definition()
-    path = folder / "study.json"
-    if not path.exists():
-        return ours
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError:
-        raise ConfigError(f"{path}: not readable as JSON; move the results folder away or name another with --results") from None
-    for key in ("study", "evaluation", "variants"):
-        before, now = theirs.get(key), ours[key]
-        if key == "variants":
-            now = {name: value for name, value in now.items() if name in before}
-            before = {name: before[name] for name in now}
-        changed = _first_difference(before, now, key)
-        if changed:
-            raise ConfigError(
-                f"{folder} was written by another definition of this study: {changed}; name another folder with --results"
-            )
-    return ours | {"variants": theirs["variants"] | ours["variants"]}
-
-
-def _first_difference(before: Any, now: Any, where: str) -> str | None:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before | now:
-            found = _first_difference(before.get(key), now.get(key), f"{where}.{key}")
-            if found:
-                return found
-        return None
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for index, (old, new) in enumerate(zip(before, now, strict=True)):
-            found = _first_difference(old, new, f"{where}[{index}]")
-            if found:
-                return found
-        return None
-    return None if before == now else f"{where} was {before!r}, is {now!r}"
 
 
 def describe(plan: Plan, folder: Path) -> str:
@@ -213,8 +226,8 @@ def describe(plan: Plan, folder: Path) -> str:
     searches = plan.searches()
     counts = (
         f"{len(plan.variants)} variants x {plan.seeds} seeds = {len(searches)} searches on {plan.base.data}; "
-        f"then each distinct genotype (at most {len(searches)}) x {plan.evaluation_seeds} evaluation seeds "
-        f"with recipe {plan.evaluation.recipe_id}"
+        f"then each distinct genotype (at most {plan.most_genotypes}) x {plan.evaluation_seeds} evaluation seeds "
+        f"with recipe {' and '.join(f'{recipe.recipe_id} on {recipe.data}' for recipe in plan.recipes)}"
     )
     base = (
         f"base: {', '.join(f'{name} {value}' for name, value in stage_columns(plan.base).items())}; "

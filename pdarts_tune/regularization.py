@@ -15,7 +15,8 @@ from pdarts_tune.stages import Stage
 def skip_dropout(stage: Stage, epoch: int) -> float:
     """The dropout rate on skip-connects in one epoch of a stage; `epoch` counts from 0.
 
-    Linear while the alphas are frozen, `p (E - 1 - e) / E`, then back to p and exponential, `p exp(-decay (e - warmup))`.
+    Linear while the alphas are frozen, `p (E - 1 - e) / E`, then back to p and exponential, `p exp(-decay (e - warmup))`. Without
+    `dropout_restart` the exponential starts from where the line has come to, `p (E - 1 - warmup) / E`.
 
     Raises:
         ValueError: the stage has no such epoch.
@@ -24,7 +25,10 @@ def skip_dropout(stage: Stage, epoch: int) -> float:
         raise ValueError(f"epoch: {epoch} is not between 0 and {stage.epochs - 1}")
     if epoch < stage.warmup_epochs:
         return stage.skip_dropout * (stage.epochs - 1 - epoch) / stage.epochs
-    return stage.skip_dropout * math.exp(-stage.dropout_decay * (epoch - stage.warmup_epochs))
+    start = stage.skip_dropout
+    if not stage.dropout_restart and stage.warmup_epochs > 0:
+        start *= (stage.epochs - 1 - stage.warmup_epochs) / stage.epochs
+    return start * math.exp(-stage.dropout_decay * (epoch - stage.warmup_epochs))
 
 
 def limit_skips(probs: Probs, max_skips: int) -> CellGenotype:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdarts_tune.approximation import prune
+from pdarts_tune.approximation import draw_operations, keep_choice, prune
 from pdarts_tune.config import SearchConfig, config_id, derive_seed
 from pdarts_tune.cost import peak_bytes
 from pdarts_tune.data import Batches, load_dataset, split_train
@@ -115,13 +115,15 @@ class Search:
         if isinstance(self.config.method, RandomSearch):
             rng = random.Random(derive_seed(self.config.seed, f"candidate {index + 1}"))
             return only(random_genotype(rng, self.config.max_skips))
-        if index == 0:
-            return SearchSpace.full()
+        keep = self.rounds[index].operations
+        before = SearchSpace.full() if index == 0 else self.network.space
+        if index == 0 or self.config.dropping == "random":
+            rng = random.Random(derive_seed(self.config.seed, f"operations {index + 1}"))
+            return SearchSpace(draw_operations(rng, before.normal, keep), draw_operations(rng, before.reduce, keep))
         last = self.records[-1]
         (kept,) = (r for r in self.records if (r.stage, r.epoch) == (last.stage, last.derived_epoch))
-        keep = self.rounds[index].operations
-        normal, reduce = (prune(tuple(kept.probabilities[cell]), keep) for cell in CELLS)
-        return SearchSpace(normal, reduce)
+        normal, reduce = (tuple(kept.probabilities[cell]) for cell in CELLS)
+        return SearchSpace(keep_choice(normal, prune(normal, keep)), keep_choice(reduce, prune(reduce, keep)))
 
     def _start_stage(self, index: int, space: SearchSpace) -> None:
         """A new network with new weights and new alphas: nothing but the kept operations passes from stage to stage."""

@@ -34,8 +34,9 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
                 share=method.k,
                 edge_normalization=method.edge_normalization,
                 alpha_init_scale=config.alpha_init_scale,
+                dropout_on_reduce=config.dropout_on_reduce,
             )
-        return Supernet(*shape, alpha_init_scale=config.alpha_init_scale)
+        return Supernet(*shape, alpha_init_scale=config.alpha_init_scale, dropout_on_reduce=config.dropout_on_reduce)
 
 
 class Alternating:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, to_dict
-from pdarts_tune.plan import EvalTrial, Plan, SearchTrial, Study, Variant, check_definition, describe, make_plan
+from pdarts_tune.definition import check_definition
+from pdarts_tune.genotype import Genotype
+from pdarts_tune.methods import Given
+from pdarts_tune.plan import EvalTrial, Plan, SearchTrial, Study, Variant, describe, make_plan
 
 if TYPE_CHECKING:
     from pdarts_tune.sweep import Sweep
@@ -36,9 +40,13 @@ class Arguments:
     results: Path = Path("results")
     """Folder for tables, report and MLflow store; a study that is in it is continued."""
     data: str | None = None
-    """Data set: digits, cifar10, cifar100, imagenet, folder:PATH (train/ and val/) or parquet:PATH (train and test files)."""
+    """Data set: digits, cifar10, cifar100, imagenet, folder:PATH (train/ and val/) or parquet:PATH (train and test files). Several,
+    separated by commas: searches are on the first, genotypes are evaluated on each."""
     variants: str | None = None
     """Run only these, separated by commas."""
+    genotypes: str | None = None
+    """Search nothing, evaluate these: published names, genotype files, random:SEED or folders of studies, separated by commas, each
+    as SOURCE or NAME=SOURCE."""
     seeds: int | None = None
     """Searches per variant."""
     evaluation_seeds: int | None = None
@@ -47,6 +55,8 @@ class Arguments:
     """GPUs for each trial where the cluster has any; 0.5 puts two trials on one."""
     max_failures: int = 2
     """How often a trial that fails or loses its process is started again, from its last epoch."""
+    memory_limit: int | None = None
+    """Bytes that a stage of a search may take, by prediction; a search that needs more ends as out_of_memory."""
     address: str | None = None
     """A running Ray cluster, e.g. auto or ray://head:10001; without it, this machine."""
     tracking_uri: str | None = None
@@ -64,6 +74,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             settings.preset,
             data=settings.data,
             variants=settings.variants,
+            memory_limit=settings.memory_limit,
+            genotypes=_find_genotypes(settings.genotypes) if settings.genotypes else None,
             seeds=settings.seeds,
             evaluation_seeds=settings.evaluation_seeds,
         )
@@ -135,10 +147,33 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     definition = check_definition(plan, settings.results / plan.study.name)
 
     from pdarts_tune.data import check_dataset
+    from pdarts_tune.network_shape import check_madds
 
-    for config in (plan.base, plan.evaluation):
-        check_dataset(config.data, config.train_images, config.test_images)
+    check_dataset(plan.base.data, plan.base.train_images, plan.base.test_images)
+    for recipe in plan.recipes:
+        info = check_dataset(recipe.data, recipe.train_images, recipe.test_images, recipe.image_size)
+        for variant in plan.variants:
+            method = variant.search.method
+            if isinstance(method, Given):
+                check_madds(Genotype.parse(method.genotype), recipe, info, variant.name)
     return definition
+
+
+def _find_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
+    """Genotypes by the name of their variant, with where they are from."""
+    from pdarts_tune.genotype_source import find_genotypes
+
+    found: dict[str, tuple[str, Genotype]] = {}
+    for item in sources.split(","):
+        name, equals, source = item.rpartition("=")
+        genotypes = find_genotypes(source)
+        for label, genotype in genotypes.items():
+            parts = [name] if equals and len(genotypes) == 1 else [part for part in (name, label.split(" ")[0]) if part]
+            variant = re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts)).strip("_.-")
+            if variant in found:
+                raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
+            found[variant] = (f"{source}: {label}" if label != source else source, genotype)
+    return found
 
 
 def _run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str, plan: Plan, folder: Path, sweep: Sweep) -> int:
@@ -149,20 +184,18 @@ def _run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str, plan:
 
 
 def found_genotypes(plan: Plan, folder: Path) -> dict[str, str]:
-    """The distinct genotypes (id to text) that the plan's finished searches ended with, each at its own skip limit."""
+    """The distinct genotypes (id to text) that the plan's finished searches ended with, at the skip limits of their variants."""
     from pdarts_tune.results import read_rows
 
     finished = _finished(folder, "trials")
     genotypes: dict[str, str] = {}
+    limits = {variant.name: variant.limits for variant in plan.variants}
     for trial in plan.searches():
         if trial.trial_id in finished:
             rows = read_rows(folder, "genotypes", trial.trial_id)
-            (row,) = (
-                row
-                for row in rows
-                if row["max_skips"] == trial.config.max_skips and row["stage"] == max(row["stage"] for row in rows)
-            )
-            genotypes[row["genotype_id"]] = row["genotype"]
+            last = max(row["stage"] for row in rows)
+            of_limits = {row["max_skips"]: row for row in rows if row["stage"] == last}
+            genotypes |= {of_limits[m]["genotype_id"]: of_limits[m]["genotype"] for m in limits[trial.variant]}
     return genotypes
 
 

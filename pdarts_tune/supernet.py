@@ -50,6 +50,7 @@ class Cell(nn.Module):
         )
 
         self.recompute = False  # keep less for backward, see `cell_backward`
+        self.dropout_on_reduce = False  # skip dropout also acts on skip-connects of stride 2
         self._plans = plan_states(self.edges, reduction)
         order, inverse, incidence = mixing_order(self._plans, operations)
         self.register_buffer("mixing_order", order, persistent=False)
@@ -61,8 +62,9 @@ class Cell(nn.Module):
 
     @property
     def skip_edges(self) -> list[int]:
-        """The edges with a stride-1 skip-connect, which skip dropout acts on."""
-        return [e for e, names in enumerate(self.operations) if "skip_connect" in names and self.stride(e) == 1]
+        """The edges whose skip-connect skip dropout acts on: those of stride 1, with `dropout_on_reduce` those of stride 2 too."""
+        skips = [e for e, names in enumerate(self.operations) if "skip_connect" in names]
+        return [e for e in skips if self.dropout_on_reduce or self.stride(e) == 1]
 
     def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
         """The plain evaluation: one module per operation, each edge on its own.
@@ -127,6 +129,7 @@ class Supernet(nn.Module):
         alpha_init_scale: float = 1e-3,
         evaluation: Literal["fast", "plain"] = "fast",
         recompute: bool = False,
+        dropout_on_reduce: bool = False,
         make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
     ) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ class Supernet(nn.Module):
             channels *= 1 + reduction
             operations = space.reduce if reduction else space.normal
             cell = make_cell(operations, before2, before1, channels, reduction, reduction_before)
-            cell.recompute = recompute
+            cell.recompute, cell.dropout_on_reduce = recompute, dropout_on_reduce
             self.cells.append(cell)
             before2, before1, reduction_before = before1, NUM_NODES * channels, reduction
         self.classifier = nn.Linear(before1, num_classes)
@@ -217,10 +220,11 @@ class Supernet(nn.Module):
         for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
             masks = self._skip_masks(cell, before1[0])
             kept = 1.0 - self.skip_dropout
-            if self.evaluation == "fast":
+            # The fast evaluation never has the output of a stride-2 skip-connect in memory, so it cannot drop elements of it.
+            if self.evaluation == "fast" and not (cell.reduction and cell.dropout_on_reduce and masks is not None):
                 before2, before1 = before1, cell.fast(before2, before1, weights, masks, kept)
             else:
-                before2, before1 = before1, (cell(before2[0], before1[0], weights, masks, kept),)
+                before2, before1 = before1, (cell(joined(before2), joined(before1), weights, masks, kept),)
         logits: Tensor = self.classifier(torch.cat([images.mean(dim=(2, 3)) for images in before1], dim=1))
         return logits
 
@@ -233,12 +237,16 @@ class Supernet(nn.Module):
         """A mask of kept elements per skip edge, drawn in one go so that every way to evaluate a cell uses the same masks."""
         if not self.training or self.skip_dropout == 0.0 or not cell.skip_edges:
             return None
-        scale = 2 if cell.reduction else 1  # the skip edges of a reduction cell are between its nodes
+        scale = 2 if cell.reduction else 1  # in a reduction cell all skip-connects end at half the resolution
         batch, _, height, width = before1.shape
         shape = (len(cell.skip_edges), batch, -(-height // scale), -(-width // scale), cell.channels)
         masks = torch.empty(shape, dtype=torch.bool, device=before1.device)
         masks.bernoulli_(1.0 - self.skip_dropout, generator=self.dropout_generator)
         return masks.permute(0, 1, 4, 2, 3)
+
+
+def joined(images: Images) -> Tensor:
+    return images[0] if len(images) == 1 else torch.cat(images, dim=1)
 
 
 def _kept(operations: CellOps) -> Tensor:

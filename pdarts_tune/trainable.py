@@ -34,8 +34,8 @@ from pdarts_tune.eval_job import (
     save_checkpoint,
     write_eval_row,
 )
-from pdarts_tune.genotype import random_genotype
-from pdarts_tune.methods import RandomSampling, RandomSearch, plan_rounds
+from pdarts_tune.genotype import Genotype, random_genotype
+from pdarts_tune.methods import Given, RandomSampling, RandomSearch, plan_rounds
 from pdarts_tune.plan import stage_columns
 from pdarts_tune.records import EpochRecord
 from pdarts_tune.results import read_rows, write_rows
@@ -78,8 +78,8 @@ def run_search(spec: TrialSpec) -> None:
     trial = _TrialRow(spec, config, device)
     try:
         trial.write("running", 0.0)
-        if isinstance(config.method, RandomSampling):
-            genotype = random_genotype(random.Random(derive_seed(config.seed, "genotype")), config.max_skips)
+        genotype = _settled_genotype(config)
+        if genotype is not None:
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
             write_rows(Path(spec.study_dir), "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
             trial.write("completed", 0.0)
@@ -100,6 +100,16 @@ def run_search(spec: TrialSpec) -> None:
     except Exception as error:
         trial.write(failure_status(error), 0.0, error=error_text(error))
         raise
+
+
+def _settled_genotype(config: SearchConfig) -> Genotype | None:
+    """The genotype of a method that trains nothing to find it."""
+    method = config.method
+    if isinstance(method, Given):
+        return Genotype.parse(method.genotype)
+    if isinstance(method, RandomSampling):
+        return random_genotype(random.Random(derive_seed(config.seed, "genotype")), config.max_skips, method.exactly)
+    return None
 
 
 def run_evaluation(spec: TrialSpec) -> None:

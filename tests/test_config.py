@@ -81,3 +81,17 @@ def test_a_wrong_evaluation_setting_is_named(values):
     (field,) = values
     with pytest.raises(ConfigError, match=f"^{field}: "):
         from_dict(EvalConfig, values)
+
+
+def test_settings_that_joined_later_leave_ids_as_they_were_until_they_are_used():
+    settings = to_dict(SearchConfig())
+    assert config_id(SearchConfig()) == "b192a474a937"
+    assert settings["dropping"] == "lowest"
+    assert config_id(SearchConfig(dropping="random")) != config_id(SearchConfig())
+    jumpless = tuple(replace(stage, dropout_restart=False) for stage in SearchConfig().stages)
+    assert config_id(SearchConfig(stages=jumpless)) != config_id(SearchConfig())
+
+
+def test_a_memory_limit_is_at_least_a_byte():
+    with pytest.raises(ConfigError, match="memory_limit: 0 is wrong"):
+        SearchConfig(memory_limit=0)

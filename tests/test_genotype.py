@@ -1,6 +1,7 @@
 import gzip
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,12 @@ def test_depth_and_width_of_a_hand_counted_cell():
     assert (chain.depth, chain.width) == (5, 2.5)
     flat = CellGenotype((("skip_connect", 0), ("sep_conv_3x3", 1)) * 4)
     assert (flat.depth, flat.width, flat.skips) == (2, 4.0, 4)
+
+
+def test_a_random_genotype_with_exactly_so_many_skip_connects_is_drawn_evenly():
+    rng = random.Random(0)
+    for skips in range(9):
+        assert {random_genotype(rng, skips, exactly=True).normal.skips for _ in range(20)} == {skips}
+    drawn = [random_genotype(rng, 2, exactly=True).normal for _ in range(4000)]
+    where = Counter(position for cell in drawn for position, (name, _) in enumerate(cell.edges) if name == "skip_connect")
+    assert all(abs(where[position] - 1000) < 120 for position in range(8))

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from pdarts_tune.config import ConfigError, SearchConfig
-from pdarts_tune.plan import Study, Variant, check_definition, describe, difference, make_plan
+from pdarts_tune.definition import check_definition
+from pdarts_tune.plan import Study, Variant, describe, difference, make_plan
 from pdarts_tune.presets import PRESETS
 from pdarts_tune.stages import PDARTS_CIFAR10, with_depths
 

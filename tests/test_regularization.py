@@ -1,6 +1,8 @@
 import gzip
 import json
+import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,17 @@ def test_a_limit_that_no_cell_can_meet_is_refused():
 
 def test_the_dropout_rate_is_a_field_of_its_own():
     assert skip_dropout(replace(PDARTS_CIFAR10[2], dropout_decay=0.0), 24) == 0.7
+
+
+def test_without_the_jump_dropout_goes_on_from_where_it_was():
+    stage = replace(PDARTS_CIFAR10[2], dropout_restart=False)
+    rates = [skip_dropout(stage, epoch) for epoch in range(25)]
+    assert rates[:10] == [skip_dropout(PDARTS_CIFAR10[2], epoch) for epoch in range(10)]
+    assert rates[10] == pytest.approx(0.7 * 14 / 25)
+    assert rates[11] / rates[10] == pytest.approx(math.exp(-0.2))
+    assert all(later < earlier for earlier, later in pairwise(rates))
+
+
+def test_without_warm_up_there_is_no_jump_to_leave_out():
+    stage = Stage(5, 8, 0.4, epochs=10, warmup_epochs=0, dropout_restart=False)
+    assert skip_dropout(stage, 0) == 0.4

@@ -10,7 +10,10 @@ from pdarts_tune.stages import (
     check_stages,
     cosine_rate,
     reduction_cells,
+    search_work,
+    with_budget,
     with_depths,
+    with_operations,
     with_skip_dropout,
 )
 
@@ -53,7 +56,7 @@ def test_depths_and_rates_change_alone():
     ("stages", "message"),
     [
         ((), "at least one stage"),
-        ((Stage(5, 5),), "starts from all 8 operations, not 5"),
+        ((Stage(5, 1),), r"stages\[0\].operations: 1 leaves nothing to search"),
         ((Stage(5, 8), Stage(5, 3), Stage(5, 4)), r"stages\[2\].operations: 4 is more than the 3"),
     ],
 )
@@ -76,3 +79,30 @@ def test_stages_that_make_no_search_are_refused(stages, message):
 def test_a_stage_out_of_range_is_refused_by_field(settings, message):
     with pytest.raises(ValueError, match=message):
         Stage(**({"cells": 5, "operations": 8} | settings))
+
+
+@pytest.mark.parametrize("depth", [5, 11, 17])
+def test_an_equal_budget_takes_as_long_as_the_plan_that_it_is_compared_with(depth):
+    flat = with_depths(PDARTS_CIFAR10, (depth,) * 3)
+    budgeted = with_budget(flat, PDARTS_CIFAR10)
+    assert [(stage.cells, stage.operations, stage.skip_dropout) for stage in budgeted] == [
+        (stage.cells, stage.operations, stage.skip_dropout) for stage in flat
+    ]
+    assert search_work(budgeted) == pytest.approx(search_work(PDARTS_CIFAR10), rel=0.03)
+    for before, after in zip(flat, budgeted, strict=True):
+        assert after.warmup_epochs / after.epochs == pytest.approx(0.4, abs=0.04)
+        trained = before.dropout_decay * (before.epochs - before.warmup_epochs)
+        assert after.dropout_decay * (after.epochs - after.warmup_epochs) == pytest.approx(trained, rel=0.1)
+
+
+def test_a_budget_never_takes_the_last_epoch_that_trains_alphas():
+    tiny = (Stage(5, 8, epochs=2, warmup_epochs=1),)
+    (stage,) = with_budget(tiny, (Stage(3, 8, epochs=1, warmup_epochs=0),))
+    assert (stage.epochs, stage.warmup_epochs) == (1, 0)
+
+
+def test_operations_change_alone():
+    assert with_operations(PDARTS_CIFAR10, (8, 5, 3)) == PDARTS_CIFAR10
+    assert [stage.operations for stage in with_operations(PDARTS_CIFAR10, (8, 8, 8))] == [8, 8, 8]
+    with pytest.raises(ValueError, match="2 given for 3 stages"):
+        with_operations(PDARTS_CIFAR10, (8, 5))

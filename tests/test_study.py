@@ -17,6 +17,7 @@ import torch
 from depth_gap import STUDY as DEPTH_GAP
 from pdarts_tune import sweep
 from pdarts_tune.config import ConfigError
+from pdarts_tune.definition import define
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.plan import make_plan
 from pdarts_tune.results import read_table
@@ -25,6 +26,7 @@ from pdarts_tune.search import Search
 from pdarts_tune.study import Study, Variant, found_genotypes, main
 
 ROOT = Path(__file__).parents[1]
+VARIANTS = "progressive,shallow,deep,reversed,random"  # of depth_gap: enough to kill it in the middle
 STUDY = Study("example", "Does it matter?", lambda base: [Variant("base", base)])
 
 
@@ -85,7 +87,7 @@ def test_a_results_folder_of_another_definition_is_refused_and_left_alone(tmp_pa
     folder = tmp_path / "example"
     folder.mkdir()
     plan = make_plan(STUDY, "laptop")
-    (folder / "study.json").write_text(json.dumps(plan.definition()))
+    (folder / "study.json").write_text(json.dumps(define(plan)))
     code, output = run_main(["--preset", "smoke", "--results", str(tmp_path)], capsys)
     assert code == 2
     assert "was written by another definition of this study" in output.err
@@ -127,6 +129,8 @@ def test_a_request_that_no_node_can_meet_is_refused():
 @contextmanager
 def depth_gap(results, *arguments):
     """The study's command in a process group of its own, and the file that it prints to."""
+    if "--variants" not in arguments:
+        arguments += ("--variants", VARIANTS)
     command = [sys.executable, "studies/depth_gap.py", "--preset", "smoke", "--results", str(results), *arguments]
     with (results / "output.txt").open("w+") as output:
         driver = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
@@ -170,7 +174,7 @@ def killed_and_continued(tmp_path_factory):
 def test_a_killed_study_continues_with_every_row_once(killed_and_continued):
     results, before, output = killed_and_continued
     trials, epochs = read_table(results, "trials"), read_table(results, "epochs")
-    assert sorted(trials.trial_id) == sorted(f"{v}-seed0" for v in ("progressive", "shallow", "deep", "reversed", "random"))
+    assert sorted(trials.trial_id) == sorted(f"{v}-seed0" for v in VARIANTS.split(","))
     assert set(trials.status) == {"completed"}
     assert not epochs.duplicated(["trial_id", "stage", "epoch"]).any()
     assert len(epochs) == 4 * 6
@@ -185,7 +189,7 @@ def test_a_killed_study_continues_with_every_row_once(killed_and_continued):
 def test_a_killed_search_ends_with_the_alphas_of_an_undisturbed_one(killed_and_continued):
     results, before, _ = killed_and_continued
     trial_id = before.trial_id.iloc[0]
-    plan = make_plan(DEPTH_GAP, "smoke")
+    plan = make_plan(DEPTH_GAP, "smoke", variants=VARIANTS)
     (config,) = (trial.config for trial in plan.searches() if trial.trial_id == trial_id)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -208,7 +212,7 @@ def test_every_genotype_parses_obeys_its_limit_and_the_last_ones_are_evaluated(k
     assert (genotypes.skips <= genotypes.max_skips).all()
     for text in genotypes.genotype.unique():
         Genotype.parse(text)
-    found = found_genotypes(make_plan(DEPTH_GAP, "smoke"), results / "depth_gap")
+    found = found_genotypes(make_plan(DEPTH_GAP, "smoke", variants=VARIANTS), results / "depth_gap")
     assert sorted(evaluations.genotype_id) == sorted(found)
     assert set(evaluations.status) == {"completed"}
 

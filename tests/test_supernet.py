@@ -180,3 +180,37 @@ def test_one_hot_mixing_refuses_what_the_network_does_not_offer():
 def test_odd_image_sizes_work():
     logits = Supernet(FULL, 5, 4, 10)(torch.randn(2, 3, 13, 13))
     assert logits.shape == (2, 10)
+
+
+def test_skip_dropout_on_reductions_drops_elements_of_stride_2_skip_connects_too():
+    def outputs(evaluation, dropout_on_reduce):
+        torch.manual_seed(0)
+        network = Supernet(FULL, 3, 4, 10, evaluation=evaluation, dropout_on_reduce=dropout_on_reduce).double()
+        network.set_skip_dropout(0.5)
+        network.dropout_generator = torch.Generator().manual_seed(0)
+        images = torch.randn(4, 3, 8, 8).double()
+        logits = network(images)
+        logits.square().sum().backward()
+        return network, logits, [parameter.grad for parameter in network.parameters()]
+
+    network, fast, fast_gradients = outputs("fast", True)
+    _, plain, plain_gradients = outputs("plain", True)
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(fast_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8 * float(theirs.abs().max()))
+    assert not torch.allclose(fast, outputs("fast", False)[1])
+    reduction = network.cells[1]
+    assert [edge for edge in reduction.skip_edges if EDGES[edge][0] < 2], "no skip-connect of stride 2"
+    assert network._skip_masks(reduction, torch.zeros(2, 16, 7, 7)).shape == (14, 2, 8, 4, 4)
+
+
+def test_an_element_that_skip_dropout_kept_on_a_reduction_is_scaled_and_a_dropped_one_is_zero():
+    skip_only = (("skip_connect",),) * len(EDGES)
+    torch.manual_seed(0)
+    cell = Supernet(SearchSpace(skip_only, skip_only), 3, 4, 10, evaluation="plain", dropout_on_reduce=True).cells[1]
+    images = torch.randn(2, 12, 8, 8), torch.randn(2, 16, 8, 8)
+    weights = torch.zeros(14, 1)
+    weights[0] = 1.0  # the first node is its first edge alone
+    masks = torch.rand(14, 2, 8, 4, 4) < 0.5
+    whole, dropped = (cell(*images, weights, chosen, kept)[:, :8] for chosen, kept in ((None, 1.0), (masks, 0.5)))
+    torch.testing.assert_close(dropped, 2 * whole * masks[0])
