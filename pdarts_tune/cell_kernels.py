@@ -1,19 +1,15 @@
 """The identities that the fast evaluation of a cell rests on, as pure functions of tensors.
 
 Images are (batch, channels, height, width) in channels-last memory, so that `rows` sees the same memory as a matrix with a row
-per pixel and 1x1 convolutions are matrix products. Three identities:
+per pixel and 1x1 convolutions are matrix products. `cell_depthwise` has the depthwise convolutions. Two identities:
 
-1. A depthwise convolution's gradients are depthwise *forward* convolutions. For the input: of the gradient with the flipped
-   kernel. For the weight: of the input with the gradient as the kernel, each image of the batch a channel of its own; stride and
-   dilation change roles. Forward kernels are the ones that libraries tune.
-
-2. A 1x1 convolution followed by a batch norm needs no normalised output in memory. With z = P d (d the input of the convolution,
+1. A 1x1 convolution followed by a batch norm needs no normalised output in memory. With z = P d (d the input of the convolution,
    a row per pixel), the mean of z is P mean(d) and its covariance P cov(d) P', so the norm is the convolution with the weight
    `rstd * P` and the bias `-rstd * mean(z)`, known before it runs; and a weighted sum of such outputs is a sum of products with
    scaled weights. Backward needs of the gradient g only mean(g) and the cross covariance of g and d: both the gradient of P and
    that of the mixing weight follow from these small matrices, and the gradient of d is g A - d Q + c with small A, Q and c.
 
-3. A batch norm without convolution is the same with a diagonal P, i.e. with vectors instead of matrices.
+2. A batch norm without convolution is the same with a diagonal P, i.e. with vectors instead of matrices.
 """
 
 from __future__ import annotations
@@ -25,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.grad import conv2d_weight
 
 # ------------------------------------------------------------------------------------------------------------- memory layout
 
@@ -61,66 +56,6 @@ def add_row(matrix: Tensor, row: Tensor, width: int) -> Tensor:
     """Adds the row to every row of the matrix, in place."""
     matrix.view(-1, width * matrix.shape[1]).add_(row.repeat(width))
     return matrix
-
-
-# ---------------------------------------------------------------------------------------------------- depthwise convolutions
-
-
-def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    """Depthwise convolution that keeps the image size (divided by the stride)."""
-    weight = within(weight, x.shape, dilation)
-    padding = dilation * (weight.shape[-1] // 2)
-    return channels_last(F.conv2d(x, weight, None, stride, padding, dilation, weight.shape[0]))
-
-
-def depthwise_input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int = 1, dilation: int = 1) -> Tensor:
-    """The gradient of the input, whose shape is `shape`."""
-    if stride == 1:
-        return depthwise(grad, weight.flip(2, 3), 1, dilation)
-    weight = within(weight, shape, dilation)
-    padding = dilation * (weight.shape[-1] // 2)
-    reached = [(n - 1) * stride + 1 for n in grad.shape[-2:]]  # pixels of the input between the first and last window centre
-    beyond = [shape[-2] - reached[0], shape[-1] - reached[1]]
-    return channels_last(F.conv_transpose2d(grad, weight, None, stride, padding, beyond, weight.shape[0], dilation))
-
-
-def depthwise_weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int = 1, dilation: int = 1) -> Tensor:
-    """The gradient of the weight, (channels, 1, kernel, kernel). Fastest if x is channels-last or, but for 3x3, contiguous."""
-    batch, channels, height, width = x.shape
-    border = kernel // 2 - reach(kernel, x.shape, dilation)
-    kernel -= 2 * border
-    padding = dilation * (kernel // 2)
-    if kernel == 3 and dilation == 1:  # small kernels have a tuned backward
-        taps = conv2d_weight(x, (channels, 1, kernel, kernel), grad, stride, padding, dilation, channels)
-    else:
-        groups = batch * channels
-        image = x.contiguous().view(1, groups, height, width)
-        window = grad.contiguous().view(groups, 1, *grad.shape[-2:])
-        taps = F.conv2d(image, window, None, stride=dilation, padding=padding, dilation=stride, groups=groups)
-        taps = taps[..., :kernel, :kernel].reshape(batch, channels, 1, kernel, kernel).sum(0)
-    return F.pad(taps, (border,) * 4) if border else taps
-
-
-def reach(kernel: int, shape: torch.Size, dilation: int) -> int:
-    """How many taps from its centre a kernel can meet pixels; those beyond meet the padding only, wherever the centre is."""
-    return min(kernel // 2, (max(shape[-2:]) - 1) // dilation)
-
-
-def within(weight: Tensor, shape: torch.Size, dilation: int) -> Tensor:
-    """The taps that can meet pixels. Libraries are slow where a kernel is larger than the image."""
-    border = weight.shape[-1] // 2 - reach(weight.shape[-1], shape, dilation)
-    return weight[..., border : weight.shape[-1] - border, border : weight.shape[-1] - border] if border else weight
-
-
-def box_filter(images: Tensor, stride: int) -> Tensor:
-    """The sum of the 3x3 pixels around each pixel."""
-    ones = images.new_ones(images.shape[1], 1, 3, 3)
-    return depthwise(images, ones, stride)
-
-
-def box_filter_grad(grad: Tensor, size: torch.Size, stride: int) -> Tensor:
-    ones = grad.new_ones(grad.shape[1], 1, 3, 3)
-    return depthwise_input_grad(grad, ones, size, stride)
 
 
 # ------------------------------------------------------------------------------------------------- normalised 1x1 convolutions
@@ -179,7 +114,7 @@ class Moments:
 
 
 def normalise_with_batch(weight: Tensor, sums: Tensor, products: Tensor, pixels: int, eps: float) -> tuple[Norms, Tensor]:
-    """Identity 2 with batch statistics. Also returns the variances (K, out), which running statistics need."""
+    """Identity 1 with batch statistics. Also returns the variances (K, out), which running statistics need."""
     mean_in = sums / pixels
     cov = torch.baddbmm(products, mean_in.unsqueeze(2), mean_in.unsqueeze(1), beta=1 / pixels, alpha=-1)
     weighted_cov = weight @ cov
@@ -195,7 +130,7 @@ def scaled(norms: Norms, mixing: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def normalise_grads(norms: Norms, mixing: Tensor | None, grad_sums: Tensor, products: Tensor, pixels: int) -> NormGrads:
-    """Backward of identity 2.
+    """Backward of identity 1.
 
     `mixing` is w, (K,), or None for ones; `grad_sums` the sum of g over the pixels, (K, out); `products` that of g d',
     (K, out, in).

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from pdarts_tune.cell_depthwise import Reading, box_filter, box_filter_grad, depthwise, depthwise_input_grad
 from pdarts_tune.cell_kernels import (
     Moments,
     Norms,
@@ -22,12 +23,7 @@ from pdarts_tune.cell_kernels import (
     apart,
     as_images,
     block_diagonal,
-    box_filter,
-    box_filter_grad,
     channels_last,
-    depthwise,
-    depthwise_input_grad,
-    depthwise_weight_grad,
     normalise_grads,
     normalise_with_batch,
     repeat_channels,
@@ -90,8 +86,12 @@ class State:
         return torch.relu(self.image)
 
     @cached_property
-    def planar_relu(self) -> Tensor:
-        return self.relu.contiguous()
+    def reading(self) -> Reading:
+        return Reading(self.relu)
+
+    @cached_property
+    def dilated_reading(self) -> Reading:
+        return self.reading if self.plan.stride == 1 else Reading(self.read_by_dilated)
 
     @cached_property
     def read_by_dilated(self) -> Tensor:
@@ -178,7 +178,7 @@ def backward_convolutions(
         grad = as_images(pulled, shape)
         if index < len(separable):
             weight, middle = side_by_side(state.second[chunk.branches]), middle_images[index]
-            of_second += apart(depthwise_weight_grad(middle, grad, weight.shape[-1]), chunk.kernels)
+            of_second += apart(Reading(middle).weight_grad(grad, weight.shape[-1]), chunk.kernels)
             grad = depthwise_input_grad(grad, weight, shape)
             of_middle.append(rows(torch.ops.aten.threshold_backward(grad, middle, 0)))
             inner_moments.add(of_middle[-1], inner[index], chunk.count)
@@ -186,9 +186,8 @@ def backward_convolutions(
             branches = slice(chunk.branches.start - len(plan.separable), chunk.branches.stop - len(plan.separable))
             weight = side_by_side(state.dilated[branches])
             read = state.read_by_dilated
-            planar = state.planar_relu if plan.stride == 1 else read
-            planar = repeat_channels(planar, chunk.count)
-            of_dilated += apart(depthwise_weight_grad(planar, grad, weight.shape[-1], 1, state.dilation), chunk.kernels)
+            reading = state.dilated_reading if chunk.count == 1 else Reading(repeat_channels(read, chunk.count))
+            of_dilated += apart(reading.weight_grad(grad, weight.shape[-1], 1, state.dilation), chunk.kernels)
             of_read.append(sum_channels(depthwise_input_grad(grad, weight, read.shape, 1, state.dilation), chunk.count))
     if of_read:
         total = add_all(of_read)
@@ -205,8 +204,8 @@ def backward_convolutions(
                 pulled.addmm_(matrix, block_diagonal(inner_grads.from_input[chunk.branches]))
             grad = as_images(pulled, shape)
             weight = side_by_side(state.first[chunk.branches])
-            read = repeat_channels(state.relu if weight.shape[-1] == 3 else state.planar_relu, chunk.count)
-            of_first += apart(depthwise_weight_grad(read, grad, weight.shape[-1], plan.stride), chunk.kernels)
+            reading = state.reading if chunk.count == 1 else Reading(repeat_channels(state.relu, chunk.count))
+            of_first += apart(reading.weight_grad(grad, weight.shape[-1], plan.stride), chunk.kernels)
             of_relu.append(sum_channels(depthwise_input_grad(grad, weight, state.image.shape, plan.stride), chunk.count))
     of_parameters = [*of_first, *of_inner_weights, *of_second, *of_dilated, *as_pointwise(grads.weight)]
     return of_parameters, grads.mixing, of_relu

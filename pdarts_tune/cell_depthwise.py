@@ -1,0 +1,100 @@
+"""Depthwise convolutions of channels-last images, and their gradients by the kernels that libraries tune.
+
+- The gradient of the input is a depthwise *forward* convolution, of the gradient with the flipped kernel.
+- The gradient of a 3x3 weight has a tuned kernel, and so has any weight of three columns. Columns of a weight have gradients of
+  their own, so a 5x5 weight is two of 5x3 that overlap in the middle column. Both read the same memory: pixels in rows that have
+  two zeros between them, from two offsets, the second one two pixels after the first.
+- A convolution of dilation 2 is an ordinary convolution on each of the four pixel phases (even or odd row, even or odd column).
+  As the weight is the same for all, the phases are four times as many images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.grad import conv2d_weight
+
+from pdarts_tune.cell_kernels import channels_last, rows
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """Depthwise convolution that keeps the image size (divided by the stride)."""
+    weight = within(weight, x.shape, dilation)
+    padding = dilation * (weight.shape[-1] // 2)
+    return channels_last(F.conv2d(x, weight, None, stride, padding, dilation, weight.shape[0]))
+
+
+def depthwise_input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, stride: int = 1, dilation: int = 1) -> Tensor:
+    """The gradient of the input, whose shape is `shape`."""
+    if stride == 1:
+        return depthwise(grad, weight.flip(2, 3), 1, dilation)
+    weight = within(weight, shape, dilation)
+    padding = dilation * (weight.shape[-1] // 2)
+    reached = [(n - 1) * stride + 1 for n in grad.shape[-2:]]  # pixels of the input between the first and last window centre
+    beyond = [shape[-2] - reached[0], shape[-1] - reached[1]]
+    return channels_last(F.conv_transpose2d(grad, weight, None, stride, padding, beyond, weight.shape[0], dilation))
+
+
+@dataclass
+class Reading:
+    """An image that depthwise convolutions have read: what the gradients of their weights need of it."""
+
+    image: Tensor
+
+    def weight_grad(self, grad: Tensor, kernel: int, stride: int = 1, dilation: int = 1) -> Tensor:
+        """The gradient of the weight, (channels, 1, kernel, kernel). Kernels are 3 or 5; dilation 2 comes with stride 1."""
+        if dilation == 2:
+            return self.phases.weight_grad(phases(grad), kernel)
+        channels = grad.shape[1]
+        if kernel == 3:
+            return conv2d_weight(self.image, (channels, 1, 3, 3), grad, stride, 1, 1, channels)
+        left, right = (conv2d_weight(part, (channels, 1, 5, 3), grad, stride, 0, 1, channels) for part in self.column_triples)
+        return torch.cat([left, right[..., 1:]], dim=3)
+
+    @cached_property
+    def column_triples(self) -> tuple[Tensor, Tensor]:
+        """The image as the first three and as the last three columns of a 5x5 weight read it, its border of zeros included."""
+        batch, channels, height, width = self.image.shape
+        height, width = height + 4, width + 2
+        pixels = batch * height * width
+        matrix = self.image.new_zeros(pixels + 2, channels)
+        inside = matrix[:pixels].view(batch, height, width, channels)[:, 2:-2, 2:]
+        inside.copy_(self.image.permute(0, 2, 3, 1))
+        first, last = (part.view(batch, height, width, channels).permute(0, 3, 1, 2) for part in (matrix[:pixels], matrix[2:]))
+        return first, last
+
+    @cached_property
+    def phases(self) -> Reading:
+        return Reading(phases(self.image))
+
+
+def phases(images: Tensor) -> Tensor:
+    """(batch, channels, height, width) to (4 batch, channels, height / 2, width / 2); odd sizes get a row, a column of zeros."""
+    batch, channels, height, width = images.shape
+    if height % 2 or width % 2:
+        images = channels_last(F.pad(images, (0, width % 2, 0, height % 2)))
+    high, wide = -(-height // 2), -(-width // 2)
+    parts = rows(images).view(batch, high, 2, wide, 2, channels).permute(2, 4, 0, 1, 3, 5)
+    return parts.reshape(4 * batch, high, wide, channels).permute(0, 3, 1, 2)
+
+
+def within(weight: Tensor, shape: torch.Size, dilation: int) -> Tensor:
+    """The taps that can meet pixels: those beyond meet the padding only. Libraries are slow where a kernel exceeds the image."""
+    reach = min(weight.shape[-1] // 2, (max(shape[-2:]) - 1) // dilation)
+    border = weight.shape[-1] // 2 - reach
+    return weight[..., border : weight.shape[-1] - border, border : weight.shape[-1] - border] if border else weight
+
+
+def box_filter(images: Tensor, stride: int) -> Tensor:
+    """The sum of the 3x3 pixels around each pixel."""
+    ones = images.new_ones(images.shape[1], 1, 3, 3)
+    return depthwise(images, ones, stride)
+
+
+def box_filter_grad(grad: Tensor, size: torch.Size, stride: int) -> Tensor:
+    ones = grad.new_ones(grad.shape[1], 1, 3, 3)
+    return depthwise_input_grad(grad, ones, size, stride)
