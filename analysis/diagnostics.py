@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from frames import load_study, show, to_markdown, write_text
+from frames import find_study, load_study, show, to_markdown, write_text
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from pdarts_tune.diagnostics import COLLAPSED_SKIPS
@@ -122,14 +122,17 @@ class Arguments:
 def main() -> None:
     settings = parse(Arguments, description=__doc__ or "")
     try:
-        study = load_study(settings.results, settings.study)
+        folder = find_study(settings.results, settings.study)
+        if folder is None:
+            raise ConfigError(f"{settings.results}: holds no study {settings.study}; --results holds one folder a study")
+        study = load_study(folder)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if study.epochs.empty:
         print(f"error: {settings.results / settings.study}: holds no epochs yet", file=sys.stderr)
         sys.exit(2)
-    folder = settings.results / settings.study / "report"
+    folder = folder / "report"
     folder.mkdir(exist_ok=True)
     for variant, epochs in study.epochs.groupby("variant", sort=False):
         path = folder / f"diagnostics_{variant}.png"

@@ -32,37 +32,45 @@ class StudyTables:
     evaluations: pd.DataFrame  # of these cells, on the data that they were searched on
 
 
-def load_study(results: Path, name: str) -> StudyTables:
-    """Reads `<results>/<name>`.
+def find_study(results: Path, name: str) -> Path | None:
+    """The folder of a study that has trials: `<results>/<name>`, or `results` itself if it is one study's folder, of any name.
 
     Raises:
-        ConfigError: there is no such folder, it holds no trials, two trials have the same variant and seeds, or the study's cells
-            were evaluated with several recipes, whose figures must not be mixed.
+        ConfigError: there is no such results folder.
     """
     if not results.is_dir():
         raise ConfigError(f"{results}: no such results folder")
-    if not (results / name).is_dir():
-        raise ConfigError(f"{results}: holds no study {name}; --results is the folder that holds one folder a study")
-    trials = read_table(results / name, "trials").sort_values(["started", "trial_id"], ignore_index=True)
-    trials = trials.sort_values("variant", key=lambda column: column.map(_variant_order(results / name)), kind="stable")
+    folder = results if (results / "trials").is_dir() else results / name
+    return folder if any((folder / "trials").glob("[!.]*.parquet")) else None
+
+
+def load_study(folder: Path) -> StudyTables:
+    """Reads the folder of one study.
+
+    Raises:
+        ConfigError: it holds no trials, two trials have the same variant and seeds, or the study's cells were evaluated with
+            several recipes, whose figures must not be mixed.
+    """
+    trials = read_table(folder, "trials").sort_values(["started", "trial_id"], ignore_index=True)
+    trials = trials.sort_values("variant", key=lambda column: column.map(_variant_order(folder)), kind="stable")
     trials = trials.reset_index(drop=True)
     if trials.empty:
-        raise ConfigError(f"{results / name}: holds no trials yet")
+        raise ConfigError(f"{folder}: holds no trials yet")
     twice = trials[trials.duplicated(["variant", "seed", "split_seed"])]
     if len(twice):
-        raise ConfigError(f"{results / name}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
-    epochs = read_table(results / name, "epochs").sort_values(["trial_id", "stage", "epoch"])
+        raise ConfigError(f"{folder}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
+    epochs = read_table(folder, "epochs").sort_values(["trial_id", "stage", "epoch"])
     epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
     epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
     cells = trials[["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]]
-    cells = cells.merge(read_table(results / name, "genotypes"), on=["trial_id", "max_skips"])
-    evaluations = read_table(results / name, "evaluations", _EVALUATION_COLUMNS)
+    cells = cells.merge(read_table(folder, "genotypes"), on=["trial_id", "max_skips"])
+    evaluations = read_table(folder, "evaluations", _EVALUATION_COLUMNS)
     evaluations = evaluations.merge(cells[["genotype_id", "data"]].drop_duplicates())
     recipes = evaluations[["recipe", "recipe_id"]].drop_duplicates()
     if len(recipes) > 1:
         names = ", ".join(f"{recipe} ({recipe_id})" for recipe, recipe_id in recipes.itertuples(index=False))
-        raise ConfigError(f"{results / name}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
-    return StudyTables(name, trials, epochs, cells, evaluations)
+        raise ConfigError(f"{folder}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
+    return StudyTables(folder.name, trials, epochs, cells, evaluations)
 
 
 def _variant_order(folder: Path) -> dict[str, int]:
@@ -91,7 +99,18 @@ def measure_trials(study: StudyTables) -> pd.DataFrame:
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
     last_epochs = study.epochs[study.epochs["trial_id"].isin(completed)].groupby("trial_id").tail(1)
     cells = study.cells[study.cells["trial_id"].isin(completed)].sort_values("stage").groupby("trial_id").tail(1)
-    columns = ["trial_id", "genotype_id", "skips", "depth", "params", "macs", "inherited_accuracy", "accuracy", "error_percent"]
+    columns = [
+        "trial_id",
+        "genotype_id",
+        "skips",
+        "depth",
+        "width",
+        "params",
+        "macs",
+        "inherited_accuracy",
+        "accuracy",
+        "error_percent",
+    ]
     measures = study.trials.merge(evaluate_cells(study, cells)[[*columns, "evaluations"]], on="trial_id", how="left")
     found = last_epochs[["trial_id", "validation_accuracy"]].rename(columns={"validation_accuracy": "search_accuracy"})
     measures = measures.merge(found, on="trial_id", how="left")

@@ -18,8 +18,10 @@ from synthetic import make_study, make_trial, shrink
 
 ANALYSIS = Path(__file__).parents[1] / "analysis"
 sys.path.append(str(ANALYSIS))
+frames = importlib.import_module("frames")
 rq1 = importlib.import_module("rq1_depth_gap")
 comparisons = importlib.import_module("comparisons")
+sections = importlib.import_module("sections")
 
 BASE = SearchConfig()
 VARIANTS = {
@@ -46,12 +48,12 @@ def three(tmp_path_factory):
 
 def test_a_planted_effect_is_found_with_eight_seeds(tmp_path):
     study(tmp_path, 8, shallow=0.93)
-    answer = rq1.analyse(tmp_path)
-    shallow = answer.errors.set_index("variant").loc["shallow"]
+    answer = rq1.build(tmp_path)
+    shallow = answer.tables["error_differences"].set_index("variant").loc["shallow"]
     assert shallow["difference"] == pytest.approx(4.0, abs=1.0)
     assert shallow["ci_low"] < 4.0 < shallow["ci_high"] + 0.5
     assert (shallow["p"], shallow["p_holm"]) == (2 / 2**8, 4 * 2 / 2**8)
-    assert list(answer.errors["claimed"]) == [True, False, False, False]
+    assert list(answer.tables["error_differences"]["claimed"]) == [True, False, False, False]
     first, second = answer.conclusion
     assert first.startswith(
         "Shown, as difference in evaluation error from progressive (positive: progressive has the lower): shallow +"
@@ -61,8 +63,8 @@ def test_a_planted_effect_is_found_with_eight_seeds(tmp_path):
 
 def test_a_planted_null_is_reported_as_null(tmp_path):
     study(tmp_path, 8)
-    answer = rq1.analyse(tmp_path)
-    assert not answer.errors["claimed"].any()
+    answer = rq1.build(tmp_path)
+    assert not answer.tables["error_differences"]["claimed"].any()
     first, second = answer.conclusion
     assert first.startswith("No variant is shown to differ from progressive (smallest Holm-adjusted p ")
     assert first.endswith("do not support that growing the depth during search finds better cells.")
@@ -70,8 +72,8 @@ def test_a_planted_null_is_reported_as_null(tmp_path):
 
 
 def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
-    answer = rq1.analyse(three)
-    shallow = answer.errors.set_index("variant").loc["shallow"]
+    answer = rq1.build(three)
+    shallow = answer.tables["error_differences"].set_index("variant").loc["shallow"]
     assert shallow["ci_low"] > 0  # the interval alone would have claimed it
     assert not shallow["claimed"]
     assert answer.conclusion[0] == (
@@ -83,12 +85,12 @@ def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
 
 def test_six_seeds_fall_short_because_of_the_correction(tmp_path):
     study(tmp_path, 6, shallow=0.93)
-    first, _ = rq1.analyse(tmp_path).conclusion
+    first, _ = rq1.build(tmp_path).conclusion
     assert "(smallest possible p 0.031, 0.125 after Holm's correction for 4 comparisons)" in first
 
 
 def test_the_main_table_is_what_the_tables_hold(three):
-    summary = rq1.analyse(three).summary.set_index("variant")
+    summary = rq1.build(three).tables["variants"].set_index("variant")
     assert list(summary.index) == list(VARIANTS)
     trials, genotypes = read_table(three, "trials"), read_table(three, "genotypes")
     evaluations, epochs = read_table(three, "evaluations"), read_table(three, "epochs")
@@ -107,58 +109,63 @@ def test_the_main_table_is_what_the_tables_hold(three):
         assert row["error_percent_sd"] == pytest.approx(np.std(errors, ddof=1))
         assert row["skips"] == pytest.approx(np.mean(skips))
         if variant == "random":
-            assert np.isnan(row["search_accuracy"])
+            assert np.isnan(row["search_percent"])
             assert np.isnan(row["gap_points"])
         else:
-            assert row["search_accuracy"] == pytest.approx(np.mean(searched))
+            assert row["search_percent"] == pytest.approx(100 * np.mean(searched))
             assert row["gap_points"] == pytest.approx(100 * np.mean(searched) - (100 - np.mean(errors)))
 
 
 def test_the_comparison_pairs_trials_of_the_same_seed(three):
-    answer = rq1.analyse(three)
-    errors = answer.measures.pivot(index="seed", columns="variant", values="error_percent")
-    found = answer.errors.set_index("variant")
+    answer = rq1.build(three)
+    errors = frames.measure_trials(frames.load_study(three / "depth_gap")).pivot(
+        index="seed", columns="variant", values="error_percent"
+    )
+    found = answer.tables["error_differences"].set_index("variant")
     for variant in ("shallow", "deep", "reversed", "random"):
         assert found.loc[variant, "n"] == 3
         assert found.loc[variant, "difference"] == pytest.approx((errors[variant] - errors["progressive"]).mean())
 
 
 def test_the_report_has_its_files_and_every_picture_that_it_shows(three, tmp_path):
-    assert rq1.report(three) == three / "depth_gap" / "report"
-    folder = rq1.report(three, tmp_path / "elsewhere")
+    rq1.main(["--results", str(three)])
+    rq1.main(["--results", str(three / "depth_gap"), "--out", str(tmp_path / "elsewhere")])  # a study's own folder will do
+    folder = tmp_path / "elsewhere"
     again = sorted((three / "depth_gap" / "report").iterdir())  # a report made twice is the same report
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == [path.read_bytes() for path in again]
     names = {path.name for path in folder.iterdir()}
-    pictures = {f"{name}.{kind}" for name in ("depth_gap", "learning_curves", "skips") for kind in ("png", "svg")}
-    assert names == {"rq1.md", "rq1.csv", "rq1.tex"} | pictures
+    section = rq1.build(three)
+    tables = {f"rq1_{name}.{kind}" for name in section.tables for kind in ("csv", "tex")}
+    pictures = {f"rq1_{name}.{kind}" for name in section.figures for kind in ("png", "svg")}
+    assert names == {"rq1.md"} | tables | pictures
+    assert {"depth_gap", "learning_curves", "skips"} <= set(section.figures)
     text = (folder / "rq1.md").read_text()
-    assert all(f"]({name}.png)" in text for name in ("depth_gap", "learning_curves", "skips"))
-    assert "search validation accuracy minus evaluation test accuracy" in text
-    assert "Published, not measured here" in text
+    assert all(f"](rq1_{name}.png)" in text for name in section.figures)
+    assert "search validation accuracy minus evaluation test accuracy" in " ".join(text.split())
+    assert "## Published, not measured here" in text
     (last,) = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| P-DARTS, cell after stage 3 ")]
     assert last == "2.58"
     assert "Nothing: every search and every evaluation is there." in text
     assert str(three) not in text
-    latex = (folder / "rq1.tex").read_text()
+    latex = (folder / "rq1_variants.tex").read_text()
     assert latex.isascii()
     assert all(command in latex for command in (r"\toprule", r"\midrule", r"\bottomrule", r"$\pm$", r"\%"))
-    assert list(pd.read_csv(folder / "rq1.csv")["variant"]) == list(VARIANTS)
+    assert list(pd.read_csv(folder / "rq1_variants.csv")["variant"]) == list(VARIANTS)
 
 
 def test_stages_are_shown_with_their_depth_and_the_evaluation_of_earlier_cells_if_there_is_one(three):
-    table = rq1.stage_table(rq1.analyse(three).study)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    assert [row[:3] for row in rows[:6]] == [
-        ["progressive", "1", "5"],
-        ["progressive", "2", "11"],
-        ["progressive", "3", "17"],
-        ["shallow", "1", "5"],
-        ["shallow", "2", "5"],
-        ["shallow", "3", "5"],
+    table = rq1.build(three).tables["stages"]
+    assert table[["variant", "stage", "cells"]].head(6).to_numpy().tolist() == [
+        ["progressive", 1, 5],
+        ["progressive", 2, 11],
+        ["progressive", 3, 17],
+        ["shallow", 1, 5],
+        ["shallow", 2, 5],
+        ["shallow", 3, 5],
     ]
-    assert {row[-1] for row in rows if row[1] != "3"} == {"–"}
-    assert "–" not in {row[-1] for row in rows if row[1] == "3"}
-    assert "random" not in table
+    assert table.loc[table["stage"] != 3, "error_percent"].isna().all()
+    assert table.loc[table["stage"] == 3, "error_percent"].notna().all()
+    assert "random" not in set(table["variant"])
 
 
 def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
@@ -171,21 +178,21 @@ def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
         row |= {"status": "failed", "failure": "FloatingPointError: the loss is nan", "accuracy": None, "error_percent": None}
         write_rows(folder, "evaluations", trial_id, [row])
     (folder / "evaluations" / f"eval-{genotypes['depth_gap-reversed-s0']}-s1.parquet").unlink()
-    answer = rq1.analyse(tmp_path)
-    text = rq1.to_text(answer, [])
+    answer = rq1.build(tmp_path)
+    text = sections.to_text(answer)
     assert "- deep, seed 1: search failed (FloatingPointError: stage 1, epoch 2: the training loss is nan)" in text
     assert "- shallow, seed 3: search running" in text
     assert "- reversed, seed 2: its cell has no finished evaluation (FloatingPointError: the loss is nan)" in text
     assert "- reversed, seed 0: 1 of 2 evaluations finished" in text
     assert "- progressive: no trial with seed 3" in text
-    assert dict(zip(answer.summary["variant"], answer.summary["evaluated"], strict=True)) == {
+    assert dict(zip(answer.tables["variants"]["variant"], answer.tables["variants"]["evaluated"], strict=True)) == {
         "progressive": 3,
         "shallow": 3,
         "deep": 2,
         "reversed": 2,
         "random": 3,
     }
-    assert list(answer.errors["n"]) == [3, 2, 2, 3]
+    assert list(answer.tables["error_differences"]["n"]) == [3, 2, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -200,16 +207,17 @@ def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
 )
 def test_a_study_with_next_to_nothing_still_gets_its_tables(tmp_path, variants, settings):
     study(tmp_path, 1, variants={name: VARIANTS[name] for name in variants}, **settings)
-    text = (rq1.report(tmp_path) / "rq1.md").read_text()
-    assert "Nothing can be compared" in text
+    text = sections.to_text(rq1.build(tmp_path))
+    grows = "progressive" in variants
+    assert "Nothing can be compared: " in text if grows else "No search grows in depth, " in text
     assert all(f"| {name}" in text for name in variants)
-    assert ("progressive: no trial at all" in text) == ("progressive" not in variants)
+    assert ("- no trial of a search that grows in depth" in text) == (not grows)
 
 
 def test_trials_that_share_a_cell_are_named(tmp_path):
     variants = {"progressive": VARIANTS["random"], "random": VARIANTS["random"]}  # drawn from the same seed
     study(tmp_path, 1, variants=variants)
-    assert "progressive seed 0, random seed 0 found the same cell" in rq1.to_text(rq1.analyse(tmp_path), [])
+    assert "progressive seed 0, random seed 0 found the same cell" in sections.to_text(rq1.build(tmp_path))
 
 
 def another_recipe(folder):
@@ -221,7 +229,7 @@ def another_recipe(folder):
 def test_evaluations_with_two_recipes_are_refused_by_name(tmp_path, capsys):
     another_recipe(study(tmp_path, 1))
     with pytest.raises(SystemExit, match="2"):
-        rq1.main(tmp_path)
+        rq1.main(["--results", str(tmp_path)])
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "evaluated with 2 recipes, " in error
@@ -231,15 +239,15 @@ def test_evaluations_with_two_recipes_are_refused_by_name(tmp_path, capsys):
 def test_two_trials_of_one_variant_and_seed_are_refused(tmp_path):
     make_trial(study(tmp_path, 1), "again", "deep", shrink(VARIANTS["deep"], 2))
     with pytest.raises(ConfigError, match="two trials of variant deep, seed 0"):
-        rq1.analyse(tmp_path)
+        rq1.build(tmp_path)
 
 
 def test_the_command_prints_the_main_table_and_two_sentences(three, capsys):
-    rq1.main(three)
+    rq1.main(["--results", str(three)])
     lines = capsys.readouterr().out.splitlines()
     table = lines[: lines.index("")]
     assert [line.split()[1] for line in table[2:]] == list(VARIANTS)
-    assert max(map(len, table)) <= 120
+    assert max(map(len, table)) <= 150
     assert len(lines) == len(table) + 4
     assert lines[-1].endswith("rq1.md")
 
@@ -251,9 +259,11 @@ def test_a_missing_results_folder_is_one_line_and_exit_code_2(tmp_path):
     assert result.stderr == f"error: {tmp_path / 'missing'}: no such results folder\n"
 
 
-def test_a_folder_without_the_study_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="holds no study depth_gap"):
-        rq1.analyse(tmp_path)
+def test_a_folder_without_the_study_has_no_section_and_the_script_says_so(tmp_path, capsys):
+    assert rq1.build(tmp_path) is None
+    with pytest.raises(SystemExit, match="2"):
+        rq1.main(["--results", str(tmp_path)])
+    assert "holds no study depth_gap" in capsys.readouterr().err
 
 
 def test_the_script_imports_neither_torch_nor_ray():
