@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from pdarts_tune.execution import Execution, check_execution
 from pdarts_tune.methods import FirstOrder, Method, check_method, trains_alphas
 from pdarts_tune.stages import PDARTS_CIFAR10, Stage, check_stages
 
 STEMS = ("cifar", "imagenet")
 SCHEDULES = ("cosine", "linear")
 PRECISIONS = ("fp32", "bf16")
+DEFAULT_EXECUTION = Execution()
 
 
 class ConfigError(ValueError):
@@ -42,7 +44,7 @@ class SearchConfig:
     """
 
     stages: tuple[Stage, ...] = PDARTS_CIFAR10
-    method: Method = dataclasses.field(default_factory=FirstOrder)
+    method: Method = field(default_factory=FirstOrder)
     data: str = "cifar10"
     train_images: int | None = None  # use this many training images, the same number of each class; None: all
     test_images: int | None = None
@@ -65,6 +67,7 @@ class SearchConfig:
     early_stop_ratio: float | None = None  # end a stage when that eigenvalue grows by more (Zela et al., 2020: 1.3); None: never
     dropping: Literal["lowest", "random"] = _later("lowest")  # which operations go between stages: the least probable, or any
     dropout_on_reduce: bool = _later(False)  # skip dropout also on the skip-connects of stride 2, which the paper spares
+    execution: Execution = field(default=DEFAULT_EXECUTION, metadata={"later": True})
     memory_limit: int | None = _later(None)  # bytes of device memory that a stage may take, by prediction; None: what there is
 
     def __post_init__(self) -> None:
@@ -72,6 +75,7 @@ class SearchConfig:
         try:
             check_stages(self.stages)
             check_method(self.method, self.stages, self.channels)
+            check_execution(self.execution, self.method)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         _require(0.0 <= self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "in [0, 1)")
@@ -82,6 +86,8 @@ class SearchConfig:
         _require(self.eigenvalue_every >= 0, "eigenvalue_every", self.eigenvalue_every, "at least 0 (0: no estimates)")
         if self.eigenvalue_every and not trains_alphas(self.method):
             raise ConfigError(f"eigenvalue_every: method {self.method.name} has no alphas to take a Hessian of, it must be 0")
+        if self.eigenvalue_every and self.execution.compile:
+            raise ConfigError("eigenvalue_every: compiled cells have no second derivatives, it must be 0, or execution.compile off")
         if self.early_stop_ratio is not None:
             _require(self.early_stop_ratio > 1, "early_stop_ratio", self.early_stop_ratio, "more than 1, or nothing for no stop")
             if self.eigenvalue_every != 1:

@@ -13,7 +13,7 @@ from pdarts_tune.curvature import alpha_eigenvalue
 from pdarts_tune.data import Batches
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.inheritance import inherited_accuracy, only
-from pdarts_tune.steps import build_network
+from pdarts_tune.search_network import build_network
 from pdarts_tune.supernet import Supernet
 from pdarts_tune.unrolled import frozen_statistics
 

@@ -25,7 +25,7 @@ NODES = torch.tensor([node for _, node in EDGES])
 class PartialCell(Cell):
     """A cell with `channels // share` channels for the operations. Its mixing weights have the edge's weight as last column."""
 
-    def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
+    def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float | Tensor) -> Tensor:
         states = [self.preprocess0(before2), self.preprocess1(before1)]
         masks = {} if skip_masks is None else dict(zip(self.skip_edges, skip_masks, strict=True))
         edge = 0

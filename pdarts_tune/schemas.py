@@ -57,6 +57,19 @@ def _run_columns() -> list[Any]:
     ]
 
 
+def _execution_columns() -> list[Any]:
+    """See `execution.Execution`."""
+    return [
+        _column("cell_evaluation", _TEXT, "text", "how cells of the search network are computed", choices=("fast", "plain")),
+        _column("recompute", _FLAG, "flag", "whether fast cells keep less for backward and compute it again"),
+        _column("precision", _TEXT, "text", "fp32, or bf16: mixed precision", choices=("fp32", "bf16")),
+        _column("tf32", _FLAG, "flag", "whether products and convolutions on CUDA round to TensorFloat-32"),
+        _column("compile", _FLAG, "flag", "whether cells are compiled"),
+        _column("channels_last", _FLAG, "flag", "whether images are in channels-last memory from the stem on"),
+        _column("deterministic", _FLAG, "flag", "whether only deterministic algorithms are allowed"),
+    ]
+
+
 def _operation_counts() -> list[Any]:
     """Of all operations but the skip-connect, whose columns came first."""
     cells = {"normal": "the normal cell derived now, before refinement", "reduce": "the reduction cell derived now"}
@@ -103,6 +116,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("max_skips", _INTEGER, "count", "skip-connects allowed in the normal cell"),
         _column("channels", _INTEGER, "count", "initial channels of the search network"),
         _column("batch_size", _INTEGER, "images", "images a batch"),
+        *_execution_columns(),
         _column("config", _TEXT, "JSON", "the whole configuration"),
         _column("config_id", _TEXT, "text", "names the configuration by its content"),
         _column("commit", _TEXT, "text", "commit of the code; null outside a checkout", optional=True),

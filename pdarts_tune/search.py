@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from pdarts_tune.approximation import draw_operations, keep_choice, prune
+from pdarts_tune.backends import compile_cells, switched
 from pdarts_tune.config import SearchConfig, config_id, derive_seed
-from pdarts_tune.cost import peak_bytes
+from pdarts_tune.cost import peak_bytes, reset_peak_bytes
 from pdarts_tune.data import Batches, load_dataset, split_train
 from pdarts_tune.diagnostics import WINDOW, has_sharpened
 from pdarts_tune.examination import Examination, examine, look_every
@@ -29,9 +30,10 @@ from pdarts_tune.methods import RandomSearch, plan_rounds
 from pdarts_tune.partial import PartialSupernet
 from pdarts_tune.records import CELLS, Choice, EpochRecord
 from pdarts_tune.regularization import skip_dropout
+from pdarts_tune.search_network import build_network
 from pdarts_tune.space import SearchSpace
 from pdarts_tune.stages import Stage, cosine_rate
-from pdarts_tune.steps import build_network, build_steps
+from pdarts_tune.steps import build_steps
 
 
 class Search:
@@ -78,7 +80,8 @@ class Search:
                 if self.stage_index + 1 == len(self.rounds):
                     return
                 self._start_stage(self.stage_index + 1, self._space(self.stage_index + 1))
-            record = self._run_epoch()
+            with switched(self.config.execution, self.device):
+                record = self._run_epoch()
             self.epoch += 1
             self.records.append(record)
             yield record
@@ -132,6 +135,8 @@ class Search:
         shape = self.stage.cells, self.dataset.num_classes, self.dataset.in_channels
         self.network = build_network(config, space, *shape, derive_seed(config.seed, f"stage {index + 1}")).to(self.device)
         self.network.dropout_generator = self.generators["skip dropout"]
+        if config.execution.compile:
+            compile_cells(self.network)
         self.weight_optimizer = torch.optim.SGD(
             self.network.weight_parameters(),
             lr=config.learning_rate,
@@ -155,6 +160,7 @@ class Search:
 
     def _run_epoch(self) -> EpochRecord:
         started = time.perf_counter()
+        reset_peak_bytes(self.device)
         both = self.epoch >= self.stage.warmup_epochs
         learning_rate = cosine_rate(self.config.learning_rate, self.epoch, self.stage.epochs)
         rate = skip_dropout(self.stage, self.epoch)

@@ -1,4 +1,4 @@
-"""What a search method brings to the stage loop: its network, and how one step of weights and alphas goes.
+"""What a search method brings to the stage loop: how one step of weights and alphas goes.
 
 The loop calls `train_alphas` and `train_weights` and need not know which method it runs.
 """
@@ -12,31 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pdarts_tune.config import SearchConfig
-from pdarts_tune.methods import PartialChannels, SecondOrder, Snas
-from pdarts_tune.partial import PartialSupernet
+from pdarts_tune.methods import SecondOrder, Snas
 from pdarts_tune.snas import PENALTY_WEIGHTS, expected_cost, relative_costs, sample_mixing, temperature
-from pdarts_tune.space import SearchSpace
 from pdarts_tune.stages import Stage
 from pdarts_tune.supernet import Supernet
 from pdarts_tune.unrolled import frozen_statistics, unrolled_gradient
 
 Batch = tuple[Tensor, Tensor]  # images, labels
-
-
-def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_classes: int, in_channels: int, seed: int) -> Supernet:
-    """The search network of the configuration's method, its weights and alphas drawn from `seed` alone."""
-    method, shape = config.method, (space, cells, config.channels, num_classes, in_channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if isinstance(method, PartialChannels):
-            return PartialSupernet(
-                *shape,
-                share=method.k,
-                edge_normalization=method.edge_normalization,
-                alpha_init_scale=config.alpha_init_scale,
-                dropout_on_reduce=config.dropout_on_reduce,
-            )
-        return Supernet(*shape, alpha_init_scale=config.alpha_init_scale, dropout_on_reduce=config.dropout_on_reduce)
 
 
 class Alternating:

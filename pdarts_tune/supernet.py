@@ -7,13 +7,14 @@ keeps the operations that the search space gives it, so stages after pruning use
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pdarts_tune.cell_backward import AdaptFunction, CellFunction, Settings, full_precision
+from pdarts_tune.cell_kernels import channels_last
 from pdarts_tune.cell_plan import mixing_order, plan_states
+from pdarts_tune.execution import CellEvaluation, Precision
 from pdarts_tune.genotype import CellGenotype, Genotype, Probs
 from pdarts_tune.ops import OPERATIONS, FactorizedReduce, ReLUConvBN
 from pdarts_tune.space import EDGES, NUM_NODES, CellOps, SearchSpace
@@ -66,7 +67,7 @@ class Cell(nn.Module):
         skips = [e for e, names in enumerate(self.operations) if "skip_connect" in names]
         return [e for e in skips if self.dropout_on_reduce or self.stride(e) == 1]
 
-    def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
+    def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float | Tensor) -> Tensor:
         """The plain evaluation: one module per operation, each edge on its own.
 
         `weights` has a row per edge, `skip_masks` a mask per skip edge (None: no dropout), `kept` the share of ones in them.
@@ -127,7 +128,7 @@ class Supernet(nn.Module):
         in_channels: int = 3,
         *,
         alpha_init_scale: float = 1e-3,
-        evaluation: Literal["fast", "plain"] = "fast",
+        evaluation: CellEvaluation = "fast",
         recompute: bool = False,
         dropout_on_reduce: bool = False,
         make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
@@ -139,6 +140,8 @@ class Supernet(nn.Module):
         self.space = space
         self.dropout_generator: torch.Generator | None = None
         self.skip_dropout = 0.0
+        self.precision: Precision = "fp32"  # bf16: mixed precision, see `execution`
+        self.channels_last = False  # memory layout of the plain evaluation; the fast one has its own
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
         before2 = before1 = 3 * channels
         reduction_before = False
@@ -213,8 +216,16 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, mixing: Mixing | list[Tensor] | None = None) -> Tensor:
         """Logits. `mixing` replaces the softmax of the alphas, e.g. by `one_hot_mixing`; its padding must be zero. A list has the
         weights of every cell, as from `spread`."""
+        if self.precision == "bf16":
+            with torch.autocast(images.device.type, torch.bfloat16):
+                return self._logits(images, mixing).to(self.classifier.weight.dtype)
+        return self._logits(images, mixing)
+
+    def _logits(self, images: Tensor, mixing: Mixing | list[Tensor] | None) -> Tensor:
         mixing = self.mixing() if mixing is None else mixing
         stem = self.stem(images)
+        if self.channels_last:
+            stem = channels_last(stem)
         before2: Images = (stem,)
         before1 = before2
         for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
@@ -224,7 +235,8 @@ class Supernet(nn.Module):
             if self.evaluation == "fast" and not (cell.reduction and cell.dropout_on_reduce and masks is not None):
                 before2, before1 = before1, cell.fast(before2, before1, weights, masks, kept)
             else:
-                before2, before1 = before1, (cell(joined(before2), joined(before1), weights, masks, kept),)
+                share = torch.full((), kept, dtype=weights.dtype, device=weights.device)  # compiled code is good for every rate
+                before2, before1 = before1, (cell(joined(before2), joined(before1), weights, masks, share),)
         logits: Tensor = self.classifier(torch.cat([images.mean(dim=(2, 3)) for images in before1], dim=1))
         return logits
 

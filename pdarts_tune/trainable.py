@@ -13,7 +13,7 @@ import math
 import platform
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from pdarts_tune.eval_job import (
     save_checkpoint,
     write_eval_row,
 )
+from pdarts_tune.execution import cell_evaluation
 from pdarts_tune.genotype import Genotype, random_genotype
 from pdarts_tune.methods import Given, RandomSampling, RandomSearch, plan_rounds
 from pdarts_tune.plan import stage_columns
@@ -168,6 +169,8 @@ class _TrialRow:
             "max_skips": config.max_skips,
             "channels": config.channels,
             "batch_size": config.batch_size,
+            **asdict(config.execution),
+            "cell_evaluation": cell_evaluation(config.execution, config.method),
             "config": json.dumps(to_dict(config)),
             "config_id": config_id(config),
             "commit": spec.commit,

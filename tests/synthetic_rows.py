@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from datetime import timedelta
 
 from pdarts_tune.approximation import prune
@@ -123,6 +124,7 @@ def trial_row(study, variant, trial_id, config, status, started, clock, peak_byt
         "max_skips": config.max_skips,
         "channels": config.channels,
         "batch_size": config.batch_size,
+        **asdict(config.execution),
         "config": json.dumps(to_dict(config)),
         "config_id": config_id(config),
         "commit": None,

@@ -10,9 +10,9 @@ from pdarts_tune.genotype import softmax
 from pdarts_tune.inheritance import evaluate, only
 from pdarts_tune.regularization import skip_dropout
 from pdarts_tune.search import Search
+from pdarts_tune.search_network import build_network
 from pdarts_tune.space import PRIMITIVES
 from pdarts_tune.stages import Stage, cosine_rate
-from pdarts_tune.steps import build_network
 
 CPU = torch.device("cpu")
 TINY = SearchConfig(

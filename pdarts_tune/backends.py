@@ -1,0 +1,63 @@
+"""PyTorch's switches, as a search's execution settings want them, and put back afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from pdarts_tune.execution import Execution
+from pdarts_tune.supernet import Supernet
+
+COMPILER: str | Callable[..., Any] = "inductor"
+
+# Cells of one shape share their code, but a network has up to a dozen shapes of cells, and each is compiled for steps of weights
+# and of alphas, for evaluation, for the smaller last batch and with and without dropout.
+MOST_VERSIONS = 512
+
+
+@contextmanager
+def switched(execution: Execution, device: torch.device) -> Iterator[None]:
+    """While this is open, PyTorch computes on the device as the settings say.
+
+    Deterministic algorithms of cuBLAS need an environment variable, which stays set: the library reads it once.
+    """
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            cudnn: Any = torch.backends.cudnn
+            for switch in (torch.backends.cuda.matmul, cudnn.conv):
+                _set(stack, switch, "fp32_precision", "tf32" if execution.tf32 else "ieee")
+        if execution.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            _set(stack, torch.backends.cudnn, "benchmark", False)
+            _set(stack, torch.backends.cudnn, "deterministic", True)
+            warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+            stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled(), warn_only=warn_only)
+            torch.use_deterministic_algorithms(True)
+        if execution.compile:
+            # Each shape is compiled for itself: code that generalises over shapes depends on the order in which they came, and a
+            # search that was continued would run other code than one that never stopped.
+            stack.enter_context(
+                torch._dynamo.config.patch(
+                    automatic_dynamic_shapes=False,
+                    recompile_limit=MOST_VERSIONS,
+                    accumulated_recompile_limit=MOST_VERSIONS,
+                    fail_on_recompile_limit_hit=True,  # rather than go on uncompiled, and say nothing
+                )
+            )
+        yield
+
+
+def compile_cells(network: Supernet) -> None:
+    """Compiles the cells of a new stage when they first run; code of earlier stages is dropped."""
+    torch._dynamo.reset()
+    for cell in network.cells:
+        cell.compile(backend=COMPILER)
+
+
+def _set(stack: ExitStack, switch: Any, name: str, value: object) -> None:
+    stack.callback(setattr, switch, name, getattr(switch, name))
+    setattr(switch, name, value)
