@@ -1,0 +1,186 @@
+"""Pairs: is a different from b, is it at least not worse, and what difference could have been seen?
+
+Part of `statistics.py`, which is where to import from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+EXACT_UP_TO = 20  # pairs; beyond, 2^n sign flips are too many to visit
+RANDOM_FLIPS = 20_000
+RESAMPLES = 9_999
+NON_INFERIORITY_LEVEL = 0.025  # one-sided, as the two-sided 95 % interval implies
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired samples a and b, compared by the mean of a - b."""
+
+    n: int  # pairs
+    mean_difference: float
+    ci_low: float  # 95 % interval of the mean difference; nan where the data cannot give one
+    ci_high: float
+    p_value: float  # two-sided sign-flip permutation test
+    min_p: float  # the smallest p-value that n pairs can give
+
+
+def paired_comparison(a: ArrayLike, b: ArrayLike, rng: np.random.Generator) -> Comparison:
+    """Compares paired samples without assuming a distribution.
+
+    The interval is the bias-corrected and accelerated bootstrap (Efron, 1987; `scipy.stats.bootstrap`, 9,999 resamples of the
+    pairs). It is nan with fewer than 3 pairs and where all differences are equal: resampling them tells nothing. With few pairs
+    it is narrower than it says, which is why no claim rests on it alone: COVERAGE
+
+    The p-value is that of the sign-flip permutation test of the mean (Fisher, 1935), two-sided: exact over all 2^n flips up to 20
+    pairs; beyond, of 20,000 random flips, the observed one counted among them, so that it is never 0. It is valid wherever the
+    differences are symmetric about 0 if there is no effect, as those of exchangeable pairs are, at every n.
+
+    Raises:
+        ValueError: not two equally long, non-empty lists of finite numbers.
+    """
+    first, second = finite_values(a, "a"), finite_values(b, "b")
+    if first.size != second.size:
+        raise ValueError(f"paired_comparison: {first.size} values in a, {second.size} in b; pairs need as many")
+    differences = first - second
+    low, high = _bootstrap_interval(differences, rng)
+    return Comparison(
+        n=differences.size,
+        mean_difference=float(differences.mean()),
+        ci_low=low,
+        ci_high=high,
+        p_value=_sign_flip_p(differences, rng),
+        min_p=smallest_p(differences.size),
+    )
+
+
+def smallest_p(n: int) -> float:
+    """The smallest two-sided p-value of a sign-flip test of n pairs: that of equal signs, 2 flips of 2^n. ValueError if n < 1."""
+    if n < 1:
+        raise ValueError(f"smallest_p: {n} pairs, needs at least 1")
+    return 2.0 ** (1 - n)
+
+
+def _bootstrap_interval(differences: NDArray[np.float64], rng: np.random.Generator) -> tuple[float, float]:
+    # Differences of decimals that ought to be equal are so up to rounding.
+    if differences.size < 3 or np.ptp(differences) <= 1e-12 * np.abs(differences).max():
+        return math.nan, math.nan
+    result = stats.bootstrap((differences,), np.mean, n_resamples=RESAMPLES, confidence_level=0.95, method="BCa", rng=rng)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _sign_flip_p(differences: NDArray[np.float64], rng: np.random.Generator, two_sided: bool = True) -> float:
+    """Two-sided: flips whose mean is as far from 0. One-sided: flips whose mean is as low."""
+    # Flips that tie with the observed one in exact arithmetic must count however their sums were rounded.
+    slack = 1e-12 * np.abs(differences).sum()
+    if differences.size <= EXACT_UP_TO:
+        sums = np.zeros(1)
+        for difference in differences:
+            sums = np.concatenate([sums + difference, sums - difference])
+        as_extreme = _as_extreme(sums, differences.sum(), slack, two_sided)
+        return float(np.mean(as_extreme))
+    signs = rng.choice(np.array([-1.0, 1.0]), size=(RANDOM_FLIPS, differences.size))
+    return float((1 + np.sum(_as_extreme(signs @ differences, differences.sum(), slack, two_sided))) / (1 + RANDOM_FLIPS))
+
+
+def _as_extreme(sums: NDArray[np.float64], observed: float, slack: float, two_sided: bool) -> NDArray[np.bool_]:
+    return np.abs(sums) >= abs(observed) - slack if two_sided else sums <= observed + slack
+
+
+def minimum_detectable_difference(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The true mean difference that a two-sided paired t-test of n pairs finds with the given power.
+
+    Args:
+        sd: standard deviation of the differences, in their unit, which is also the result's.
+
+    Raises:
+        ValueError: fewer than 2 pairs, a negative or infinite sd, or power and alpha not such that 0 < alpha < power < 1.
+    """
+    if n < 2:
+        raise ValueError(f"minimum_detectable_difference: {n} pairs, needs at least 2")
+    if not 0.0 <= sd < math.inf:
+        raise ValueError(f"minimum_detectable_difference: sd {sd} is not a finite number of at least 0")
+    if not 0.0 < alpha < power < 1.0:
+        raise ValueError(f"minimum_detectable_difference: power {power} and alpha {alpha} are not such that 0 < alpha < power < 1")
+    critical = stats.f.isf(alpha, 1, n - 1)  # of t squared, which has both tails in one
+
+    def missing_power(effect: float) -> float:
+        return float(stats.ncf.sf(critical, 1, n - 1, n * effect**2)) - power
+
+    upper = 1.0
+    while missing_power(upper) < 0:
+        upper *= 2
+    return sd * float(optimize.brentq(missing_power, 1e-9, upper))
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Whether a is at most `margin` above b, where less is better (an error)."""
+
+    n: int  # pairs
+    mean_difference: float  # of a - b
+    ci_high: float  # upper end of the 95 % interval of the mean difference; nan where the data cannot give one
+    margin: float
+    p_value: float  # one-sided sign-flip permutation test of "a - b is margin or more"
+    min_p: float  # the smallest that n pairs can give
+    shown: bool  # ci_high < margin and p_value < 0.025
+
+
+def non_inferiority(a: ArrayLike, b: ArrayLike, margin: float, rng: np.random.Generator) -> NonInferiority:
+    """Tests whether `a` is worse than `b` by less than `margin`, for paired values of which less is better.
+
+    That a difference is not significant never shows that there is none; this test is the one that can. It asks for both the
+    interval of `paired_comparison` to end below the margin and a one-sided exact p below 0.025, as its two-sided 95 % level asks
+    (Piaggio et al., JAMA 2012, CONSORT for non-inferiority trials). The margin must be chosen before looking.
+
+    Raises:
+        ValueError: not two equally long, non-empty lists of finite numbers, or a margin that is not more than 0.
+    """
+    if not 0.0 < margin < math.inf:
+        raise ValueError(f"non_inferiority: margin {margin} is not a finite number of more than 0")
+    found = paired_comparison(a, b, rng)
+    shifted = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) - margin
+    p_value, min_p = _sign_flip_p(shifted, rng, two_sided=False), found.min_p / 2
+    shown = found.ci_high < margin and p_value < NON_INFERIORITY_LEVEL
+    return NonInferiority(found.n, found.mean_difference, found.ci_high, margin, p_value, min_p, bool(shown))
+
+
+@dataclass(frozen=True)
+class Discordance:
+    """Two classifiers on the same examples, by those that only one of them gets right."""
+
+    n: int  # examples
+    only_a: int  # examples that a alone gets right
+    only_b: int
+    p_value: float  # two-sided exact McNemar test
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike) -> Discordance:
+    """Compares per-example correctness of two trained networks (McNemar, 1947; exact: a binomial test of the discordant ones).
+
+    It says whether these two networks differ on images like these, and nothing about another training of the same genotypes.
+
+    Args:
+        a, b: one flag an example, in the same order.
+
+    Raises:
+        ValueError: not two equally long, non-empty lists of flags.
+    """
+    first, second = np.asarray(a), np.asarray(b)
+    if first.dtype != np.bool_ or second.dtype != np.bool_ or first.ndim != 1 or first.shape != second.shape or not first.size:
+        raise ValueError("mcnemar: needs two equally long, non-empty lists of flags")
+    only_a, only_b = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return Discordance(first.size, only_a, only_b, p_value)
+
+
+def finite_values(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1 or numbers.size == 0 or not np.isfinite(numbers).all():
+        raise ValueError(f"{name}: needs a non-empty list of finite numbers")
+    return numbers

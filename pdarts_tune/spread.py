@@ -1,0 +1,94 @@
+"""How far values spread, and how much of it is the search's and how much the evaluation's.
+
+Part of `statistics.py`, which is where to import from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from pdarts_tune.paired import finite_values
+
+
+def mean_sd(values: ArrayLike) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1); the latter is nan for a single value.
+
+    Raises:
+        ValueError: no values, or one that is not a finite number.
+    """
+    numbers = finite_values(values, "values")
+    return float(numbers.mean()), float(numbers.std(ddof=1)) if numbers.size > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Components:
+    """y = mean of its variant + search + evaluation, with independent effects of the search and of the evaluation seed."""
+
+    searches: int
+    evaluations: int  # of all searches together
+    search_sd: float  # of true means between searches of one variant; 0 if they differ by less than evaluations explain
+    evaluation_sd: float  # between evaluations of one search
+
+    @property
+    def search_share(self) -> float:
+        """The search seed's part of the variance of a single evaluation; nan if both are unknown or 0."""
+        total = self.search_sd**2 + self.evaluation_sd**2
+        return self.search_sd**2 / total if total > 0 else math.nan
+
+
+def variance_components(values: ArrayLike, searches: Sequence[Hashable], variants: Sequence[Hashable] | None = None) -> Components:
+    """Splits the spread of evaluations into that of the search seed and that of the evaluation seed.
+
+    The analysis of variance estimator of the nested random effects model (Searle, Casella & McCulloch, 1992, section 3.6), which
+    with equal numbers of evaluations is REML's wherever it is positive. Means of variants are taken out first. A component is nan
+    where nothing was repeated that could show it: both without two evaluations of one search.
+
+    Args:
+        values: one an evaluation.
+        searches: the search that each value is of.
+        variants: the variant that each value is of; without it, all are of one.
+
+    Raises:
+        ValueError: not a non-empty list of finite numbers with as many labels.
+    """
+    numbers = finite_values(values, "values")
+    strata = list(variants) if variants is not None else [None] * numbers.size
+    if len(searches) != numbers.size or len(strata) != numbers.size:
+        raise ValueError(f"variance_components: {numbers.size} values, {len(searches)} searches, {len(strata)} variants")
+    groups: dict[Hashable, dict[Hashable, list[float]]] = {}
+    for number, search, variant in zip(numbers, searches, strata, strict=True):
+        groups.setdefault(variant, {}).setdefault(search, []).append(float(number))
+    between = within = unit = 0.0  # sums of squares, and the sum that the average size of a search follows from
+    count = sum(map(len, groups.values()))
+    for found in groups.values():
+        sizes = np.array([len(group) for group in found.values()])
+        means = np.array([np.mean(group) for group in found.values()])
+        between += float(np.sum(sizes * (means - np.average(means, weights=sizes)) ** 2))
+        within += sum(float(np.sum((np.array(group) - np.mean(group)) ** 2)) for group in found.values())
+        unit += float(np.sum(sizes) - np.sum(sizes**2) / np.sum(sizes))
+    free_between, free_within = count - len(groups), numbers.size - count
+    if not free_within:
+        return Components(count, numbers.size, math.nan, math.nan)
+    evaluation = within / free_within
+    search = (between / free_between - evaluation) / (unit / free_between) if free_between else math.nan
+    return Components(count, numbers.size, math.sqrt(max(search, 0.0)) if search == search else math.nan, math.sqrt(evaluation))
+
+
+def brown_forsythe(*samples: ArrayLike) -> float:
+    """The p-value of equal spreads (Brown & Forsythe, 1974: Levene's test about medians); nan if there is no spread to compare.
+
+    Raises:
+        ValueError: fewer than two samples, or one that is not a non-empty list of finite numbers.
+    """
+    if len(samples) < 2:
+        raise ValueError(f"brown_forsythe: {len(samples)} samples, needs at least 2")
+    numbers = [finite_values(sample, "samples") for sample in samples]
+    if any(sample.size < 3 for sample in numbers) or all(np.ptp(sample) == 0 for sample in numbers):
+        return math.nan  # of two values, both are equally far from their median
+    return float(stats.levene(*numbers, center="median").pvalue)
