@@ -69,6 +69,8 @@ class SearchConfig:
     dropout_on_reduce: bool = _later(False)  # skip dropout also on the skip-connects of stride 2, which the paper spares
     execution: Execution = field(default=DEFAULT_EXECUTION, metadata={"later": True})
     memory_limit: int | None = _later(None)  # bytes of device memory that a stage may take, by prediction; None: what there is
+    image_size: int | None = _later(None)  # pixels, height and width: images are cropped to it and streamed; None: as they are
+    skip_bad_images: bool = _later(False)  # leave out images that cannot be read, rather than refuse the set
 
     def __post_init__(self) -> None:
         _require(isinstance(self.method, Method), "method", self.method, "settings of methods.py, such as FirstOrder()")
@@ -142,7 +144,6 @@ class EvalConfig:
         _require(self.auxiliary_weight >= 0, "auxiliary_weight", self.auxiliary_weight, "at least 0")
         for name, known in (("stem", STEMS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             _require(getattr(self, name) in known, name, getattr(self, name), "one of " + ", ".join(known))
-        _require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "at least 1, or nothing")
         _require(
             0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, f"in [0, epochs), epochs is {self.epochs}"
         )
@@ -178,6 +179,8 @@ def _check_common(config: SearchConfig | EvalConfig) -> None:
     for name in ("learning_rate", "gradient_clip"):
         _require(getattr(config, name) > 0, name, getattr(config, name), "more than 0")
     _require(config.weight_decay >= 0, "weight_decay", config.weight_decay, "at least 0")
+    size = config.image_size
+    _require(size is None or size >= 1, "image_size", size, "at least 1, or nothing")
 
 
 Config = TypeVar("Config")

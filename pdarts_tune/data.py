@@ -79,7 +79,12 @@ class _Opened:
 
 
 def check_dataset(
-    name: str, train_images: int | None = None, test_images: int | None = None, image_size: int | None = None
+    name: str,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    image_size: int | None = None,
+    *,
+    skip_bad_images: bool = False,
 ) -> DatasetInfo:
     """Checks a data set before anything is spent on it: names, metadata and all labels; decodes one image. Downloads CIFAR.
 
@@ -90,7 +95,7 @@ def check_dataset(
     """
     opened = _open(name, 0)
     counts = []
-    channels, side = _layout(name, opened.train, image_size)
+    channels, side = _layout(name, opened.train, image_size, skip_bad_images)
     for field, asked, part in (("train_images", train_images, opened.train), ("test_images", test_images, opened.test)):
         counts.append(len(part.labels))
         taken = _checked_count(field, asked, len(part.labels), name)
@@ -113,7 +118,8 @@ def load_dataset(
     A stratified fifth of `digits`, drawn by `split_seed`, is the test part. Other sets come with one, and `split_seed` plays no
     role. `train_images` and `test_images` take so many images, the same number of each class as far as possible, the first in
     the file. Grayscale images of a colour set get three equal channels, transparency is ignored. `skip_bad_images` leaves out
-    images that cannot be used, and warns of their number; one such image is else an error.
+    images that cannot be used, warns of their number and lists them in the set's `left_out` (for a set that streams: as they are
+    come upon); one such image is else an error.
 
     Warns of test images that are among the training images too: equal pixels, or for a set that streams equal files (sets of
     more than `ranges.SHARED_LIMIT` images are not searched).
@@ -126,17 +132,19 @@ def load_dataset(
     opened = _open(name, split_seed)
     train_count = _checked_count("train_images", train_images, len(opened.train.labels), name)
     test_count = _checked_count("test_images", test_images, len(opened.test.labels), name)
-    channels, side = _layout(name, opened.train, image_size)
+    channels, side = _layout(name, opened.train, image_size, skip_bad_images)
     train: Part
     test: Part
+    left_out: set[str] = set()
     if image_size is None:
-        train = resident_train = _load(opened.train, train_count, channels, side, skip_bad_images, opened.class_names)
-        test = resident_test = _load(opened.test, test_count, channels, side, skip_bad_images, opened.class_names)
+        settings = (channels, side, skip_bad_images, opened.class_names, left_out)
+        train = resident_train = _load(opened.train, train_count, *settings)
+        test = resident_test = _load(opened.test, test_count, *settings)
         mean, std = pixel_moments(resident_train.images)
         shared = count_equal(resident_train, resident_test)
     else:
-        train = streamed_train = _stream(opened.train, train_count, channels, side, skip_bad_images)
-        test = streamed_test = _stream(opened.test, test_count, channels, side, skip_bad_images)
+        train = streamed_train = _stream(opened.train, train_count, channels, side, skip_bad_images, left_out)
+        test = streamed_test = _stream(opened.test, test_count, channels, side, skip_bad_images, left_out)
         mean, std = IMAGENET_MOMENTS if name == "imagenet" else sample_moments(streamed_train)
         shared = count_shared(streamed_train.source, streamed_test.source)
     if shared:
@@ -146,7 +154,7 @@ def load_dataset(
             raise ConfigError(
                 f"data: channel {channel} of {name}'s training images has one value everywhere, nothing can be learnt"
             )
-    return Dataset(name, train, test, opened.class_names, mean, std, opened.mirror)
+    return Dataset(name, train, test, opened.class_names, mean, std, opened.mirror, shared, left_out)
 
 
 def _open(name: str, split_seed: int) -> _Opened:
@@ -192,23 +200,26 @@ def _checked_count(field: str, asked: int | None, there: int, name: str) -> int:
     return there if asked is None else asked
 
 
-def _layout(name: str, images: Images, image_size: int | None) -> tuple[int, int]:
+def _layout(name: str, images: Images, image_size: int | None, skip_bad: bool) -> tuple[int, int]:
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image_size: {image_size} is wrong, it must be at least 1, or nothing for the images' own")
     if not isinstance(images, ArrayImages):
-        return image_layout(images, image_size)
+        return image_layout(images, image_size, skip_bad)
     _, channels, _, side = images.images.shape
     if image_size is not None:
         raise ConfigError(f"image_size: {name}'s images have {side} pixels and do not stream, leave image_size out")
     return channels, side
 
 
-def _load(images: Images, count: int, channels: int, side: int, skip_bad: bool, class_names: tuple[str, ...]) -> ImageSet:
+def _load(
+    images: Images, count: int, channels: int, side: int, skip_bad: bool, class_names: tuple[str, ...], left_out: set[str]
+) -> ImageSet:
     rows = first_of_each_class(images.labels, count)
     if isinstance(images, ArrayImages):
         part = ImageSet(torch.from_numpy(images.images), torch.from_numpy(images.labels))
         return part if count == len(part) else part.select(torch.from_numpy(rows))
     part, skipped = decode_part(images, rows, channels, side, skip_bad=skip_bad)
+    left_out.update(skipped)
     if skipped:
         warnings.warn(f"data: left out {len(skipped)} images that cannot be used, the first is {skipped[0]}", stacklevel=3)
         lost = set(images.labels[rows].tolist()) - set(part.labels.tolist())
@@ -217,8 +228,8 @@ def _load(images: Images, count: int, channels: int, side: int, skip_bad: bool, 
     return part
 
 
-def _stream(images: Images, count: int, channels: int, side: int, skip_bad: bool) -> StreamedSet:
+def _stream(images: Images, count: int, channels: int, side: int, skip_bad: bool, left_out: set[str]) -> StreamedSet:
     assert not isinstance(images, ArrayImages), "_layout refuses them"
     rows = torch.from_numpy(first_of_each_class(images.labels, count))
     source = unpack(images) if isinstance(images, ParquetImages) else images
-    return StreamedSet(source, rows, torch.from_numpy(images.labels)[rows], channels, side, skip_bad)
+    return StreamedSet(source, rows, torch.from_numpy(images.labels)[rows], channels, side, skip_bad, left_out)

@@ -50,28 +50,31 @@ class EncodedImages(Protocol):
         """Hex digits that name the set by what its files hold."""
 
 
-def image_layout(images: EncodedImages, image_size: int | None = None) -> tuple[int, int]:
-    """The channels (1 or 3) and the side, in pixels, of a set's images; decodes the first one.
+def image_layout(images: EncodedImages, image_size: int | None = None, skip_bad: bool = False) -> tuple[int, int]:
+    """The channels (1 or 3) and the side, in pixels, of a set's images; decodes the first one (that can be used, if `skip_bad`).
 
     A set is grayscale only if all its images are: grayscale images among colour images are common (ImageNet has them).
     Headers are read up to the first colour image. With an `image_size` images will be cropped to it, and may have any shape.
 
     Raises:
-        ConfigError: an image that cannot be read, or, without `image_size`, a first image that is not square.
+        ConfigError: an image that cannot be read, or, without `image_size`, a first image that is not square; with `skip_bad`, if
+            all are so.
     """
-    side = image_size
+    side, seen = image_size, False
     for row, encoded in images.encoded(np.arange(len(images.labels))):
         try:
             header = open_image(encoded)
-            if side is None:
-                side = header.size[0]
-            if row == 0:
-                decode(encoded, 3, None if image_size else side)
+            if not seen:
+                decode(encoded, 3, None if image_size else header.size[0])
         except ImageError as error:
+            if skip_bad:
+                continue
             raise ConfigError(f"{images.where(row)}: {error}") from None
+        side, seen = side or header.size[0], True
         if header.mode not in GRAYSCALE_MODES:
             return 3, side
-    assert side is not None, "a set has at least one image"
+    if side is None or not seen:
+        raise ConfigError(f"{images.where(0)}: like all other images of the set it cannot be used")
     return 1, side
 
 

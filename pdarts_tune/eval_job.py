@@ -20,6 +20,7 @@ import torch
 
 from pdarts_tune.config import EvalConfig, from_dict, to_dict
 from pdarts_tune.cost import peak_bytes
+from pdarts_tune.data import Dataset
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.results import SCHEMAS, write_rows
 from pdarts_tune.training import ALONE, EvalEpoch, Evaluation, TestResult
@@ -80,6 +81,7 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
         raise
     if first:
         outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
+        outcome |= data_columns(evaluation.dataset)
         write_eval_row(job, outcome, describe_device(device, workers), peak_bytes(device), started, attempts)
         job.checkpoint.unlink(missing_ok=True)
     return result
@@ -107,6 +109,11 @@ def test_columns(result: TestResult) -> dict[str, Any]:
         "params": result.params,
         "macs": result.macs,
     }
+
+
+def data_columns(dataset: Dataset) -> dict[str, Any]:
+    """What was found wrong with the images, as columns of `evaluations`."""
+    return {"left_out": len(dataset.left_out), "shared": dataset.shared}
 
 
 def epoch_columns(records: list[EvalEpoch]) -> dict[str, Any]:

@@ -113,7 +113,9 @@ def run(settings: Arguments) -> None:
     genotypes = find_genotypes(settings.genotype, settings.max_skips)
     if settings.weights is not None and len(genotypes) > 1:
         raise ConfigError(f"weights: {settings.weights} are of one network, --genotype gives {len(genotypes)}")
-    info = check_dataset(config.data, config.train_images, config.test_images, config.image_size)
+    info = check_dataset(
+        config.data, config.train_images, config.test_images, config.image_size, skip_bad_images=config.skip_bad_images
+    )
     folder = settings.results.absolute() / "trainings"
     for label, genotype in genotypes.items():
         shape = network_shape(genotype, config, info)

@@ -145,12 +145,16 @@ def make_plan(
     seeds: int | None = None,
     evaluation_seeds: int | None = None,
     memory_limit: int | None = None,
+    image_size: int | None = None,
+    skip_bad_images: bool = False,
     genotypes: Mapping[str, tuple[str, Genotype]] | None = None,
 ) -> Plan:
     """The study at the size of a preset, with what the command line overrides.
 
     Args:
         data: data sets, separated by commas. Searches are on the first; every genotype is evaluated on each of them.
+        image_size: stream images, cropped to so many pixels, in the searches and the evaluations.
+        skip_bad_images: in the searches and the evaluations leave out, and count, images that cannot be used.
         genotypes: by variant name, with where they are from: evaluate these in place of the study's variants.
 
     Raises:
@@ -158,9 +162,10 @@ def make_plan(
     """
     size: Preset = _choose("preset", preset, PRESETS)
     sets = (size.search.data,) if data is None else tuple(data.split(","))
-    base = replace(size.search, data=sets[0], memory_limit=memory_limit)
+    base = replace(size.search, data=sets[0], memory_limit=memory_limit, image_size=image_size, skip_bad_images=skip_bad_images)
     evaluation = replace(size.evaluation, data=sets[0])
     recipes = study.evaluations(evaluation, sets) if study.evaluations else [replace(evaluation, data=name) for name in sets]
+    recipes = [replace(recipe, skip_bad_images=skip_bad_images, image_size=image_size or recipe.image_size) for recipe in recipes]
     arms = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else study.variants(base))}
     if variants is not None:
         arms = {name: _choose("variants", name, arms) for name in variants.split(",")}

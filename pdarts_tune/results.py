@@ -185,14 +185,22 @@ def _read_file(path: Path, table: str, columns: list[str] | None) -> Any:
     schema = SCHEMAS[table]
     try:
         with pq.ParquetFile(path) as file:
-            # Compared whole: a column that is missing here would otherwise be read as nulls.
-            if not file.schema_arrow.equals(schema) or (file.schema_arrow.metadata or {}).get(b"schema_version") != _VERSION:
+            found = file.schema_arrow
+            # Compared whole: a column that is missing would otherwise be read as nulls. Those that joined later may be missing.
+            absent = [field for field in schema if field.name not in found.names and b"later" in field.metadata]
+            expected = pa.schema([field for field in schema if field not in absent])
+            if not found.equals(expected) or (found.metadata or {}).get(b"schema_version") != _VERSION:
                 raise ConfigError(
                     f"{path}: is not of schema version {SCHEMA_VERSION} of the table {table}; another release wrote it"
                 )
-            return file.read(columns=columns, use_threads=False)
+            rows = file.metadata.num_rows
+            content = file.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as Parquet ({_line(error)})") from None
+    for field in absent:
+        if columns is None or field.name in columns:
+            content = content.append_column(field, pa.nulls(rows, field.type))
+    return content.select(schema.names if columns is None else columns)
 
 
 _VERSION = str(SCHEMA_VERSION).encode()

@@ -29,6 +29,12 @@ def _column(name: str, kind: Any, unit: str, description: str, *, optional: bool
     return pa.field(name, kind, nullable=optional, metadata=metadata)
 
 
+def _later(name: str, kind: Any, unit: str, description: str) -> Any:
+    """A column that joined after the first results were written; files from before are read with nulls there."""
+    field = _column(name, kind, unit, description, optional=True)
+    return field.with_metadata({**field.metadata, b"later": b"yes"})
+
+
 def _stage(kind: Any = _INTEGER) -> Any:
     return _column(
         "stage",
@@ -97,6 +103,7 @@ _SEEDS = [
     _column("seed", _INTEGER, "number", "initial weights and alphas, batch order, augmentation, dropout masks"),
     _column("split_seed", _INTEGER, "number", "which images train, and which validate"),
 ]
+_LEFT_OUT = _later("left_out", _INTEGER, "images", "images that cannot be used and were left out; null where it is not known")
 _STATUS = _column("status", _TEXT, "text", "how it stands", choices=STATUSES)
 
 _COLUMNS: dict[str, list[Any]] = {
@@ -122,6 +129,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("commit", _TEXT, "text", "commit of the code; null outside a checkout", optional=True),
         _column("versions", _TEXT, "JSON", "versions of Python and of the libraries"),
         *_run_columns(),
+        _LEFT_OUT,
     ],
     "epochs": [
         _trial_id(),
@@ -228,6 +236,8 @@ _COLUMNS: dict[str, list[Any]] = {
         _PARAMS.with_nullable(True),  # null where the evaluation never got as far
         _MACS.with_nullable(True),
         *_run_columns(),
+        _LEFT_OUT,
+        _later("shared", _INTEGER, "images", "test images that are among the training images too; null where it is not known"),
     ],
 }
 

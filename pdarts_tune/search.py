@@ -48,7 +48,14 @@ class Search:
         self.device = device
         self.rounds = plan_rounds(config.method, config.stages)
         self.records: list[EpochRecord] = []
-        self.dataset = load_dataset(config.data, config.split_seed, config.train_images, config.test_images)
+        self.dataset = load_dataset(
+            config.data,
+            config.split_seed,
+            config.train_images,
+            config.test_images,
+            config.image_size,
+            skip_bad_images=config.skip_bad_images,
+        )
         split = split_train(self.dataset.train, config.split_seed, config.validation_fraction)
 
         def batches(part: Any, augment: bool) -> Batches:
@@ -98,6 +105,7 @@ class Search:
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
             "records": [asdict(record) for record in self.records],
+            "left_out": sorted(self.dataset.left_out),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -112,6 +120,7 @@ class Search:
         for purpose, generator in self.generators.items():
             generator.set_state(state["generators"][purpose].cpu())
         self.records = [EpochRecord(**record) for record in state["records"]]
+        self.dataset.left_out.update(state["left_out"])
 
     def _space(self, index: int) -> SearchSpace:
         """What a round's network offers: everything, what is left of the round before, or one candidate's operations."""

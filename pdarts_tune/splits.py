@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
@@ -59,6 +59,8 @@ class Dataset:
     mean: tuple[float, ...]  # per channel, of the training images scaled to [0, 1]
     std: tuple[float, ...]
     flip: bool  # whether an image seen in a mirror keeps its class
+    shared: int = 0  # test images that are among the training images too
+    left_out: set[str] = field(default_factory=set)  # a line for each image that cannot be used, as they are come upon
 
     @property
     def in_channels(self) -> int:

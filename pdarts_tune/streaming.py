@@ -39,6 +39,7 @@ class StreamedSet:
     channels: int
     side: int
     skip_bad: bool  # leave out images that cannot be used, rather than refuse them
+    left_out: set[str]  # a line for each image that was; shared by all parts of a data set, and filled as they are read
     device: torch.device | None = None  # where to deliver them; None: leave them in memory
     pad: int = 0  # the crop has moved the image already
 
@@ -88,6 +89,7 @@ class StreamedSet:
                 skipped.append(line)
             if images is not None:
                 yield images.to(device, non_blocking=True), self.labels[indices[places]].to(device)
+        self.left_out.update(skipped)
         if skipped:
             warnings.warn(f"data: left out {len(skipped)} images that cannot be used, the first is {skipped[0]}", stacklevel=2)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdarts_tune.command_line import parse
-from pdarts_tune.config import ConfigError, to_dict
+from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, to_dict
 from pdarts_tune.definition import check_definition
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.methods import Given
@@ -57,6 +57,10 @@ class Arguments:
     """How often a trial that fails or loses its process is started again, from its last epoch."""
     memory_limit: int | None = None
     """Bytes that a stage of a search may take, by prediction; a search that needs more ends as out_of_memory."""
+    image_size: int | None = None
+    """Stream images, cropped to so many pixels: for sets of larger images, or of several sizes."""
+    skip_bad_images: bool = False
+    """Leave out, and count, images that cannot be read; one such image is else an error."""
     address: str | None = None
     """A running Ray cluster, e.g. auto or ray://head:10001; without it, this machine."""
     tracking_uri: str | None = None
@@ -75,6 +79,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             data=settings.data,
             variants=settings.variants,
             memory_limit=settings.memory_limit,
+            image_size=settings.image_size,
+            skip_bad_images=settings.skip_bad_images,
             genotypes=_find_genotypes(settings.genotypes) if settings.genotypes else None,
             seeds=settings.seeds,
             evaluation_seeds=settings.evaluation_seeds,
@@ -123,6 +129,8 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         except TrackingError as error:
             print(f"warning: {error}; the tables are complete, the same command brings MLflow up to date", file=sys.stderr)
             failed += 1
+        for line in image_warnings(folder):
+            print(f"warning: {line}", file=sys.stderr)
         if plan.study.report:
             print(flush=True)
             subprocess.run([sys.executable, plan.study.report, "--results", settings.results], check=True)
@@ -146,12 +154,16 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
         raise ConfigError(f"results: {settings.results} is a file, it must be a folder")
     definition = check_definition(plan, settings.results / plan.study.name)
 
-    from pdarts_tune.data import check_dataset
+    from pdarts_tune.data import DatasetInfo, check_dataset
     from pdarts_tune.network_shape import check_madds
 
-    check_dataset(plan.base.data, plan.base.train_images, plan.base.test_images)
+    def check_data(config: SearchConfig | EvalConfig) -> DatasetInfo:
+        counts = config.train_images, config.test_images
+        return check_dataset(config.data, *counts, config.image_size, skip_bad_images=config.skip_bad_images)
+
+    check_data(plan.base)
     for recipe in plan.recipes:
-        info = check_dataset(recipe.data, recipe.train_images, recipe.test_images, recipe.image_size)
+        info = check_data(recipe)
         for variant in plan.variants:
             method = variant.search.method
             if isinstance(method, Given):
@@ -206,6 +218,20 @@ def _finished(folder: Path, table: str) -> set[str]:
         return set()
     rows = read_table(folder, table)
     return set(rows.trial_id[rows.status == "completed"])
+
+
+def image_warnings(folder: Path) -> list[str]:
+    """What the evaluations found wrong with the images of their data sets: the processes that saw it have no terminal."""
+    from pdarts_tune.results import read_table
+
+    counts = read_table(folder, "evaluations", ["data", "left_out", "shared"]).groupby("data").max()
+    says = {
+        "left_out": "images of {} cannot be used and were left out",
+        "shared": "of {}'s test images are among its training images too",
+    }
+    return [
+        f"{row[column]:.0f} {says[column].format(name)}" for name, row in counts.iterrows() for column in says if row[column] > 0
+    ]
 
 
 def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, threads: int) -> dict[str, Any]:

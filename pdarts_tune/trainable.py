@@ -96,6 +96,7 @@ def run_search(spec: TrialSpec) -> None:
             _write_search(spec, search.records, config)
             trial.write("running", sum(r.seconds for r in search.records))
             tune.report(_progress(record, config, len(search.records)))
+        trial.row["left_out"] = len(search.dataset.left_out)
         trial.write("completed", sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records))
         checkpoint.unlink(missing_ok=True)
     except Exception as error:
@@ -178,6 +179,7 @@ class _TrialRow:
             "device": describe_device(device),
             "started": before[0]["started"] if before else datetime.now(UTC),
             "attempts": before[0]["attempts"] + 1 if before else 1,
+            "left_out": None,
         }
 
     def write(self, status: str, seconds: float, peak: int | None = None, error: str | None = None) -> None:

@@ -148,6 +148,7 @@ class Evaluation:
             "optimizer": self.optimizer.state_dict(),
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
             "records": [asdict(record) for record in self.records],
+            "left_out": sorted(self.dataset.left_out),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,6 +161,7 @@ class Evaluation:
         for purpose, generator in self.generators.items():
             generator.set_state(state["generators"][purpose].cpu())
         self.records = [EvalEpoch(**record) for record in state["records"]]
+        self.dataset.left_out.update(state["left_out"])
 
     def test(self) -> TestResult:
         """Tests the network as the last epoch left it. Nothing else ever uses the test images.

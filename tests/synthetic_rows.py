@@ -135,6 +135,7 @@ def trial_row(study, variant, trial_id, config, status, started, clock, peak_byt
         "attempts": 1,
         "seconds": (clock - started).total_seconds(),
         "peak_bytes": peak_bytes,
+        "left_out": None,
     }
 
 
@@ -174,4 +175,6 @@ def evaluation_row(evaluation_id, found, config, rng, started, mean_accuracy):
         "attempts": 1,
         "seconds": seconds,
         "peak_bytes": 9 * 10**9,
+        "left_out": 0,
+        "shared": 0,
     }

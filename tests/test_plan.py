@@ -52,6 +52,15 @@ def test_the_paper_preset_is_the_papers_setting():
     assert (preset.evaluation.cells, preset.evaluation.channels, preset.evaluation.epochs) == (20, 36, 600)
 
 
+def test_the_resolution_and_what_becomes_of_bad_images_hold_for_searches_and_every_recipe():
+    plain = make_plan(STUDY, "smoke", data="imagenet,parquet:b")
+    sized = make_plan(STUDY, "smoke", data="imagenet,parquet:b", image_size=64, skip_bad_images=True)
+    for config in (sized.base, *(variant.search for variant in sized.variants), *sized.recipes):
+        assert (config.image_size, config.skip_bad_images) == (64, True)
+    assert not any(config.image_size or config.skip_bad_images for config in (plain.base, *plain.recipes))
+    assert sized.evaluation.recipe_id != plain.evaluation.recipe_id
+
+
 def test_the_data_set_replaces_that_of_search_and_evaluation():
     plan = make_plan(STUDY, "smoke", data="parquet:somewhere")
     assert plan.base.data == plan.evaluation.data == "parquet:somewhere"

@@ -1,10 +1,13 @@
 import copy
 import io
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
+from images import write_folders
+from pdarts_tune import streaming
 from pdarts_tune.config import SearchConfig, config_id
 from pdarts_tune.genotype import softmax
 from pdarts_tune.inheritance import evaluate, only
@@ -165,3 +168,24 @@ def test_a_loss_that_is_not_finite_stops_the_search_with_its_place():
     search = Search(replace(TINY, learning_rate=1e30), CPU)
     with pytest.raises(FloatingPointError, match=r"stage 1, epoch [01]: training loss is (nan|inf)"):
         list(search.epochs())
+
+
+def test_a_search_streams_larger_images_at_its_resolution_and_counts_those_it_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "MAX_WORKERS", 0)
+    name = write_folders(tmp_path / "set", train=40, size=20)
+    (tmp_path / "set" / "train" / "ant" / "004.png").write_bytes(b"not an image")
+    config = replace(TINY, data=name, train_images=None, image_size=8, skip_bad_images=True, batch_size=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one for each time that the bad image is come upon
+        search = Search(config, CPU)
+        shapes = {tuple(images.shape[1:]) for images, _ in search.alpha_batches.epoch(torch.Generator().manual_seed(0))}
+        assert shapes == {(3, 8, 8)}
+        epochs = search.epochs()
+        next(epochs)
+        next(epochs)  # the first that trains alphas
+        (line,) = search.dataset.left_out
+        again = Search(config, CPU)
+        again.load_state_dict(search.state_dict())
+        assert same_figures(next(again.epochs())) == same_figures(next(epochs))
+    assert "ant/004.png" in line
+    assert again.dataset.left_out == {line}

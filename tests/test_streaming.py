@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from images import encode, pixels, write_folders, write_image_set, write_parquet
 from pdarts_tune import streaming
 from pdarts_tune.config import ConfigError
-from pdarts_tune.data import Batches, load_dataset, split_train
+from pdarts_tune.data import Batches, check_dataset, load_dataset, split_train
 from pdarts_tune.ranges import count_shared
 
 CPU = torch.device("cpu")
@@ -146,6 +146,24 @@ def test_a_bad_image_is_named_or_left_out_and_counted(tmp_path, kind):
     with pytest.warns(UserWarning, match="left out 1 images"):
         labels = torch.cat([labels for _, labels in batches.in_order()])
     assert labels.bincount().tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("image_size", [None, 8])
+def test_bad_images_may_come_first_and_are_listed_unless_all_are(tmp_path, image_size):
+    name = write_folders(tmp_path / "set", size=8)
+    files = sorted((tmp_path / "set" / "train").rglob("*.png"))
+    files[0].write_bytes(files[0].read_bytes()[:60])
+    with pytest.raises(ConfigError, match=r"000\.png: the image is damaged"):
+        check_dataset(name, image_size=image_size)
+    assert check_dataset(name, image_size=image_size, skip_bad_images=True).image_size == 8
+    with pytest.warns(UserWarning, match="left out 1 images"):
+        dataset = load_dataset(name, image_size=image_size, skip_bad_images=True)
+    (line,) = dataset.left_out
+    assert line.startswith(str(files[0]))
+    for file in files:
+        file.write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=r"000\.png: like all other images of the set it cannot be used"):
+        check_dataset(name, image_size=image_size, skip_bad_images=True)
 
 
 def test_test_images_that_are_training_files_are_counted(tmp_path):

@@ -8,26 +8,36 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from depth_gap import STUDY as DEPTH_GAP
 from pdarts_tune import sweep
-from pdarts_tune.config import ConfigError
+from pdarts_tune.config import ConfigError, EvalConfig
 from pdarts_tune.definition import define
-from pdarts_tune.genotype import Genotype
+from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.plan import make_plan
-from pdarts_tune.results import read_table
+from pdarts_tune.results import read_table, write_rows
 from pdarts_tune.rows import alpha_rows
 from pdarts_tune.search import Search
-from pdarts_tune.study import Study, Variant, found_genotypes, main
+from pdarts_tune.study import Study, Variant, found_genotypes, image_warnings, main
+from synthetic_rows import evaluation_row
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = "progressive,shallow,deep,reversed,random"  # of depth_gap: enough to kill it in the middle
+EVALUATION = (EvalConfig(test_images=10, epochs=2), np.random.default_rng(0), datetime.now(UTC))
 STUDY = Study("example", "Does it matter?", lambda base: [Variant("base", base)])
+
+
+def eval_row(trial, data):
+    genotype = PUBLISHED["PDARTS_C10"].genotype
+    row = evaluation_row(trial, {"genotype_id": genotype.genotype_id, "params": 1, "macs": 1}, *EVALUATION, 0.9)
+    return row | {"data": data}
 
 
 def run_main(arguments, capsys, study=STUDY):
@@ -44,6 +54,7 @@ def run_main(arguments, capsys, study=STUDY):
         (["--data", "cifar11"], "cifar11"),
         (["--data", "parquet:/not/there"], "/not/there"),
         (["--seeds", "0"], "seeds: 0 is wrong"),
+        (["--image-size", "16"], "image_size: digits's images have 8 pixels and do not stream, leave image_size out"),
         (["--gpus-per-trial", "0"], "gpus_per_trial: 0.0 is wrong"),
         (["--max-failures", "-1"], "max_failures: -1 is wrong"),
     ],
@@ -110,6 +121,16 @@ def test_help_answers_without_torch_or_ray():
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--preset" in done.stdout
+
+
+def test_images_that_were_left_out_or_are_in_both_parts_are_told_by_data_set(tmp_path):
+    for trial, counts in {"a": (2, 0), "b": (3, 0), "c": (0, 10), "d": (None, None)}.items():
+        row = eval_row(trial, "cifar100" if trial == "c" else "imagenet") | dict(zip(("left_out", "shared"), counts, strict=True))
+        write_rows(tmp_path / "study", "evaluations", trial, [row])
+    assert image_warnings(tmp_path / "study") == [
+        "10 of cifar100's test images are among its training images too",
+        "3 images of imagenet cannot be used and were left out",
+    ]
 
 
 def test_a_trial_takes_one_cpu_where_there_is_no_gpu():
