@@ -6,10 +6,12 @@ A difference is claimed if its interval excludes 0 and its Holm-adjusted p-value
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from frames import show, show_interval
 from pdarts_tune.statistics import holm, mean_sd, minimum_detectable_difference, paired_comparison, smallest_p
@@ -23,29 +25,40 @@ paired t-test finds with 80 % power at the spread seen here. A difference is cla
 Holm-adjusted p is below 0.05, and not otherwise; that none is claimed does not show that there is none."""
 
 
-def compare_variants(measures: pd.DataFrame, column: str, baseline: str, rng: np.random.Generator) -> pd.DataFrame:
-    """Every other variant minus `baseline` in the measure `column`, in its unit; pairs are trials of the same seeds.
+_COLUMNS = ["n", "difference", "ci_low", "ci_high", "p", "min_p", "p_holm", "detectable"]
 
-    Columns: variant, n (pairs), difference, ci_low, ci_high, p, min_p (the smallest that n pairs can give), p_holm (adjusted for
+
+def compare_variants(measures: pd.DataFrame, column: str, baseline: str, rng: np.random.Generator) -> pd.DataFrame:
+    """Every other variant minus `baseline` in the measure `column`, in its unit; see compare_pairs."""
+    others = [str(variant) for variant in measures["variant"].unique() if variant != baseline]
+    return compare_pairs({variant: pair_up(measures, column, variant, baseline) for variant in others}, rng)
+
+
+def pair_up(measures: pd.DataFrame, column: str, variant: str, baseline: str) -> NDArray[np.float64]:
+    """(n, 2): the measure of both variants, for the seeds that have it for both."""
+    keyed = measures.dropna(subset=column).set_index(["seed", "split_seed"])
+    sides = [keyed.loc[keyed["variant"] == name, column].astype(float) for name in (variant, baseline)]
+    pairs: NDArray[np.float64] = pd.concat(sides, axis=1, join="inner").to_numpy(dtype=float)
+    return pairs
+
+
+def compare_pairs(pairs: Mapping[str, NDArray[np.float64]], rng: np.random.Generator, names: str = "variant") -> pd.DataFrame:
+    """The family of comparisons that one question asks: of each (n, 2) array, the first column minus the second.
+
+    Columns: `names`, n (pairs), difference, ci_low, ci_high, p, min_p (the smallest that n pairs can give), p_holm (adjusted for
     the rows that have a p), detectable (by a paired t-test with 80 % power, at the spread seen) and claimed.
     """
-    names = ["n", "difference", "ci_low", "ci_high", "p", "min_p", "p_holm", "detectable"]
     rows = []
-    keyed = measures.dropna(subset=column).set_index(["seed", "split_seed"])
-    for variant in measures["variant"].unique():
-        if variant == baseline:
-            continue
-        sides = [keyed.loc[keyed["variant"] == name, column].astype(float) for name in (variant, baseline)]
-        pairs = pd.concat(sides, axis=1, join="inner").to_numpy()
-        row: dict[str, Any] = {"variant": variant} | dict.fromkeys(names, math.nan) | {"n": len(pairs)}
-        if len(pairs):
-            found = paired_comparison(pairs[:, 0], pairs[:, 1], rng)
+    for name, sides in pairs.items():
+        row: dict[str, Any] = {names: name} | dict.fromkeys(_COLUMNS, math.nan) | {"n": len(sides)}
+        if len(sides):
+            found = paired_comparison(sides[:, 0], sides[:, 1], rng)
             row |= {"difference": found.mean_difference, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row |= {"p": found.p_value, "min_p": found.min_p}
-        if len(pairs) > 1:
-            row["detectable"] = minimum_detectable_difference(mean_sd(pairs[:, 0] - pairs[:, 1])[1], len(pairs))
+        if len(sides) > 1:
+            row["detectable"] = minimum_detectable_difference(mean_sd(sides[:, 0] - sides[:, 1])[1], len(sides))
         rows.append(row)
-    comparisons = pd.DataFrame(rows, columns=["variant", *names])
+    comparisons = pd.DataFrame(rows, columns=[names, *_COLUMNS])
     tested = comparisons["p"].notna()
     comparisons.loc[tested, "p_holm"] = holm(comparisons.loc[tested, "p"].tolist())
     excludes_zero = (comparisons["ci_low"] > 0) | (comparisons["ci_high"] < 0)

@@ -19,6 +19,8 @@ from pdarts_tune.results import read_table
 
 NOTHING = "–"
 _EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
+_GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]
+_TRIAL_COLUMNS = ["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class StudyTables:
     name: str
     trials: pd.DataFrame  # in the order of the study's variants
     epochs: pd.DataFrame  # with variant and running_epoch, 0-based over all stages
-    cells: pd.DataFrame  # rows of genotypes at each trial's own max_skips, for every stage, with its trial's columns
-    evaluations: pd.DataFrame  # of these cells, on the data that they were searched on
+    derived: pd.DataFrame  # rows of genotypes, for every stage and skip limit, with their trial's columns
+    cells: pd.DataFrame  # of these, the rows at each trial's own max_skips
+    evaluations: pd.DataFrame  # of derived genotypes, on the data that they were searched on
 
 
 def find_study(results: Path, name: str) -> Path | None:
@@ -62,15 +65,16 @@ def load_study(folder: Path) -> StudyTables:
     epochs = read_table(folder, "epochs").sort_values(["trial_id", "stage", "epoch"])
     epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
     epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
-    cells = trials[["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]]
-    cells = cells.merge(read_table(folder, "genotypes"), on=["trial_id", "max_skips"])
+    genotypes = read_table(folder, "genotypes", [*_GENOTYPE_COLUMNS, "inherited_accuracy"])
+    derived = trials[_TRIAL_COLUMNS].rename(columns={"max_skips": "own_limit"}).merge(genotypes, on="trial_id")
+    cells = derived[derived["max_skips"] == derived["own_limit"]]
     evaluations = read_table(folder, "evaluations", _EVALUATION_COLUMNS)
-    evaluations = evaluations.merge(cells[["genotype_id", "data"]].drop_duplicates())
+    evaluations = evaluations.merge(derived[["genotype_id", "data"]].drop_duplicates())
     recipes = evaluations[["recipe", "recipe_id"]].drop_duplicates()
     if len(recipes) > 1:
         names = ", ".join(f"{recipe} ({recipe_id})" for recipe, recipe_id in recipes.itertuples(index=False))
         raise ConfigError(f"{folder}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
-    return StudyTables(folder.name, trials, epochs, cells, evaluations)
+    return StudyTables(folder.name, trials, epochs, derived, cells, evaluations)
 
 
 def _variant_order(folder: Path) -> dict[str, int]:

@@ -35,7 +35,9 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, rng: np.random.Generator) -> C
 
     The interval is the bias-corrected and accelerated bootstrap (Efron, 1987; `scipy.stats.bootstrap`, 9,999 resamples of the
     pairs). It is nan with fewer than 3 pairs and where all differences are equal: resampling them tells nothing. With few pairs
-    it is narrower than it says, which is why no claim rests on it alone: COVERAGE
+    it is narrower than it says, which is why no claim rests on it alone: of normal differences it holds the true mean in 84 %, 87 %
+    and 91 % of cases with 5, 6 and 10 pairs, and in 94 % from 30 on; of exponential ones in 82 %, 83 % and 87 %, and in 94 % with
+    50 (1,500 simulated data sets each).
 
     The p-value is that of the sign-flip permutation test of the mean (Fisher, 1935), two-sided: exact over all 2^n flips up to 20
     pairs; beyond, of 20,000 random flips, the observed one counted among them, so that it is never 0. It is valid wherever the

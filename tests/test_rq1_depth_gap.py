@@ -247,7 +247,7 @@ def test_the_command_prints_the_main_table_and_two_sentences(three, capsys):
     lines = capsys.readouterr().out.splitlines()
     table = lines[: lines.index("")]
     assert [line.split()[1] for line in table[2:]] == list(VARIANTS)
-    assert max(map(len, table)) <= 150
+    assert max(map(len, table)) <= 160
     assert len(lines) == len(table) + 4
     assert lines[-1].endswith("rq1.md")
 

@@ -77,12 +77,6 @@ def test_interval_is_scipys_bca_with_the_given_generator():
     assert compare(a, b, seed=6) != result
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    intervals = [compare(rng.gamma(2, 1, 25), np.zeros(25), seed=seed) for seed in range(200)]
-    assert 0.88 <= np.mean([result.ci_low <= 2.0 <= result.ci_high for result in intervals]) <= 0.99
-
-
 def test_beyond_twenty_pairs_random_flips_come_close_to_the_exact_p_and_never_give_zero():
     differences = np.random.default_rng(1).normal(0.25, 1, 21)
     sums = np.zeros(1)
@@ -191,3 +185,9 @@ def test_without_spread_any_difference_is_detectable():
 def test_impossible_power_questions_are_refused(sd, n, power):
     with pytest.raises(ValueError, match="minimum_detectable_difference: "):
         minimum_detectable_difference(sd, n, power)
+
+
+def test_holm_is_that_of_statsmodels_on_random_values():
+    p_values = np.random.default_rng(0).uniform(0, 0.1, 6).tolist()
+    reference = [0.191088506196, 0.107914685506, 0.020486761968, 0.009916581317, 0.191088506196, 0.191088506196]
+    assert holm(p_values) == pytest.approx(reference, abs=1e-11)  # statsmodels 0.15, multipletests(method="holm")

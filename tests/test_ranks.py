@@ -1,0 +1,126 @@
+"""Kendall's tau with its interval and without seed noise, and partial correlation: by hand, against SciPy, by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pdarts_tune.statistics import kendall_tau, partial_correlation
+
+
+def correlated(rng, n, rho):
+    first = rng.standard_normal(n)
+    return first, rho * first + math.sqrt(1 - rho**2) * rng.standard_normal(n)
+
+
+def test_tau_by_hand():
+    result = kendall_tau([1, 2, 3, 4], [1, 3, 2, 4])  # of 6 pairs, 5 agree
+    assert (result.n, result.tau) == (4, pytest.approx(4 / 6))
+    assert all(map(math.isnan, (result.ci_low, result.seed_tau, result.disattenuated)))
+
+
+def test_tau_and_p_are_scipys_and_the_interval_is_fishers():
+    first, second = correlated(np.random.default_rng(0), 14, 0.6)
+    result, reference = kendall_tau(first, second), stats.kendalltau(first, second)
+    assert (result.tau, result.p_value) == (reference.statistic, reference.pvalue)
+    reach = 1.959964 * math.sqrt(0.437 / 10)
+    assert result.ci_low == pytest.approx(math.tanh(math.atanh(result.tau) - reach), abs=1e-6)
+    assert result.ci_high == pytest.approx(math.tanh(math.atanh(result.tau) + reach), abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "rho"), [(6, 0.5), (10, 0.0), (15, 0.5), (30, 0.8)])
+def test_interval_of_tau_covers_the_truth_within_three_points_of_what_it_says(n, rho):
+    rng = np.random.default_rng(n)
+    truth = 2 / math.pi * math.asin(rho)
+    found = [kendall_tau(*correlated(rng, n, rho)) for _ in range(500)]
+    assert np.mean([result.ci_low <= truth <= result.ci_high for result in found]) == pytest.approx(0.95, abs=0.03)
+
+
+def test_disattenuation_by_hand():
+    # Both seeds give the order 1 2 3 4 and 2 1 3 4 of what was seen: seed-to-seed tau 4/6, and 1/2 is its correlation's place.
+    seen, first, second = [1, 2, 3, 4], [1, 2, 3, 4], [2, 1, 3, 4]
+    result = kendall_tau(seen, np.column_stack([first, second]))
+    assert result.seed_tau == pytest.approx(4 / 6)
+    single = math.sin(math.pi / 2 * 4 / 6)
+    reliability = 2 * single / (1 + single)
+    corrected = math.sin(math.pi / 2 * result.tau) / math.sqrt(reliability)
+    assert result.disattenuated == pytest.approx(2 / math.pi * math.asin(min(1, corrected)))
+    assert result.disattenuated > result.tau
+
+
+@pytest.mark.parametrize("seeds", [2, 4])
+def test_disattenuated_tau_is_the_one_without_seed_noise(seeds):
+    rng = np.random.default_rng(seeds)
+    seen, quality = correlated(rng, 3000, 0.6)
+    noisy = quality[:, None] + rng.normal(0, 1.2, (3000, seeds))
+    truth = 2 / math.pi * math.asin(0.6)
+    result = kendall_tau(seen, noisy)
+    assert result.tau < truth - 0.04
+    assert result.disattenuated == pytest.approx(truth, abs=0.025)
+
+
+def test_a_gap_that_is_all_noise_has_no_disattenuated_tau():
+    rng = np.random.default_rng(8)
+    evaluations = np.column_stack([np.arange(6.0), -np.arange(6.0)])  # the second seed turns the order round
+    result = kendall_tau(rng.standard_normal(6), evaluations + 0.01 * rng.standard_normal((6, 2)))
+    assert result.seed_tau < 0
+    assert math.isnan(result.disattenuated)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=12))
+def test_tau_does_not_change_under_monotone_transforms_and_stays_in_range(rows):
+    seen, first, second = np.array(rows, dtype=float).T
+    result = kendall_tau(seen, np.column_stack([first, second]))
+    again = kendall_tau(np.exp(seen), np.column_stack([first, second]))
+    assert again == result or math.isnan(result.tau) or any(map(math.isnan, (result.ci_low, result.seed_tau, result.disattenuated)))
+    for value in (result.tau, result.ci_low, result.ci_high, result.seed_tau, result.disattenuated):
+        assert math.isnan(value) or -1 - 1e-9 <= value <= 1 + 1e-9
+
+
+def test_no_differences_have_no_tau():
+    assert math.isnan(kendall_tau([1.0, 1.0], [1.0, 2.0]).tau)
+    assert math.isnan(kendall_tau([1.0], [1.0]).tau)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [1.0, 2.0]), ([], []), ([1.0, 2.0], [[1.0, math.nan], [1.0, 2.0]])])
+def test_what_does_not_fit_together_is_refused(a, b):
+    with pytest.raises(ValueError, match=r"kendall_tau: |search: "):
+        kendall_tau(a, b)
+
+
+def test_partial_correlation_is_the_textbook_formula_and_without_controls_scipys():
+    rng = np.random.default_rng(3)
+    hidden = rng.normal(size=20)
+    a, b = hidden + rng.normal(size=20), hidden + rng.normal(size=20)
+    plain = stats.spearmanr(a, b)
+    result = partial_correlation(a, b)
+    assert (result.correlation, result.p_value) == (pytest.approx(plain.statistic), pytest.approx(plain.pvalue))
+    ab, ac, bc = (stats.spearmanr(x, y).statistic for x, y in ((a, b), (a, hidden), (b, hidden)))
+    partial = partial_correlation(a, b, hidden[:, None])
+    assert partial.correlation == pytest.approx((ab - ac * bc) / math.sqrt((1 - ac**2) * (1 - bc**2)))
+    assert partial.ci_low < partial.correlation < partial.ci_high
+
+
+def test_a_correlation_that_is_all_of_the_controls_goes_and_one_that_is_not_stays():
+    rng = np.random.default_rng(6)
+    params = rng.normal(size=300)
+    a, b = params + 0.3 * rng.normal(size=300), params + 0.3 * rng.normal(size=300)
+    assert partial_correlation(a, b).correlation > 0.8
+    assert abs(partial_correlation(a, b, params[:, None]).correlation) < 0.2
+    shared = rng.normal(size=300)
+    kept = partial_correlation(a + shared, b + shared, np.column_stack([params, 2 * params]))  # the second says nothing new
+    assert kept.correlation > 0.5
+    assert kept == partial_correlation(a + shared, b + shared, params[:, None]) or kept.correlation == pytest.approx(
+        partial_correlation(a + shared, b + shared, params[:, None]).correlation
+    )
+
+
+def test_too_few_values_for_the_controls_have_no_correlation():
+    result = partial_correlation([1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [[1.0], [3.0], [2.0]])
+    assert math.isnan(result.correlation)
+    with pytest.raises(ValueError, match="partial_correlation: 2 and 2 values, controls of shape"):
+        partial_correlation([1.0, 2.0], [1.0, 2.0], [[1.0]])
