@@ -22,6 +22,7 @@ from pdarts_tune.config import EvalConfig, from_dict, to_dict
 from pdarts_tune.cost import peak_bytes
 from pdarts_tune.data import Dataset
 from pdarts_tune.genotype import Genotype
+from pdarts_tune.memory import is_out_of_memory
 from pdarts_tune.results import SCHEMAS, write_rows
 from pdarts_tune.training import ALONE, EvalEpoch, Evaluation, TestResult
 from pdarts_tune.workers import Workers
@@ -181,8 +182,7 @@ def error_text(error: BaseException) -> str:
 
 def failure_status(error: BaseException) -> str:
     """Out of memory is a result that studies of memory ask for; everything else has failed."""
-    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-    return "out_of_memory" if out_of_memory else "failed"
+    return "out_of_memory" if is_out_of_memory(error) else "failed"
 
 
 def describe_device(device: torch.device, workers: Workers = ALONE) -> str:

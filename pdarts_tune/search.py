@@ -20,12 +20,13 @@ from torch import Tensor
 from pdarts_tune.approximation import draw_operations, keep_choice, prune
 from pdarts_tune.backends import compile_cells, switched
 from pdarts_tune.config import SearchConfig, config_id, derive_seed
-from pdarts_tune.cost import peak_bytes, reset_peak_bytes
+from pdarts_tune.cost import peak_bytes, predict_stage_bytes, reset_peak_bytes
 from pdarts_tune.data import Batches, load_dataset, split_train
 from pdarts_tune.diagnostics import WINDOW, has_sharpened
 from pdarts_tune.examination import Examination, examine, look_every
 from pdarts_tune.genotype import random_genotype, softmax
 from pdarts_tune.inheritance import evaluate, only
+from pdarts_tune.memory import check_limit, is_out_of_memory, stage_error
 from pdarts_tune.methods import RandomSearch, plan_rounds
 from pdarts_tune.partial import PartialSupernet
 from pdarts_tune.records import CELLS, Choice, EpochRecord
@@ -81,14 +82,20 @@ class Search:
 
         Raises:
             FloatingPointError: a loss is not finite; the message names the stage and the epoch.
+            StageMemoryError: a stage finds too little memory, or would take more than `memory_limit`.
         """
         while True:
             if self.records and self.records[-1].stage == self.stage_index + 1 and self.records[-1].derived_epoch is not None:
                 if self.stage_index + 1 == len(self.rounds):
                     return
                 self._start_stage(self.stage_index + 1, self._space(self.stage_index + 1))
-            with switched(self.config.execution, self.device):
-                record = self._run_epoch()
+            try:
+                with switched(self.config.execution, self.device):
+                    record = self._run_epoch()
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise stage_error(self.stage_index + 1, self._stage_bytes(), error) from error
+                raise
             self.epoch += 1
             self.records.append(record)
             yield record
@@ -140,7 +147,9 @@ class Search:
     def _start_stage(self, index: int, space: SearchSpace) -> None:
         """A new network with new weights and new alphas: nothing but the kept operations passes from stage to stage."""
         config = self.config
-        self.stage_index, self.epoch = index, 0
+        self.stage_index, self.epoch, self.space = index, 0, space
+        if config.memory_limit is not None:
+            check_limit(index + 1, self._stage_bytes(), config.memory_limit)
         shape = self.stage.cells, self.dataset.num_classes, self.dataset.in_channels
         self.network = build_network(config, space, *shape, derive_seed(config.seed, f"stage {index + 1}")).to(self.device)
         self.network.dropout_generator = self.generators["skip dropout"]
@@ -166,6 +175,10 @@ class Search:
             self.dataset.image_size,
             self.generators["architectures"],
         )
+
+    def _stage_bytes(self) -> int:
+        shape = self.dataset.image_size, self.dataset.num_classes, self.dataset.in_channels
+        return predict_stage_bytes(self.config, self.stage, *shape, space=self.space)
 
     def _run_epoch(self) -> EpochRecord:
         started = time.perf_counter()

@@ -36,7 +36,7 @@ class Arguments:
     """The command line of every study."""
 
     preset: str = "laptop"
-    """How large: smoke, laptop or paper."""
+    """How large: smoke, laptop, cifar-mini or paper."""
     results: Path = Path("results")
     """Folder for tables, report and MLflow store; a study that is in it is continued."""
     data: str | None = None
@@ -137,6 +137,9 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         print(f"\ntables   {settings.results / plan.study.name}/*/*.parquet")
         print(f"report   {settings.results / plan.study.name}/report/")
         print(f"compare  mlflow ui --backend-store-uri {uri}")
+        beyond = sorted(over_limit(folder) & {trial.trial_id for trial in plan.searches()})
+        if beyond:
+            print(f"memory   {len(beyond)} searches would take more than memory_limit: {', '.join(beyond)}")
         if failed:
             print(f"failed   {failed} (the reasons are in the trials and evaluations tables; the same command tries again)")
     return failed
@@ -189,8 +192,8 @@ def _find_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
 
 
 def _run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str, plan: Plan, folder: Path, sweep: Sweep) -> int:
-    """Runs those of the trials that the table does not hold as completed, and returns how many failed."""
-    finished = _finished(folder, table)
+    """Runs those of the trials that the table does not hold as completed or over their limit; returns how many failed."""
+    finished = _finished(folder, table) | (over_limit(folder) if table == "trials" else set())
     specs = [_spec(trial, plan, folder, sweep.threads) for trial in trials if trial.trial_id not in finished]
     return sweep.run(specs, what, total=len(trials))
 
@@ -216,7 +219,7 @@ def _finished(folder: Path, table: str) -> set[str]:
 
     if not any((folder / table).glob("*.parquet")):
         return set()
-    rows = read_table(folder, table)
+    rows = read_table(folder, table, ["trial_id", "status"])
     return set(rows.trial_id[rows.status == "completed"])
 
 
@@ -232,6 +235,16 @@ def image_warnings(folder: Path) -> list[str]:
     return [
         f"{row[column]:.0f} {says[column].format(name)}" for name, row in counts.iterrows() for column in says if row[column] > 0
     ]
+
+
+def over_limit(folder: Path) -> set[str]:
+    """The searches that were ended because a stage would take more than their memory limit, as another attempt's would."""
+    from pdarts_tune.results import read_table
+
+    if not any((folder / "trials").glob("*.parquet")):
+        return set()
+    rows = read_table(folder, "trials", ["trial_id", "status", "error"])
+    return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError")])
 
 
 def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, threads: int) -> dict[str, Any]:

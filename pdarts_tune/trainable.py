@@ -36,6 +36,7 @@ from pdarts_tune.eval_job import (
 )
 from pdarts_tune.execution import cell_evaluation
 from pdarts_tune.genotype import Genotype, random_genotype
+from pdarts_tune.memory import MemoryLimitError, StageMemoryError
 from pdarts_tune.methods import Given, RandomSampling, RandomSearch, plan_rounds
 from pdarts_tune.plan import stage_columns
 from pdarts_tune.records import EpochRecord
@@ -99,9 +100,18 @@ def run_search(spec: TrialSpec) -> None:
         trial.row["left_out"] = len(search.dataset.left_out)
         trial.write("completed", sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records))
         checkpoint.unlink(missing_ok=True)
+    except MemoryLimitError as error:  # a result: another attempt would find the same
+        trial.write("out_of_memory", _seconds_so_far(spec), error.needed, error=error_text(error))
+        spec.path("checkpoints", ".pt").unlink(missing_ok=True)
+        tune.report({"finished": True})
     except Exception as error:
-        trial.write(failure_status(error), 0.0, error=error_text(error))
+        needed = error.needed if isinstance(error, StageMemoryError) else None
+        trial.write(failure_status(error), _seconds_so_far(spec), needed, error=error_text(error))
         raise
+
+
+def _seconds_so_far(spec: TrialSpec) -> float:
+    return sum(row["seconds"] for row in read_rows(Path(spec.study_dir), "epochs", spec.trial_id))
 
 
 def _settled_genotype(config: SearchConfig) -> Genotype | None:

@@ -70,7 +70,7 @@ def test_the_data_set_replaces_that_of_search_and_evaluation():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "huge"}, "preset: 'huge' is unknown, known are smoke, laptop, paper"),
+        ({"preset": "huge"}, "preset: 'huge' is unknown, known are smoke, laptop, cifar-mini, paper"),
         ({"preset": "smoke", "variants": "flat,bsae"}, "variants: 'bsae' is unknown, known are base, flat"),
         ({"preset": "smoke", "seeds": 0}, "seeds: 0 is wrong, it must be at least 1"),
         ({"preset": "smoke", "evaluation_seeds": -1}, "evaluation_seeds: -1 is wrong"),

@@ -22,10 +22,11 @@ from pdarts_tune.config import ConfigError, EvalConfig
 from pdarts_tune.definition import define
 from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.plan import make_plan
-from pdarts_tune.results import read_table, write_rows
+from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.rows import alpha_rows
 from pdarts_tune.search import Search
-from pdarts_tune.study import Study, Variant, found_genotypes, image_warnings, main
+from pdarts_tune.study import Study, Variant, found_genotypes, image_warnings, main, over_limit
+from synthetic import make_trial
 from synthetic_rows import evaluation_row
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def run_main(arguments, capsys, study=STUDY):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "huge"], "preset: 'huge' is unknown, known are smoke, laptop, paper"),
+        (["--preset", "huge"], "preset: 'huge' is unknown, known are smoke, laptop, cifar-mini, paper"),
         (["--variants", "deeep"], "variants: 'deeep' is unknown, known are base"),
         (["--data", "cifar11"], "cifar11"),
         (["--data", "parquet:/not/there"], "/not/there"),
@@ -274,6 +275,17 @@ def test_a_stopped_study_says_how_to_continue(tmp_path, stop):
     assert code == 130, said
     assert "the same command continues the study" in said
     assert "Traceback" not in said
+
+
+def test_a_search_over_its_memory_limit_is_not_run_again_and_has_nothing_to_evaluate(tmp_path):
+    plan = make_plan(STUDY, "smoke", seeds=2, memory_limit=10**9)
+    over = {"status": "out_of_memory", "error": "MemoryLimitError: stage 3: takes 2 bytes by prediction, memory_limit is 1"}
+    for trial, state in zip(plan.searches(), (over, over | {"error": "StageMemoryError: stage 3"}), strict=True):
+        make_trial(tmp_path, trial.trial_id, trial.variant, trial.config, status="out_of_memory")
+        (row,) = read_rows(tmp_path, "trials", trial.trial_id)
+        write_rows(tmp_path, "trials", trial.trial_id, [row | state])
+    assert over_limit(tmp_path) == {"base-seed0"}
+    assert found_genotypes(plan, tmp_path) == {}
 
 
 def test_a_second_driver_on_the_same_folder_is_refused(tmp_path, capsys):

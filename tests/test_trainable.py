@@ -5,12 +5,15 @@ import pandas as pd
 import pytest
 import torch
 
-from pdarts_tune import trainable
+from pdarts_tune import steps, trainable
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, to_dict
+from pdarts_tune.cost import predict_stage_bytes
 from pdarts_tune.genotype import PUBLISHED, Genotype
+from pdarts_tune.memory import StageMemoryError
 from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import read_rows, read_table
 from pdarts_tune.stages import Stage
+from pdarts_tune.steps import Alternating
 from pdarts_tune.trainable import TrialSpec, failure_status, record_failure, run_trial
 
 SEARCH = SearchConfig(
@@ -213,7 +216,51 @@ def test_running_out_of_memory_is_a_status_of_its_own():
     assert failure_status(torch.OutOfMemoryError("CUDA out of memory")) == "out_of_memory"
     assert failure_status(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")) == "out_of_memory"
     assert failure_status(MemoryError()) == "out_of_memory"
+    assert failure_status(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")) == "out_of_memory"
     assert failure_status(RuntimeError("shape mismatch")) == "failed"
+
+
+def test_a_stage_over_the_memory_limit_ends_the_search_as_a_result(tmp_path, reports):
+    first, second = (predict_stage_bytes(SEARCH, stage, 8, 10, 1) for stage in SEARCH.stages)
+    assert second < first
+    config = replace(SEARCH, memory_limit=first - 1)
+    run_trial(search_settings(tmp_path, config))
+    (row,) = read_rows(tmp_path, "trials", "progressive-seed0")
+    assert (row["status"], row["peak_bytes"], row["seconds"]) == ("out_of_memory", first, 0.0)
+    assert row["error"].startswith(f"MemoryLimitError: stage 1: takes {first:,} bytes by prediction, memory_limit is {first - 1:,}")
+    assert reports == [{"finished": True}]
+    run_trial(search_settings(tmp_path, replace(SEARCH, memory_limit=first), "enough-seed0"))
+    assert read_rows(tmp_path, "trials", "enough-seed0")[0]["status"] == "completed"
+
+
+def test_a_later_stage_over_the_limit_keeps_the_epochs_before_it(tmp_path, reports):
+    growing = replace(SEARCH, stages=(SEARCH.stages[0], replace(SEARCH.stages[1], cells=12, operations=8)))
+    run_trial(search_settings(tmp_path, replace(growing, memory_limit=predict_stage_bytes(SEARCH, SEARCH.stages[0], 8, 10, 1))))
+    (row,) = read_rows(tmp_path, "trials", "progressive-seed0")
+    epochs = read_rows(tmp_path, "epochs", "progressive-seed0")
+    assert row["error"].startswith("MemoryLimitError: stage 2: takes ")
+    assert [epoch["stage"] for epoch in epochs] == [1, 1]
+    assert row["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in epochs))
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_an_allocation_that_fails_is_recorded_with_its_stage_and_raised_for_another_attempt(tmp_path, reports, monkeypatch):
+    class Full(Alternating):
+        def train_weights(self, batch, both):
+            if len(self.network.cells) == 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().train_weights(batch, both)
+
+    monkeypatch.setattr(steps, "Alternating", Full)
+    config = replace(SEARCH, stages=(SEARCH.stages[0], replace(SEARCH.stages[1], cells=4)))
+    with pytest.raises(StageMemoryError):
+        run_trial(search_settings(tmp_path, config))
+    (row,) = read_rows(tmp_path, "trials", "progressive-seed0")
+    assert row["status"] == "out_of_memory"
+    assert row["error"].startswith(
+        f"StageMemoryError: stage 2: takes {row['peak_bytes']:,} bytes by prediction; CUDA out of memory."
+    )
+    assert "Traceback" in row["error"]
 
 
 def test_a_checkpoint_is_replaced_whole(tmp_path):
