@@ -27,7 +27,7 @@ _TRIAL_COLUMNS = ["trial_id", "variant", "seed", "split_seed", "status", "max_sk
 class StudyTables:
     """The tables of one study, reduced to what belongs together."""
 
-    name: str
+    folder: Path
     trials: pd.DataFrame  # in the order of the study's variants
     epochs: pd.DataFrame  # with variant and running_epoch, 0-based over all stages
     derived: pd.DataFrame  # rows of genotypes, for every stage and skip limit, with their trial's columns
@@ -74,7 +74,7 @@ def load_study(folder: Path) -> StudyTables:
     if len(recipes) > 1:
         names = ", ".join(f"{recipe} ({recipe_id})" for recipe, recipe_id in recipes.itertuples(index=False))
         raise ConfigError(f"{folder}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
-    return StudyTables(folder.name, trials, epochs, derived, cells, evaluations)
+    return StudyTables(folder, trials, epochs, derived, cells, evaluations)
 
 
 def _variant_order(folder: Path) -> dict[str, int]:
@@ -163,7 +163,7 @@ def describe_study(study: StudyTables) -> str:
         listed(study.evaluations["recipe"] + " (" + study.evaluations["recipe_id"] + ")") if len(study.evaluations) else "none yet"
     )
     return (
-        f"Study {study.name}: {len(study.trials)} searches on {listed(study.trials['data'])}, "
+        f"Study {study.folder.name}: {len(study.trials)} searches on {listed(study.trials['data'])}, "
         f"{(study.trials['status'] == 'completed').sum()} of them completed; evaluation recipe {recipes}; "
         f"device {listed(study.trials['device'])}; commit {listed(study.trials['commit'])}."
     )
@@ -173,6 +173,13 @@ def average_curves(epochs: pd.DataFrame, column: str) -> pd.DataFrame:
     """What `figures.draw_learning_curves` draws: mean, lowest and highest over the seeds of a variant, epoch by epoch."""
     grouped = epochs.groupby(["variant", "stage", "running_epoch"], sort=False, as_index=False)
     return grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))
+
+
+def stage_times(epochs: pd.DataFrame) -> pd.DataFrame:
+    """What `figures.draw_timeline` draws, without its labels: seconds of each stage of each variant, mean over its searches."""
+    spent = epochs.groupby(["variant", "trial_id", "stage"], sort=False, as_index=False)["seconds"].sum()
+    means = spent.groupby(["variant", "stage"], sort=False, as_index=False)["seconds"].mean()
+    return means.assign(start_seconds=means.groupby("variant", sort=False)["seconds"].cumsum() - means["seconds"])
 
 
 def show(value: float | None, digits: int, sign: bool = False) -> str:

@@ -16,11 +16,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import frames
-from comparisons import COMPARISON_NOTES, compare_variants, conclude
-from frames import StudyTables
-from pdarts_tune.figures import draw_depth_gap, draw_learning_curves, draw_skips
+from agreement_tables import RANK_NOTES, SPREAD_NOTES, mean_intervals, rank_table, spread_table
+from arms import Arms, depths, grows, operations, read_arms
+from comparisons import COMPARISON_NOTES, compare_pairs, compare_variants, conclude, pair_up
+from frames import StudyTables, show
+from pdarts_tune.figures import draw_depth_gap, draw_learning_curves
+from pdarts_tune.methods import trains_alphas
+from pdarts_tune.stages import search_work
 from pdarts_tune.statistics import mean_sd
 from published_figures import PUBLISHED_NOTES, published_cifar
+from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
 
 STUDY = "depth_gap"
@@ -42,7 +47,17 @@ STAGE_NOTES = """\
 Means over the seeds of completed searches, at the end of each stage: the search network, the cell derived then in its weights, and
 that cell trained from scratch, where it was (a study evaluates the last stage's cells)."""
 
-NOTES = {
+BUDGET_NOTES = """\
+Searches that do not grow and drop what the growing one drops, planned to take as long (*planned cost*: cells x operations x epochs,
+relative; *seconds ratio*: as measured). Evaluation error in points; a family of its own for Holm's correction."""
+
+RANKED = {"search_accuracy": "search network", "inherited_accuracy": "derived cell, inherited weights"}
+
+NOTES = SEARCH_NOTES | {
+    "equal_budget": BUDGET_NOTES,
+    "gap_by_depth": "Ordered by the depth of the last search network; mean over seeds with its bootstrap interval.",
+    "ranks": RANK_NOTES,
+    "spread": SPREAD_NOTES,
     "variants": VARIANT_NOTES,
     "error_differences": COMPARISON_NOTES,
     "gap_differences": GAP_NOTES,
@@ -50,7 +65,7 @@ NOTES = {
     "published": PUBLISHED_NOTES,
     "depth_gap": "A dot a seed, bars at the means, in grey the way from search to evaluation.",
     "learning_curves": "Search networks, epoch by epoch; bands from the lowest to the highest seed.",
-    "skips": "Skip-connects of the cell that would be derived, before refinement; a line a search.",
+    "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest.",
 }
 
 
@@ -64,24 +79,31 @@ def build(results: Path) -> Section | None:
         return None
     measures = frames.measure_trials(study)
     rng = np.random.default_rng(RNG_SEED)
-    baseline = find_baseline(study.trials)
+    arms = read_arms(study.trials)
+    baseline = next((name for name, config in arms.items() if grows(config)), None)
     missing = frames.list_missing(study, measures)
     tables = {"variants": summarize(measures)}
     conclusion: tuple[str, ...] = ("No search grows in depth, so there is nothing to compare the others with.",)
     if baseline is None:
         missing.insert(0, "no trial of a search that grows in depth, so there is nothing to compare the others with")
     else:
-        tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
+        errors = compare_variants(measures, "error_percent", baseline, rng)
+        tables["error_differences"] = errors
         tables["gap_differences"] = compare_variants(measures, "gap_points", baseline, rng)
         hypothesis = "growing the depth during search finds better cells"
-        conclusion = conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
+        conclusion = conclude(errors, baseline, "evaluation error", hypothesis)
+        tables["equal_budget"] = compare_budgets(arms, measures, baseline, rng)
+        conclusion += conclude_budget(tables["equal_budget"], baseline)
+    tables["gap_by_depth"] = gap_by_depth(measures, arms, rng)
     tables["stages"] = summarize_stages(study)
+    tables["ranks"] = rank_table(study, measures, RANKED)
+    tables["spread"] = spread_table(study, measures)
     tables["published"] = published_cifar()
     return Section(
         name="rq1",
         title="RQ1: does growing the search depth close the gap between search and evaluation?",
         tables=tables,
-        figures=draw(study, measures),
+        figures=draw(study, measures) | draw_search(study, baseline),
         conclusion=conclusion,
         missing=tuple(missing),
         notes=NOTES,
@@ -89,14 +111,47 @@ def build(results: Path) -> Section | None:
     )
 
 
-def find_baseline(trials: pd.DataFrame) -> str | None:
-    """The first variant whose search network only grows: P-DARTS' own plan, whatever the study calls it."""
-    for variant, depths in trials[["variant", "depths"]].drop_duplicates().itertuples(index=False):
-        cells = [int(count) for count in depths.split("-")]
-        searched = (trials.loc[trials["variant"] == variant, "method"] != "random").all()
-        if searched and cells == sorted(cells) and cells[0] < cells[-1]:
-            return str(variant)
-    return None
+def gap_by_depth(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator) -> pd.DataFrame:
+    """The depth gap of each variant with its interval, from the shallowest last search network to the deepest."""
+    table = mean_intervals(measures, "gap_points", rng).rename(columns={"mean": "gap_points"})
+    plans = [depths(arms[name]) for name in table["variant"]]
+    table.insert(1, "depths", ["-".join(map(str, plan)) for plan in plans])
+    table.insert(2, "last_cells", [plan[-1] for plan in plans])
+    return table[table["n"] > 0].sort_values("last_cells", kind="stable", ignore_index=True)
+
+
+def compare_budgets(arms: Arms, measures: pd.DataFrame, baseline: str, rng: np.random.Generator) -> pd.DataFrame:
+    """The baseline against searches that do not grow and are planned to cost the same, within 5 %: depth without its cost.
+
+    Columns: those of compare_pairs for the evaluation error, and planned cost and seconds relative to the baseline's.
+    """
+    work = {name: search_work(config.stages) / search_work(arms[baseline].stages) for name, config in arms.items()}
+    alike = [
+        name
+        for name, config in arms.items()
+        if trains_alphas(config.method)
+        and not grows(config)
+        and abs(work[name] - 1) <= 0.05
+        and name != baseline
+        and operations(config) == operations(arms[baseline])
+    ]
+    table = compare_pairs({name: pair_up(measures, "error_percent", name, baseline) for name in alike}, rng)
+    seconds = measures[measures["status"] == "completed"].groupby("variant")["seconds"].mean()
+    table.insert(1, "planned_cost_ratio", [work[name] for name in alike])
+    table.insert(2, "seconds_ratio", [seconds.get(name, np.nan) / seconds.get(baseline, np.nan) for name in alike])
+    return table
+
+
+def conclude_budget(table: pd.DataFrame, baseline: str) -> tuple[str, ...]:
+    if table.empty:
+        return ("No variant costs what the growing search costs, so depth cannot be told from the time that it takes.",)
+    claimed = table[table["claimed"]]
+    if len(claimed):
+        shown = ", ".join(f"{row['variant']} {show(row['difference'], 2, True)} points" for row in claimed.to_dict("records"))
+        return (f"At equal cost, shown to differ from {baseline} in evaluation error: {shown}.",)
+    sizes = table["detectable"].dropna()
+    power = f"; {show(float(sizes.max()), 2)} points could have been seen" if len(sizes) else ""
+    return (f"At equal cost ({', '.join(table['variant'])}) no difference from {baseline} is shown{power}.",)
 
 
 def summarize(measures: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +200,8 @@ def draw(study: StudyTables, measures: pd.DataFrame) -> dict[str, Figure]:
         figures["depth_gap"] = draw_depth_gap(gap)
     if len(study.epochs):
         figures["learning_curves"] = draw_learning_curves(frames.average_curves(study.epochs, "validation_accuracy"))
-        figures["skips"] = draw_skips(study.epochs)
+        skips = frames.average_curves(study.epochs, "normal_skip_count")
+        figures["skips"] = draw_learning_curves(skips, "skip-connects of the normal cell", 1)
     return figures
 
 

@@ -11,7 +11,18 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 
-from pdarts_tune.figures import draw_alphas, draw_depth_gap, draw_genotype, draw_learning_curves, draw_skips, save_figure
+from pdarts_tune.figures import (
+    draw_alpha_evolution,
+    draw_alphas,
+    draw_depth_gap,
+    draw_genotype,
+    draw_learning_curves,
+    draw_limits,
+    draw_timeline,
+    draw_tradeoff,
+    draw_transfer,
+    save_figure,
+)
 from pdarts_tune.genotype import PUBLISHED, CellGenotype, Genotype, random_genotype
 from pdarts_tune.space import EDGES, PRIMITIVES
 
@@ -57,9 +68,24 @@ def curves():
     return pd.DataFrame(rows, columns=["variant", "stage", "running_epoch", "mean", "low", "high"])
 
 
-def skips(variants):
-    rows = [(f"{v}{t}", v, s, e, t + e, s) for v in variants for t in range(2) for s in (1, 2) for e in range(3)]
-    return pd.DataFrame(rows, columns=["trial_id", "variant", "stage", "epoch", "normal_skip_count", "reduce_skip_count"])
+def timeline():
+    rows = [("a", 1, 0.0, 40.0, "5x8"), ("a", 2, 40.0, 60.0, "11x5"), ("b", 1, 0.0, 2.0, "5x8")]
+    return pd.DataFrame(rows, columns=["variant", "stage", "start_seconds", "seconds", "label"])
+
+
+def tradeoff():
+    rows = [("a", 3.0, 2.8, 3.2, 10.0, 9.0, 11.0, True), ("b", 2.5, 2.4, 2.6, 20.0, 20.0, 20.0, True)]
+    rows += [("c", 3.5, 3.5, 3.5, 30.0, 29.0, 31.0, False), ("unknown", 3.0, 3.0, 3.0, np.nan, np.nan, np.nan, False)]
+    return pd.DataFrame(rows, columns=["variant", "mean", "low", "high", "bytes", "bytes_low", "bytes_high", "bytes_front"])
+
+
+def limits():
+    rows = [(variant, limit, 3.0 + limit / 10, 2.9, 3.9) for variant in ("a", "b") for limit in (0, 2, 8)]
+    return pd.DataFrame(rows, columns=["variant", "max_skips", "mean", "low", "high"])
+
+
+def cells():
+    return pd.DataFrame([("one", 2.5, 25.0), ("two", 3.0, 27.0)], columns=["name", "x", "y"])
 
 
 @pytest.mark.parametrize("genotype", GENOTYPES)
@@ -136,23 +162,106 @@ def test_depth_gap_names_every_measure_even_when_the_first_variant_lacks_it():
     assert len(draw_depth_gap(frame).legends[0].get_texts()) == 3
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
-def test_skips_have_a_panel_a_variant_and_a_line_a_trial_cell_and_stage(count):
-    figure = draw_skips(skips([f"v{index}" for index in range(count)]))
+def test_many_variants_have_a_panel_each_and_no_band_hides_another():
+    many = pd.concat([curves().assign(variant=f"v{index}") for index in range(7)]).drop_duplicates()
+    figure = draw_learning_curves(many, "skip-connects", 1)
+    assert [panel.get_title(loc="left") for panel in figure.axes if panel.get_title(loc="left")] == [f"v{i}" for i in range(7)]
+    assert all(len(panel.collections) == 2 for panel in figure.axes[:7])
+    assert list(figure.axes[0].lines[0].get_ydata()) == [0.5] * 3
+    assert not figure.legends
+
+
+def test_variants_with_other_stage_plans_share_no_stage_marks():
+    other = curves().assign(variant="c", stage=1 + (curves()["running_epoch"] >= 2))
+    alike, mixed = draw_learning_curves(curves()), draw_learning_curves(pd.concat([curves(), other]))
+    assert [text.get_text() for text in alike.axes[0].texts] == ["stage 1", "stage 2"]
+    assert not mixed.axes[0].texts
+
+
+def test_alpha_evolution_has_a_panel_an_edge_and_crosses_where_operations_are_dropped():
+    frame = alphas(epochs=3)
+    figure = draw_alpha_evolution(frame)
     panels = [panel for panel in figure.axes if panel.get_title(loc="left")]
-    assert len(panels) == count
-    assert sum(len(line.get_xdata()) == 3 for line in panels[-1].lines) == 2 * 2 * 2
+    assert len(panels) == len(EDGES)
+    assert panels[0].get_title(loc="left") == "$c_{k-2}$ → 0"
+    crosses = [line for line in panels[0].lines if line.get_marker() == "x"]
+    assert sorted(line.get_xdata()[0] for line in crosses) == [3, 3, 3, 6, 6]  # 8 to 5 after stage 1, 5 to 3 after stage 2
+    drawn = [line for line in panels[0].lines if len(line.get_xdata()) == 3]
+    assert len(drawn) == 8 + 5 + 3
+    edge = frame[(frame["cell"] == "normal") & (frame["edge"] == 0)]
+    last = edge[(edge["stage"] == 3) & (edge["operation"] == "none")]["probability"]
+    np.testing.assert_allclose(
+        next(line.get_ydata() for line in drawn if line.get_xdata()[0] == 7 and line.get_color() == "#000000"), 3 * last
+    )
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*PRIMITIVES, "dropped after this stage"]
+
+
+def test_alpha_evolution_of_two_trials_is_refused():
+    frame = alphas(keep=(8,))
+    with pytest.raises(ValueError, match="rows of 2 trials, draws one"):
+        draw_alpha_evolution(pd.concat([frame, frame.assign(trial_id="u")]))
+
+
+def test_timeline_has_a_bar_a_stage_in_place_and_labels_where_they_fit():
+    axes = draw_timeline(timeline()).axes[0]
+    assert [(bar.get_x(), bar.get_width(), round(bar.get_y() + 0.36)) for bar in axes.patches] == [
+        (0, 40, 0),
+        (40, 60, 0),
+        (0, 2, 1),
+    ]
+    assert [text.get_text() for text in axes.texts] == ["5x8", "11x5"]
+    long = timeline().assign(seconds=36000.0, start_seconds=0.0)
+    assert draw_timeline(long).axes[0].get_xlabel().startswith("hours")
+
+
+def test_tradeoff_has_a_point_a_variant_with_its_ranges_and_the_front():
+    figure = draw_tradeoff(tradeoff(), {"bytes": "peak, MiB"})
+    (panel,) = figure.axes
+    front = panel.lines[0]
+    assert (list(front.get_xdata()), list(front.get_ydata())) == ([10.0, 20.0], [3.0, 2.5])
+    assert len(panel.containers) == 3  # the variant of unknown cost has no place
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "a",
+        "b",
+        "c",
+        "unknown",
+        "front: nothing is better in both",
+    ]
+
+
+def test_limits_have_a_line_a_variant():
+    figure = draw_limits(limits())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert list(figure.axes[0].get_xticks()) == [0, 2, 8]
+
+
+def test_transfer_has_a_point_a_cell():
+    axes = draw_transfer(cells(), "CIFAR-10", "ImageNet").axes[0]
+    assert [(line.get_label(), line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines] == [
+        ("one", 2.5, 25),
+        ("two", 3, 27),
+    ]
+    assert axes.get_ylabel() == "test error, %: ImageNet"
 
 
 @pytest.mark.parametrize(
     ("draw", "frame"),
-    [(draw_alphas, alphas(keep=(3,))), (draw_learning_curves, curves()), (draw_depth_gap, gap_frame()), (draw_skips, skips("a"))],
+    [
+        (draw_alphas, alphas(keep=(3,))),
+        (draw_alpha_evolution, alphas(keep=(3,))),
+        (draw_learning_curves, curves()),
+        (draw_depth_gap, gap_frame()),
+        (draw_timeline, timeline()),
+        (draw_limits, limits()),
+        (lambda frame: draw_tradeoff(frame, {"bytes": "MiB"}), tradeoff()),
+        (lambda frame: draw_transfer(frame, "x", "y"), cells()),
+    ],
 )
 def test_a_frame_without_a_column_or_without_rows_is_refused_in_one_line(draw, frame):
     column = frame.columns[-1]
-    with pytest.raises(ValueError, match=f"^{draw.__name__}: no column {column}; needs "):
+    with pytest.raises(ValueError, match=f"^draw_[a-z_]+: no column {column}; needs "):
         draw(frame.drop(columns=column))
-    with pytest.raises(ValueError, match=f"^{draw.__name__}: no rows, nothing to draw$"):
+    with pytest.raises(ValueError, match=r"^draw_[a-z_]+: no rows, nothing to draw$"):
         draw(frame.iloc[:0])
 
 
@@ -164,15 +273,15 @@ def test_a_figure_is_saved_as_png_and_svg_under_a_name_with_a_dot_and_nothing_el
 
 
 def test_a_figure_drawn_twice_is_the_same_file(tmp_path):
-    first = [path.read_bytes() for path in save_figure(draw_skips(skips("ab")), tmp_path / "skips")]
-    again = [path.read_bytes() for path in save_figure(draw_skips(skips("ab")), tmp_path / "skips")]
+    first = [path.read_bytes() for path in save_figure(draw_timeline(timeline()), tmp_path / "skips")]
+    again = [path.read_bytes() for path in save_figure(draw_timeline(timeline()), tmp_path / "skips")]
     assert first == again
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
-    save_figure(draw_skips(skips("a")), tmp_path / "skips")
+    save_figure(draw_timeline(timeline()), tmp_path / "skips")
     before = (tmp_path / "skips.png").read_bytes()
-    broken = draw_skips(skips("a"))
+    broken = draw_timeline(timeline())
     broken.axes[0].set_title("$\\undefined$")
     with pytest.raises(ValueError, match="undefined"):
         save_figure(broken, tmp_path / "skips")
@@ -182,7 +291,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
 
 def test_saving_into_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        save_figure(draw_skips(skips("a")), tmp_path / "missing" / "skips")
+        save_figure(draw_timeline(timeline()), tmp_path / "missing" / "skips")
 
 
 def test_drawing_touches_no_global_state_of_matplotlib():

@@ -54,7 +54,7 @@ def test_a_planted_effect_is_found_with_eight_seeds(tmp_path):
     assert shallow["ci_low"] < 4.0 < shallow["ci_high"] + 0.5
     assert (shallow["p"], shallow["p_holm"]) == (2 / 2**8, 4 * 2 / 2**8)
     assert list(answer.tables["error_differences"]["claimed"]) == [True, False, False, False]
-    first, second = answer.conclusion
+    first, second, _ = answer.conclusion
     assert first.startswith(
         "Shown, as difference in evaluation error from progressive (positive: progressive has the lower): shallow +"
     )
@@ -65,7 +65,7 @@ def test_a_planted_null_is_reported_as_null(tmp_path):
     study(tmp_path, 8)
     answer = rq1.build(tmp_path)
     assert not answer.tables["error_differences"]["claimed"].any()
-    first, second = answer.conclusion
+    first, second, _ = answer.conclusion
     assert first.startswith("No variant is shown to differ from progressive (smallest Holm-adjusted p ")
     assert first.endswith("do not support that growing the depth during search finds better cells.")
     assert "a paired t-test with 80 % power needs a true difference of" in second
@@ -85,7 +85,7 @@ def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
 
 def test_six_seeds_fall_short_because_of_the_correction(tmp_path):
     study(tmp_path, 6, shallow=0.93)
-    first, _ = rq1.build(tmp_path).conclusion
+    first, *_ = rq1.build(tmp_path).conclusion
     assert "(smallest possible p 0.031, 0.125 after Holm's correction for 4 comparisons)" in first
 
 
@@ -242,13 +242,13 @@ def test_two_trials_of_one_variant_and_seed_are_refused(tmp_path):
         rq1.build(tmp_path)
 
 
-def test_the_command_prints_the_main_table_and_two_sentences(three, capsys):
+def test_the_command_prints_the_main_table_and_three_sentences(three, capsys):
     rq1.main(["--results", str(three)])
     lines = capsys.readouterr().out.splitlines()
     table = lines[: lines.index("")]
     assert [line.split()[1] for line in table[2:]] == list(VARIANTS)
     assert max(map(len, table)) <= 160
-    assert len(lines) == len(table) + 4
+    assert len(lines) == len(table) + 5
     assert lines[-1].endswith("rq1.md")
 
 
