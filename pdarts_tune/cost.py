@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.genotype import Genotype
+from pdarts_tune.methods import Method, SecondOrder, Snas, trains_alphas
 from pdarts_tune.network import EvalNetwork, NetworkConfig
+from pdarts_tune.search_network import build_network
 from pdarts_tune.space import EDGES, PRIMITIVES, SearchSpace
 from pdarts_tune.stages import Stage
-from pdarts_tune.supernet import Supernet
 
 
 @dataclass(frozen=True)
@@ -106,33 +108,39 @@ def predict_stage_bytes(
     num_classes: int,
     in_channels: int = 3,
     space: SearchSpace | None = None,
-    recompute: bool = False,
 ) -> int:
     """The memory that a training step of a stage takes, in bytes, from shapes alone: what is saved for backward at its fullest,
     weights and running statistics, and the optimizers' state.
 
-    Without a space, the stage's number of operations is spread evenly over the edges, since it is the search that decides.
+    It evaluates the configuration's own network, in its precision, on tensors without memory, so it knows whatever a change of the
+    evaluation saves. Without a space, the stage's number of operations is spread evenly over the edges, since it is the search that
+    decides.
     """
     if space is None:
         cell = tuple(_evenly(edge, stage.operations) for edge in range(len(EDGES)))
         space = SearchSpace(cell, cell)
-    with torch.device("meta"):
-        network = Supernet(
-            space,
-            stage.cells,
-            config.channels,
-            num_classes,
-            in_channels,
-            recompute=recompute,
-            dropout_on_reduce=config.dropout_on_reduce,
-        )
+    # Mixed precision does not know the meta device; fake tensors, which are slower, say that they are on a real one.
+    with FakeTensorMode() if config.execution.precision == "bf16" else torch.device("meta"):
+        network = build_network(config, space, stage.cells, num_classes, in_channels, seed=0)
         network.set_skip_dropout(stage.skip_dropout)
         images = torch.empty(config.batch_size, in_channels, image_size, image_size)
-        saved = saved_bytes(lambda: network(images))
-    weights = sum(tensor.nbytes for tensor in network.weight_parameters())
-    alphas = sum(tensor.nbytes for tensor in network.arch_parameters())
+        groups = network.weight_parameters(), network.arch_parameters()
+        saved = 0
+        for trained in _trained_together(config.method):
+            for group, on in zip(groups, trained, strict=True):
+                for parameter in group:
+                    parameter.requires_grad_(on)
+            saved = max(saved, saved_bytes(lambda: network(images)))
+    weights, alphas = (sum(tensor.nbytes for tensor in group) for group in groups)
     statistics = sum(buffer.nbytes for buffer in network.buffers())
     return saved + statistics + 2 * weights + 3 * alphas  # SGD keeps a momentum per weight, Adam two moments per alpha
+
+
+def _trained_together(method: Method) -> list[tuple[bool, bool]]:
+    """For each kind of step, whether weights and whether alphas need gradients: what is saved depends on it."""
+    if isinstance(method, Snas | SecondOrder):
+        return [(True, True)]
+    return [(True, False), (False, True)] if trains_alphas(method) else [(True, False)]
 
 
 def _evenly(edge: int, operations: int) -> tuple[str, ...]:

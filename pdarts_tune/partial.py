@@ -19,7 +19,7 @@ from pdarts_tune.genotype import CellGenotype, Genotype
 from pdarts_tune.space import EDGES, NUM_NODES, SearchSpace
 from pdarts_tune.supernet import Cell, Mixing, Supernet
 
-NODES = torch.tensor([node for _, node in EDGES])
+EDGES_PER_NODE = [sum(end == node for _, end in EDGES) for node in range(NUM_NODES)]  # EDGES is in the order of nodes
 
 
 class PartialCell(Cell):
@@ -127,7 +127,7 @@ class PartialSupernet(Supernet):
 
 def normalise_edges(betas: Tensor) -> Tensor:
     """The softmax over the edges into each node, an entry per edge in EDGES order."""
-    return torch.cat([betas[NODES.to(betas.device) == node].softmax(dim=0) for node in range(NUM_NODES)])
+    return torch.cat([of_node.softmax(dim=0) for of_node in betas.split(EDGES_PER_NODE)])
 
 
 def shuffle(images: Tensor, width: int) -> Tensor:

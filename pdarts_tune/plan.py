@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, config_id, content_id, to_dict
+from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, config_id, content_id, to_dict
+from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.methods import Given
 from pdarts_tune.presets import PRESETS, Preset
@@ -147,6 +148,7 @@ def make_plan(
     memory_limit: int | None = None,
     image_size: int | None = None,
     skip_bad_images: bool = False,
+    execution: Execution = DEFAULT_EXECUTION,
     genotypes: Mapping[str, tuple[str, Genotype]] | None = None,
 ) -> Plan:
     """The study at the size of a preset, with what the command line overrides.
@@ -162,7 +164,14 @@ def make_plan(
     """
     size: Preset = _choose("preset", preset, PRESETS)
     sets = (size.search.data,) if data is None else tuple(data.split(","))
-    base = replace(size.search, data=sets[0], memory_limit=memory_limit, image_size=image_size, skip_bad_images=skip_bad_images)
+    base = replace(
+        size.search,
+        data=sets[0],
+        memory_limit=memory_limit,
+        image_size=image_size,
+        skip_bad_images=skip_bad_images,
+        execution=execution,
+    )
     evaluation = replace(size.evaluation, data=sets[0])
     recipes = study.evaluations(evaluation, sets) if study.evaluations else [replace(evaluation, data=name) for name in sets]
     recipes = [replace(recipe, skip_bad_images=skip_bad_images, image_size=image_size or recipe.image_size) for recipe in recipes]
@@ -223,7 +232,8 @@ def _summary(config: SearchConfig) -> dict[str, Any]:
     settings = to_dict(config)
     del settings["stages"]
     other = {f"stage {name}": [stage[name] for stage in to_dict(config)["stages"]] for name in _FURTHER}
-    return stage_columns(config) | other | settings
+    execution: dict[str, Any] = settings.pop("execution")
+    return stage_columns(config) | other | settings | execution
 
 
 def describe(plan: Plan, folder: Path) -> str:

@@ -16,11 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from pdarts_tune.command_line import parse
-from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, to_dict
+from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, to_dict
 from pdarts_tune.definition import check_definition
+from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.methods import Given
 from pdarts_tune.plan import EvalTrial, Plan, SearchTrial, Study, Variant, describe, make_plan
@@ -55,6 +58,7 @@ class Arguments:
     """GPUs for each trial where the cluster has any; 0.5 puts two trials on one."""
     max_failures: int = 2
     """How often a trial that fails or loses its process is started again, from its last epoch."""
+    execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = DEFAULT_EXECUTION
     memory_limit: int | None = None
     """Bytes that a stage of a search may take, by prediction; a search that needs more ends as out_of_memory."""
     image_size: int | None = None
@@ -81,6 +85,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             memory_limit=settings.memory_limit,
             image_size=settings.image_size,
             skip_bad_images=settings.skip_bad_images,
+            execution=settings.execution,
             genotypes=_find_genotypes(settings.genotypes) if settings.genotypes else None,
             seeds=settings.seeds,
             evaluation_seeds=settings.evaluation_seeds,

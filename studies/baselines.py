@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pdarts_tune.config import SearchConfig
-from pdarts_tune.methods import PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
+from pdarts_tune.execution import Execution
+from pdarts_tune.methods import Method, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
 from pdarts_tune.presets import PRESETS
 from pdarts_tune.searches import PUBLISHED_SEARCHES
 from pdarts_tune.stages import Stage
@@ -19,9 +20,26 @@ from pdarts_tune.study import Study, Variant, main
 
 def variants(base: SearchConfig) -> list[Variant]:
     paper = PRESETS["paper"].search
-    if base == replace(paper, data=base.data):
-        return [Variant(name, replace(search, data=base.data)) for name, search in PUBLISHED_SEARCHES.items()]
+    if base == _like(base, paper):
+        return [Variant(name, _like(base, search)) for name, search in PUBLISHED_SEARCHES.items()]
     return miniatures(base)
+
+
+def _like(base: SearchConfig, search: SearchConfig) -> SearchConfig:
+    """A published search on the base's images, computed in its way."""
+    return replace(
+        search,
+        data=base.data,
+        image_size=base.image_size,
+        skip_bad_images=base.skip_bad_images,
+        execution=_execution(base, search.method),
+        memory_limit=base.memory_limit,
+    )
+
+
+def _execution(base: SearchConfig, method: Method) -> Execution:
+    """The base's, but for PC-DARTS, which has no fast cells that could recompute anything."""
+    return replace(base.execution, recompute=False) if isinstance(method, PartialChannels) else base.execution
 
 
 def miniatures(base: SearchConfig) -> list[Variant]:
@@ -41,7 +59,13 @@ def miniatures(base: SearchConfig) -> list[Variant]:
     short = max(2, round(epochs * 2 / 3))
     one = replace(base, max_skips=8, stages=(Stage(cells, 8, epochs=short, warmup_epochs=0),))
     snas = replace(one, stages=(Stage(cells, 8, epochs=epochs, warmup_epochs=0),))
-    partial = replace(one, stages=(Stage(cells, 8, epochs=short, warmup_epochs=round(0.3 * short)),), method=PartialChannels(2))
+    halves = PartialChannels(2)
+    partial = replace(
+        one,
+        stages=(Stage(cells, 8, epochs=short, warmup_epochs=round(0.3 * short)),),
+        method=halves,
+        execution=_execution(base, halves),
+    )
     each = max(1, epochs // 6)
     candidates = replace(candidate, stages=(Stage(cells, 8, epochs=each, warmup_epochs=each),), method=RandomSearch(8))
     return [

@@ -1,6 +1,7 @@
 """The costs of training a search network: bytes saved for backward, operators, and a stage's memory before it runs."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.cost import operator_count, predict_stage_bytes, saved_bytes
+from pdarts_tune.execution import Execution
+from pdarts_tune.methods import FirstOrder, PartialChannels, Snas
+from pdarts_tune.search_network import build_network
 from pdarts_tune.space import EDGES, PRIMITIVES, SearchSpace
 from pdarts_tune.stages import PDARTS_CIFAR10, Stage
+from pdarts_tune.steps import build_steps
 from pdarts_tune.supernet import Supernet
 
 
@@ -38,16 +43,19 @@ def test_operators_that_launch_work_are_counted():
     assert operator_count(lambda: x.detach().add_(1)) == 1
 
 
-def measured_bytes(config, stage, space, recompute, size=16):
-    network = Supernet(space, stage.cells, config.channels, 10, recompute=recompute)
+def measured_bytes(config, stage, space, size):
+    """What real steps of weights and of alphas save, with the tensors that are there for good."""
+    torch.manual_seed(0)
+    network = build_network(config, space, stage.cells, 10, 3, seed=0)
+    network.dropout_generator = generator = torch.Generator().manual_seed(0)
     network.set_skip_dropout(stage.skip_dropout)
-    images, labels = torch.randn(config.batch_size, 3, size, size), torch.randint(10, (config.batch_size,))
     weights = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9)
     alphas = torch.optim.Adam(network.arch_parameters(), 6e-4)
-    saved = saved_bytes(lambda: F.cross_entropy(network(images), labels))
-    F.cross_entropy(network(images), labels).backward()
-    weights.step()
-    alphas.step()
+    steps = build_steps(config, stage, network, (weights, alphas), size, generator)
+    batch = torch.randn(config.batch_size, 3, size, size), torch.randint(10, (config.batch_size,))
+    saved = saved_bytes(lambda: steps.train_weights(batch, True))
+    if steps.trains_alphas_apart:
+        saved = max(saved, saved_bytes(lambda: steps.train_alphas(batch, batch)))
     state = sum(
         value.nbytes
         for optimizer in (weights, alphas)
@@ -58,13 +66,48 @@ def measured_bytes(config, stage, space, recompute, size=16):
     return saved + state + sum(tensor.nbytes for tensor in network.parameters())
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("stage", [Stage(5, 8, 0.0), Stage(8, 5, 0.4), Stage(11, 3, 0.7)])
-def test_a_stages_memory_is_predicted_from_its_configuration(stage, recompute):
-    config = SearchConfig(channels=4, batch_size=16)
+SMALL = SearchConfig(channels=4, batch_size=16)
+PLAIN = Execution(cell_evaluation="plain")
+FIRST, SECOND, THIRD = Stage(3, 8, 0.0), Stage(4, 5, 0.4), Stage(5, 3, 0.7)
+CASES = {
+    "stage 1": (SMALL, FIRST),
+    "stage 2": (SMALL, SECOND),
+    "stage 3": (SMALL, THIRD),
+    "stage 1, recompute": (replace(SMALL, execution=Execution(recompute=True)), FIRST),
+    "stage 3, recompute": (replace(SMALL, execution=Execution(recompute=True)), THIRD),
+    "stage 3, plain": (replace(SMALL, execution=PLAIN), THIRD),
+    "stage 3, bf16": (replace(SMALL, execution=replace(PLAIN, precision="bf16")), THIRD),
+    "stage 3, PC-DARTS": (replace(SMALL, method=PartialChannels(2)), THIRD),
+    "stage 3, SNAS": (replace(SMALL, method=Snas()), THIRD),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stages_memory_is_predicted_from_its_configuration(case):
+    config, stage = CASES[case]
     space = pruned(stage.operations)
-    predicted = predict_stage_bytes(config, stage, 16, 10, space=space, recompute=recompute)
-    assert predicted == pytest.approx(measured_bytes(config, stage, space, recompute), rel=0.1)
+    predicted = predict_stage_bytes(config, stage, 16, 10, space=space)
+    assert predicted == pytest.approx(measured_bytes(config, stage, space, 16), rel=0.1)
+
+
+@pytest.mark.slow  # real steps of the paper's networks
+@pytest.mark.parametrize("method", [FirstOrder(), PartialChannels(4)])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_memory_of_the_papers_stages_is_predicted(number, recompute, method):
+    if recompute and isinstance(method, PartialChannels):
+        pytest.skip("PC-DARTS has no fast cells")
+    config = SearchConfig(batch_size=16, method=method, execution=Execution(recompute=recompute))
+    stage, space = PDARTS_CIFAR10[number], pruned(PDARTS_CIFAR10[number].operations)
+    predicted = predict_stage_bytes(config, stage, 32, 10, space=space)
+    assert predicted == pytest.approx(measured_bytes(config, stage, space, 32), rel=0.1)
+
+
+def test_bf16_halves_most_of_what_is_saved():
+    plain, mixed = (
+        predict_stage_bytes(replace(SMALL, execution=e), THIRD, 16, 10) for e in (PLAIN, replace(PLAIN, precision="bf16"))
+    )
+    assert 0.4 < mixed / plain < 0.75
 
 
 def test_pdarts_stages_need_similar_memory_which_is_what_approximation_is_for():

@@ -1,0 +1,180 @@
+"""How a search is computed is a setting: refused where it cannot be honoured, and a killed search continues to the same bits."""
+
+import io
+from dataclasses import asdict, fields, replace
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from pdarts_tune import backends
+from pdarts_tune.backends import switched
+from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict, to_dict
+from pdarts_tune.execution import Execution
+from pdarts_tune.methods import PartialChannels
+from pdarts_tune.search import Search
+from pdarts_tune.stages import Stage
+
+CPU = torch.device("cpu")
+TINY = SearchConfig(
+    stages=(Stage(3, 8, 0.3, epochs=2, warmup_epochs=1),),
+    data="digits",
+    train_images=60,
+    validation_fraction=0.2,
+    channels=2,
+    batch_size=12,
+    alpha_learning_rate=0.01,
+)
+PLAIN = Execution(cell_evaluation="plain")
+ON_CPU = {
+    "recompute": Execution(recompute=True),
+    "plain": PLAIN,
+    "plain, channels-last": replace(PLAIN, channels_last=True),
+    "plain, bf16": replace(PLAIN, precision="bf16"),
+    "channels-last": Execution(channels_last=True),
+    "deterministic": Execution(deterministic=True),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def same_figures(record):
+    """A record without what the clock and the machine put in."""
+    return replace(record, seconds=0.0, diagnostic_seconds=0.0, images_per_second=0.0, peak_bytes=0, finished=0.0)
+
+
+@pytest.mark.parametrize(
+    ("execution", "message"),
+    [
+        ({"precision": "fp8"}, "execution.precision: 'fp8' is wrong, it must be one of fp32, bf16"),
+        ({"cell_evaluation": "slow"}, "execution.cell_evaluation: 'slow' is wrong, it must be one of fast, plain"),
+        ({"compile": 1}, "execution.compile: 1 is not of type bool"),
+        ({"tf23": True}, "execution.tf23: unknown setting of Execution, known are cell_evaluation"),
+        ({"precision": "bf16"}, "execution.precision: 'bf16' needs plain cells"),
+        ({"tf32": True}, "execution.tf32: True needs plain cells"),
+        ({"compile": True}, "execution.compile: True needs plain cells"),
+        ({"recompute": True, "cell_evaluation": "plain"}, "execution.recompute: works with fast cells, these are plain"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused_in_one_line(execution, message):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(SearchConfig, {"execution": execution})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_partial_channels_have_plain_cells_so_they_take_what_those_take():
+    partial = replace(TINY, method=PartialChannels(2))
+    assert replace(partial, execution=Execution(precision="bf16", tf32=True, compile=True)).execution.compile
+    with pytest.raises(ConfigError, match=r"execution\.recompute: works with fast cells, method partial_channels has plain"):
+        replace(partial, execution=Execution(recompute=True))
+
+
+def test_second_derivatives_of_compiled_cells_are_refused():
+    with pytest.raises(ConfigError, match="eigenvalue_every: compiled cells have no second derivatives"):
+        replace(TINY, eigenvalue_every=1, execution=replace(PLAIN, compile=True))
+
+
+def test_every_setting_counts_in_the_id_and_the_default_in_none():
+    """All change rounding at least, and rounding alone makes a search end with another cell."""
+    plain = replace(TINY, execution=PLAIN)
+    ids = {config_id(TINY), config_id(plain), config_id(replace(TINY, execution=Execution(recompute=True)))}
+    for setting in ("precision", "tf32", "compile", "channels_last", "deterministic"):
+        ids.add(config_id(replace(plain, execution=replace(PLAIN, **{setting: "bf16" if setting == "precision" else True}))))
+    assert len(ids) == 3 + 5
+    assert {field.name for field in fields(Execution)} == {*asdict(PLAIN)}
+    older = to_dict(TINY)
+    del older["execution"]
+    assert config_id(from_dict(SearchConfig, older)) == config_id(TINY)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_a_resumed_search_gives_the_same_bits(name):
+    config = replace(TINY, execution=ON_CPU[name])
+    whole, file = Search(config, CPU), io.BytesIO()
+    epochs = whole.epochs()
+    next(epochs)
+    torch.save(whole.state_dict(), file)
+    next(epochs)
+    file.seek(0)
+    torch.manual_seed(1)  # a resumed process finds another global state; no draw may depend on it
+    resumed = Search(config, CPU)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    list(resumed.epochs())
+    assert [same_figures(record) for record in resumed.records] == [same_figures(record) for record in whole.records]
+    for key, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[key]), key
+
+
+def first_losses(execution):
+    record = next(Search(replace(TINY, execution=execution), CPU).epochs())
+    return record.train_loss, record.validation_loss
+
+
+def test_exact_settings_agree_within_rounding_and_bf16_roughly():
+    fast = first_losses(Execution())
+    assert first_losses(ON_CPU["deterministic"]) == fast
+    assert first_losses(ON_CPU["recompute"]) == pytest.approx(fast, rel=1e-3)
+    assert first_losses(ON_CPU["plain"]) == pytest.approx(fast, rel=1e-3)
+    assert first_losses(ON_CPU["plain, channels-last"]) == pytest.approx(fast, rel=1e-3)
+    mixed = first_losses(ON_CPU["plain, bf16"])
+    assert mixed != pytest.approx(fast, rel=1e-4)
+    assert mixed == pytest.approx(fast, rel=0.1)
+
+
+def test_layout_and_precision_reach_the_cells():
+    seen = []
+
+    def note(module, inputs, output):
+        seen.append((inputs[0].dtype, inputs[0].is_contiguous(memory_format=torch.channels_last)))
+
+    images = torch.randn(2, 1, 8, 8)
+    for execution in (PLAIN, replace(PLAIN, channels_last=True), replace(PLAIN, precision="bf16")):
+        network = Search(replace(TINY, execution=execution), CPU).network
+        network.cells[1].edges[5]["sep_conv_3x3"].pointwise1.register_forward_hook(note)
+        assert network(images).dtype == torch.float32
+    assert seen == [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
+
+
+def test_switches_are_set_while_it_runs_and_put_back():
+    switches = {
+        "deterministic": torch.are_deterministic_algorithms_enabled,
+        "cudnn": lambda: torch.backends.cudnn.deterministic,
+        "products": lambda: torch.backends.cuda.matmul.fp32_precision,
+        "convolutions": lambda: torch.backends.cudnn.conv.fp32_precision,
+    }
+
+    def read():
+        return {name: switch() for name, switch in switches.items()}
+
+    cuda = torch.device("cuda")
+    before = read()
+    with switched(Execution(), cuda):
+        assert read() == before | {"products": "ieee", "convolutions": "ieee"}
+    with switched(replace(PLAIN, tf32=True, deterministic=True), cuda):
+        assert read() == {"deterministic": True, "cudnn": True, "products": "tf32", "convolutions": "tf32"}
+    assert read() == before
+    with pytest.raises(KeyError), switched(Execution(deterministic=True), CPU):
+        raise KeyError
+    assert read() == before
+
+
+def test_compiled_cells_compute_the_same_and_are_compiled_once_a_stage(monkeypatch):
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(backends, "COMPILER", counter)
+    stages = (Stage(3, 2, 0.4, epochs=4, warmup_epochs=1), Stage(3, 2, 0.4, epochs=3, warmup_epochs=1))
+    config = replace(TINY, stages=stages, train_images=50, execution=PLAIN, diagnostics_every=1)
+    plain = [same_figures(record) for record in Search(config, CPU).epochs()]
+    compiled, counts = [], []
+    for record in Search(replace(config, execution=replace(PLAIN, compile=True)), CPU).epochs():
+        compiled.append(same_figures(record))
+        counts.append(counter.frame_count)
+    assert compiled == plain
+    new = [after - before for before, after in zip([0, *counts], counts, strict=False)]
+    assert [count > 0 for count in new] == [True, True, False, False, True, True, False], new
