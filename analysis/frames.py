@@ -15,9 +15,13 @@ import pandas as pd
 from tabulate import tabulate
 
 from pdarts_tune.config import ConfigError
-from pdarts_tune.results import read_table
+from pdarts_tune.consolidated import read_study_table
+from pdarts_tune.schemas import SCHEMAS
 
 NOTHING = "–"
+# Without what is large, or as many columns as all the others together, and never compared.
+_LONG = ("config", "versions", "_3x3_count", "_5x5_count")
+_SHORT_COLUMNS = {table: [name for name in SCHEMAS[table].names if not name.endswith(_LONG)] for table in ("trials", "epochs")}
 _EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
 _GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]
 _TRIAL_COLUMNS = ["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]
@@ -54,7 +58,7 @@ def load_study(folder: Path) -> StudyTables:
         ConfigError: it holds no trials, two trials have the same variant and seeds, or the study's cells were evaluated with
             several recipes, whose figures must not be mixed.
     """
-    trials = read_table(folder, "trials").sort_values(["started", "trial_id"], ignore_index=True)
+    trials = read_study_table(folder, "trials", _SHORT_COLUMNS["trials"]).sort_values(["started", "trial_id"], ignore_index=True)
     trials = trials.sort_values("variant", key=lambda column: column.map(_variant_order(folder)), kind="stable")
     trials = trials.reset_index(drop=True)
     if trials.empty:
@@ -62,13 +66,13 @@ def load_study(folder: Path) -> StudyTables:
     twice = trials[trials.duplicated(["variant", "seed", "split_seed"])]
     if len(twice):
         raise ConfigError(f"{folder}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
-    epochs = read_table(folder, "epochs").sort_values(["trial_id", "stage", "epoch"])
+    epochs = read_study_table(folder, "epochs", _SHORT_COLUMNS["epochs"]).sort_values(["trial_id", "stage", "epoch"])
     epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
     epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
-    genotypes = read_table(folder, "genotypes", [*_GENOTYPE_COLUMNS, "inherited_accuracy"])
+    genotypes = read_study_table(folder, "genotypes", [*_GENOTYPE_COLUMNS, "inherited_accuracy"])
     derived = trials[_TRIAL_COLUMNS].rename(columns={"max_skips": "own_limit"}).merge(genotypes, on="trial_id")
     cells = derived[derived["max_skips"] == derived["own_limit"]]
-    evaluations = read_table(folder, "evaluations", _EVALUATION_COLUMNS)
+    evaluations = read_study_table(folder, "evaluations", _EVALUATION_COLUMNS)
     evaluations = evaluations.merge(derived[["genotype_id", "data"]].drop_duplicates())
     recipes = evaluations[["recipe", "recipe_id"]].drop_duplicates()
     if len(recipes) > 1:

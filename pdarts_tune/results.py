@@ -23,7 +23,18 @@ import pyarrow.parquet as pq
 from pdarts_tune.config import ConfigError
 from pdarts_tune.schemas import PRIMARY_KEYS, SCHEMA_VERSION, SCHEMAS, STATUSES
 
-__all__ = ["PRIMARY_KEYS", "SCHEMAS", "SCHEMA_VERSION", "STATUSES", "read_rows", "read_table", "table_path", "write_rows"]
+__all__ = [
+    "PRIMARY_KEYS",
+    "SCHEMAS",
+    "SCHEMA_VERSION",
+    "STATUSES",
+    "read_file",
+    "read_rows",
+    "read_table",
+    "table_path",
+    "write_rows",
+    "write_whole",
+]
 
 # Becomes a file name: no separators, nothing that file systems or shells treat in a special way, no leading dot.
 _TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
@@ -74,7 +85,7 @@ def write_rows(study_dir: Path, table: str, trial_id: str, rows: Sequence[Mappin
             described = ", ".join(f"{name}={row[name]}" for name in PRIMARY_KEYS[table])
             raise ConfigError(f"{where}: rows {keys[key]} and {index} have the same key ({described})")
     columns = [_to_array([row[field.name] for row in rows], field, where) for field in schema]
-    _write_whole(path, pa.Table.from_arrays(columns, schema=schema))
+    write_whole(path, pa.Table.from_arrays(columns, schema=schema))
 
 
 def _to_array(values: list[Any], field: Any, where: str) -> Any:
@@ -97,7 +108,8 @@ def _to_array(values: list[Any], field: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {field.name} does not fit its type {field.type} ({_line(error)})") from None
 
 
-def _write_whole(path: Path, content: Any) -> None:
+def write_whole(path: Path, content: Any) -> None:
+    """Writes an Arrow table as the file `path`, whole or not at all. OSError if the folder cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each write: two processes that wrote one temporary file could mix their rows.
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -123,7 +135,7 @@ def read_rows(study_dir: Path, table: str, trial_id: str) -> list[dict[str, Any]
         ConfigError: there is no such table, or the file cannot be read.
     """
     path = table_path(study_dir, table, trial_id)
-    rows: list[dict[str, Any]] = _read_file(path, table, None).to_pylist() if path.exists() else []
+    rows: list[dict[str, Any]] = read_file(path, table, None).to_pylist() if path.exists() else []
     return rows
 
 
@@ -156,7 +168,7 @@ def read_table(root: Path | str, table: str, columns: Sequence[str] | None = Non
             paths[path.name] = path
     wanted = list(columns) if columns is not None else None
     with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(lambda path: _read_file(path, table, wanted), paths.values()))
+        parts = list(pool.map(lambda path: read_file(path, table, wanted), paths.values()))
     if wanted is not None:
         schema = pa.schema([schema.field(name) for name in wanted])
     frame: pd.DataFrame = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries().to_pandas()
@@ -181,7 +193,8 @@ def _find_studies(root: Path) -> list[Path]:
     return studies
 
 
-def _read_file(path: Path, table: str, columns: list[str] | None) -> Any:
+def read_file(path: Path, table: str, columns: list[str] | None) -> Any:
+    """One file as an Arrow table, of these columns or all. ConfigError if it cannot be read or another release wrote it."""
     schema = SCHEMAS[table]
     try:
         with pq.ParquetFile(path) as file:

@@ -1,0 +1,134 @@
+"""How long the analysis scripts take, and how much memory, on a folder of many trials.
+
+python benchmarks/analysis.py --folder FOLDER                      # 10,000 searches, 168 million rows of alphas: 2.5 GB
+python benchmarks/analysis.py --folder FOLDER --searches 100       # does it run?
+
+Makes `FOLDER/<study>` first, unless it is there: as many searches as asked for, of 75 epochs and 8 operations per edge in every
+stage, two evaluations each; nobody's results. One trial a variant is written by the project's own writer, the others are copies
+with other ids and with noise on every figure. Then runs each script in a process of its own on 2 cores and prints its seconds and
+its peak memory. Run it twice to see the difference that the operating system's file cache makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "studies")]
+
+from pdarts_tune.config import SearchConfig  # noqa: E402
+from pdarts_tune.methods import RandomSampling  # noqa: E402
+from pdarts_tune.schemas import SCHEMAS  # noqa: E402
+from synthetic import make_study  # noqa: E402
+
+CORES = 2
+NOISE = 0.01  # relative
+SCRIPTS = {"rq1_depth_gap.py": "depth_gap"}
+
+
+def variants_of(study: str) -> dict[str, SearchConfig]:
+    """The study's own variants at the paper's settings, but with 8 operations per edge in every stage: the most rows."""
+    module = __import__(study)
+    found = {}
+    for variant in module.STUDY.variants(SearchConfig()):
+        stages = tuple(dataclasses.replace(stage, operations=8) for stage in variant.search.stages)
+        found[variant.name] = dataclasses.replace(variant.search, stages=stages)
+    return found
+
+
+def make_folder(folder: Path, study: str, searches: int) -> None:
+    """Writes `folder`/`study` with `searches` searches, and as many random cells as other variants have searches."""
+    unfinished = folder / f"{study}.part"
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    variants = variants_of(study)
+    searched = [name for name, config in variants.items() if not isinstance(config.method, RandomSampling)]
+    seeds = -(-searches // len(searched))
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(CORES) as pool:
+        for name, config in variants.items():
+            template = make_study(Path(scratch) / name, study, {name: config}, (0,), epochs=None, test_images=10_000)
+            tables = {
+                table: [pq.read_table(path) for path in sorted((template / table).glob("*.parquet"))]
+                for table in SCHEMAS
+                if (template / table).is_dir()
+            }
+            parts = [range(start, min(start + 50, seeds)) for start in range(0, seeds, 50)]
+            list(pool.map(write_copies, *zip(*[(unfinished, tables, part) for part in parts], strict=True)))
+    unfinished.rename(folder / study)
+
+
+def write_copies(folder: Path, tables: Mapping[str, Sequence[pa.Table]], seeds: Sequence[int]) -> None:
+    for table in tables:
+        (folder / table).mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for table, originals in tables.items():
+            for number, original in enumerate(originals):
+                copy = vary(original, seed, np.random.default_rng([seed, number]))
+                name = copy["trial_id"][0].as_py()
+                pq.write_table(copy, folder / table / f"{name}.parquet", compression="zstd")
+
+
+def vary(table: pa.Table, seed: int, rng: np.random.Generator) -> pa.Table:
+    """The same rows for another seed: ids end in it, and every float is a little off."""
+    for index, field in enumerate(table.schema):
+        column = table.column(index)
+        if field.name in ("trial_id", "genotype_id"):
+            texts = column.cast(pa.string())
+            column = pc.binary_join_element_wise(texts, pa.scalar(str(seed)), "-").cast(field.type)
+        elif field.name == "seed" and table.schema.get_field_index("recipe") < 0:
+            column = pa.array([seed] * len(table), field.type)
+        elif pa.types.is_floating(field.type) and column.null_count == 0:
+            column = pa.array(column.to_numpy() * (1 + NOISE * rng.standard_normal(len(table))), field.type)
+        else:
+            continue
+        table = table.set_column(index, field, column)
+    return table
+
+
+def measure(script: Path, results: Path) -> tuple[int, float, float]:
+    """Runs a script on a results folder; returns its exit status, seconds and peak memory in GiB."""
+    with tempfile.TemporaryDirectory() as out, Path(os.devnull).open("wb") as silent:
+        start = time.perf_counter()
+        command = [sys.executable, str(script), "--results", str(results), "--out", out]
+        child = os.posix_spawn(
+            sys.executable, command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, silent.fileno(), sys.stdout.fileno())]
+        )
+        _, status, usage = os.wait4(child, 0)
+        return os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--searches", type=int, default=10_000, help="of each study")
+    parser.add_argument("--scripts", nargs="+", default=list(SCRIPTS), choices=list(SCRIPTS))
+    settings = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    print("| script | searches | seconds | peak GiB |\n|---|---|---|---|")
+    for script in settings.scripts:
+        study = SCRIPTS[script]
+        if not (settings.folder / study).is_dir():
+            start = time.perf_counter()
+            make_folder(settings.folder, study, settings.searches)
+            print(f"made {settings.folder / study} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        status, seconds, memory = measure(ROOT / "analysis" / script, settings.folder)
+        print(f"| {script} | {settings.searches} | {seconds:.1f}{' (failed)' if status else ''} | {memory:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
