@@ -146,10 +146,10 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
     for variant, rows in measures.groupby("variant", sort=False):
         absent = sorted(set(measures["seed"]) - set(rows["seed"]))
         lines += [f"{variant}: no trial with seed {seed}" for seed in absent]
-    for _, rows in measures[measures["evaluations"] > 0].groupby("genotype_id", sort=False):
-        if len(rows) > 1:
-            names = ", ".join(f"{variant} seed {seed}" for variant, seed in zip(rows["variant"], rows["seed"], strict=True))
-            lines.append(f"{names} found the same cell, so they share its evaluations and are not independent")
+    evaluated = measures[measures["evaluations"] > 0]
+    for _, rows in evaluated[evaluated.duplicated("genotype_id", keep=False)].groupby("genotype_id", sort=False):
+        names = ", ".join(f"{variant} seed {seed}" for variant, seed in zip(rows["variant"], rows["seed"], strict=True))
+        lines.append(f"{names} found the same cell, so they share its evaluations and are not independent")
     return lines
 
 
