@@ -200,9 +200,12 @@ def read_file(path: Path, table: str, columns: list[str] | None) -> Any:
         with pq.ParquetFile(path) as file:
             found = file.schema_arrow
             # Compared whole: a column that is missing would otherwise be read as nulls. Those that joined later may be missing.
-            absent = [field for field in schema if field.name not in found.names and b"later" in field.metadata]
-            expected = pa.schema([field for field in schema if field not in absent])
-            if not found.equals(expected) or (found.metadata or {}).get(b"schema_version") != _VERSION:
+            whole = found.equals(schema)
+            absent = [] if whole else [field for field in schema if field.name not in found.names and b"later" in field.metadata]
+            if (
+                not (whole or found.equals(pa.schema([field for field in schema if field not in absent])))
+                or (found.metadata or {}).get(b"schema_version") != _VERSION
+            ):
                 raise ConfigError(
                     f"{path}: is not of schema version {SCHEMA_VERSION} of the table {table}; another release wrote it"
                 )

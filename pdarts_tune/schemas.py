@@ -29,9 +29,9 @@ def _column(name: str, kind: Any, unit: str, description: str, *, optional: bool
     return pa.field(name, kind, nullable=optional, metadata=metadata)
 
 
-def _later(name: str, kind: Any, unit: str, description: str) -> Any:
+def _later(name: str, kind: Any, unit: str, description: str, *, choices: Sequence[str] = ()) -> Any:
     """A column that joined after the first results were written; files from before are read with nulls there."""
-    field = _column(name, kind, unit, description, optional=True)
+    field = _column(name, kind, unit, description, optional=True, choices=choices)
     return field.with_metadata({**field.metadata, b"later": b"yes"})
 
 
@@ -66,13 +66,13 @@ def _run_columns() -> list[Any]:
 def _execution_columns() -> list[Any]:
     """See `execution.Execution`."""
     return [
-        _column("cell_evaluation", _TEXT, "text", "how cells of the search network are computed", choices=("fast", "plain")),
-        _column("recompute", _FLAG, "flag", "whether fast cells keep less for backward and compute it again"),
-        _column("precision", _TEXT, "text", "fp32, or bf16: mixed precision", choices=("fp32", "bf16")),
-        _column("tf32", _FLAG, "flag", "whether products and convolutions on CUDA round to TensorFloat-32"),
-        _column("compile", _FLAG, "flag", "whether cells are compiled"),
-        _column("channels_last", _FLAG, "flag", "whether images are in channels-last memory from the stem on"),
-        _column("deterministic", _FLAG, "flag", "whether only deterministic algorithms are allowed"),
+        _later("cell_evaluation", _TEXT, "text", "how cells of the search network are computed", choices=("fast", "plain")),
+        _later("recompute", _FLAG, "flag", "whether fast cells keep less for backward and compute it again"),
+        _later("precision", _TEXT, "text", "fp32, or bf16: mixed precision", choices=("fp32", "bf16")),
+        _later("tf32", _FLAG, "flag", "whether products and convolutions on CUDA round to TensorFloat-32"),
+        _later("compile", _FLAG, "flag", "whether cells are compiled"),
+        _later("channels_last", _FLAG, "flag", "whether images are in channels-last memory from the stem on"),
+        _later("deterministic", _FLAG, "flag", "whether only deterministic algorithms are allowed"),
     ]
 
 

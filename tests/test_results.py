@@ -25,6 +25,21 @@ def results(tmp_path_factory):
     return root
 
 
+def test_columns_that_came_later_are_null_in_files_of_older_checkouts_and_no_others_may_lack(tmp_path):
+    for trial_id in ("new", "old", "odd"):
+        make_trial(tmp_path, trial_id, trial_id, SearchConfig(method=RandomSampling()))
+    old, odd = (tmp_path / "trials" / f"{name}.parquet" for name in ("old", "odd"))
+    pq.write_table(pq.read_table(old).drop_columns(["precision", "compile"]), old)
+    pq.write_table(pq.read_table(odd).drop_columns(["precision", "device"]), odd)
+    (row,) = read_rows(tmp_path, "trials", "old")
+    assert (row["precision"], row["compile"], row["tf32"]) == (None, None, False)
+    with pytest.raises(ConfigError, match=r"odd\.parquet: is not of schema version 1 of the table trials"):
+        read_table(tmp_path, "trials")
+    odd.unlink()
+    frame = read_table(tmp_path, "trials", ["trial_id", "precision"]).set_index("trial_id")
+    assert frame["precision"].dropna().to_dict() == {"new": "fp32"}
+
+
 def genotype_row(**changes):
     row = {"trial_id": "t", "stage": 1, "max_skips": 2, "genotype_id": "ab", "genotype": "Genotype(...)", "skips": 1, "depth": 3}
     return row | {"width": 2.5, "params": 10, "macs": 20, "inherited_accuracy": None} | changes
