@@ -20,10 +20,11 @@ from pdarts_tune.schemas import SCHEMAS
 
 NOTHING = "–"
 # Without what is large, or as many columns as all the others together, and never compared.
-_LONG = ("config", "versions", "_3x3_count", "_5x5_count")
+_LONG = ("versions", "_3x3_count", "_5x5_count")
 _SHORT_COLUMNS = {table: [name for name in SCHEMAS[table].names if not name.endswith(_LONG)] for table in ("trials", "epochs")}
 _EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
 _GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]
+_SETTING_COLUMNS = ["top5_accuracy", "params", "macs", "config"]  # of evaluations, where they are compared across settings
 _TRIAL_COLUMNS = ["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]
 
 
@@ -51,8 +52,12 @@ def find_study(results: Path, name: str) -> Path | None:
     return folder if any((folder / "trials").glob("[!.]*.parquet")) else None
 
 
-def load_study(folder: Path) -> StudyTables:
+def load_study(folder: Path, *, several_settings: bool = False) -> StudyTables:
     """Reads the folder of one study.
+
+    Args:
+        several_settings: the question is about several data sets and recipes: all evaluations are read, with `stem`, `params` and
+            `macs` of the network that was evaluated, and figures of one data set and recipe's name must be of one recipe.
 
     Raises:
         ConfigError: it holds no trials, two trials have the same variant and seeds, or the study's cells were evaluated with
@@ -72,13 +77,25 @@ def load_study(folder: Path) -> StudyTables:
     genotypes = read_study_table(folder, "genotypes", [*_GENOTYPE_COLUMNS, "inherited_accuracy"])
     derived = trials[_TRIAL_COLUMNS].rename(columns={"max_skips": "own_limit"}).merge(genotypes, on="trial_id")
     cells = derived[derived["max_skips"] == derived["own_limit"]]
-    evaluations = read_study_table(folder, "evaluations", _EVALUATION_COLUMNS)
-    evaluations = evaluations.merge(derived[["genotype_id", "data"]].drop_duplicates())
+    if several_settings:
+        evaluations = read_study_table(folder, "evaluations", [*_EVALUATION_COLUMNS, *_SETTING_COLUMNS])
+        stems = {text: json.loads(text).get("stem", "cifar") for text in evaluations["config"].unique()}
+        evaluations = evaluations.assign(stem=evaluations["config"].map(stems)).drop(columns="config")
+        evaluations = evaluations[evaluations["genotype_id"].isin(derived["genotype_id"])]
+        for data, runs in evaluations.groupby("data"):
+            _refuse_mixed(runs[runs.groupby("recipe")["recipe_id"].transform("nunique") > 1], f"{folder}: on {data}")
+    else:
+        evaluations = read_study_table(folder, "evaluations", _EVALUATION_COLUMNS)
+        evaluations = evaluations.merge(derived[["genotype_id", "data"]].drop_duplicates())
+        _refuse_mixed(evaluations, str(folder))
+    return StudyTables(folder, trials, epochs, derived, cells, evaluations)
+
+
+def _refuse_mixed(evaluations: pd.DataFrame, where: str) -> None:
     recipes = evaluations[["recipe", "recipe_id"]].drop_duplicates()
     if len(recipes) > 1:
         names = ", ".join(f"{recipe} ({recipe_id})" for recipe, recipe_id in recipes.itertuples(index=False))
-        raise ConfigError(f"{folder}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
-    return StudyTables(folder, trials, epochs, derived, cells, evaluations)
+        raise ConfigError(f"{where}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
 
 
 def _variant_order(folder: Path) -> dict[str, int]:
@@ -134,12 +151,12 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
         if trial["status"] != "completed":
             lines.append(
                 f"{where}: search {trial['status']}"
-                + (f" ({_first_line(trial['error'])})" if isinstance(trial["error"], str) else "")
+                + (f" ({first_line(trial['error'])})" if isinstance(trial["error"], str) else "")
             )
         elif not trial["evaluations"] > 0:
             failures = study.evaluations.loc[study.evaluations["genotype_id"] == trial["genotype_id"], "failure"].dropna().unique()
             lines.append(
-                f"{where}: its cell has no finished evaluation" + "".join(f" ({_first_line(failure)})" for failure in failures)
+                f"{where}: its cell has no finished evaluation" + "".join(f" ({first_line(failure)})" for failure in failures)
             )
         elif trial["evaluations"] < planned:
             lines.append(f"{where}: {trial['evaluations']:.0f} of {planned} evaluations finished")
@@ -153,7 +170,8 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
+    """Of a failure, what happened."""
     return text.split("\n", 1)[0]  # the traceback follows
 
 
@@ -171,6 +189,15 @@ def describe_study(study: StudyTables) -> str:
         f"{(study.trials['status'] == 'completed').sum()} of them completed; evaluation recipe {recipes}; "
         f"device {listed(study.trials['device'])}; commit {listed(study.trials['commit'])}."
     )
+
+
+def read_candidates(study: StudyTables) -> pd.DataFrame:
+    """The candidate operations that each stage of each completed search had, with `variant`: one row an edge and operation."""
+    columns = ["trial_id", "stage", "cell", "edge", "operation"]
+    found = read_study_table(study.folder, "alphas", columns, last_epochs=True)
+    names = found.select_dtypes("category").columns
+    completed = study.trials.loc[study.trials["status"] == "completed", ["trial_id", "variant"]]
+    return completed.merge(found.astype(dict.fromkeys(names, str)), on="trial_id")
 
 
 def average_curves(epochs: pd.DataFrame, column: str) -> pd.DataFrame:

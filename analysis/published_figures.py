@@ -31,3 +31,44 @@ def published_cifar() -> pd.DataFrame:
     """Errors on CIFAR as the authors print them."""
     columns = ["published", "cifar10_error_percent", "cifar100_error_percent", "params_millions", "gpu_days"]
     return pd.DataFrame(_CIFAR, columns=columns).astype(dict.fromkeys(columns[1:], float))
+
+
+TRANSFER_NOTES = """\
+ImageNet, mobile setting (224 pixels, at most 600M multiply-adds), 250 epochs: as the authors print them. DARTS and SNAS as P-DARTS'
+authors cite them (Chen et al., ICCV 2019, table 2)."""
+
+_IMAGENET = (  # top-1 and top-5 error %, parameters M, multiply-adds M
+    *(
+        (name, cell.imagenet_top1_error, cell.imagenet_top5_error, cell.imagenet_params_millions, cell.imagenet_madds_millions)
+        for name, cell in (
+            ("DARTS, second order", PUBLISHED["DARTS_V2"]),
+            ("SNAS, mild", PUBLISHED["SNAS_MILD"]),
+            ("PC-DARTS, found on CIFAR-10", PUBLISHED["PC_DARTS_C10"]),
+            ("P-DARTS, found on CIFAR-10", PUBLISHED["PDARTS_C10"]),
+        )
+    ),
+    ("P-DARTS, found on CIFAR-100", 24.7, 7.5, 5.1, 577),
+)
+
+
+def published_imagenet() -> pd.DataFrame:
+    """Errors on ImageNet as the authors print them."""
+    columns = ["published", "top1_error_percent", "top5_error_percent", "params_millions", "madds_millions"]
+    return pd.DataFrame(_IMAGENET, columns=columns).astype(dict.fromkeys(columns[1:], float))
+
+
+def published_methods() -> pd.DataFrame:
+    """Errors on CIFAR-10 of the methods that the study of baselines runs, as the authors print them."""
+    rows = [
+        ("DARTS, first order", 3.00, None, 3.3, 1.5),
+        ("DARTS, second order", 2.76, None, 3.3, 4.0),
+        ("SNAS, mild", 2.98, None, 2.9, 1.5),
+        ("SNAS, moderate", 2.85, None, 2.8, 1.5),
+        ("SNAS, aggressive", 3.10, None, 2.3, 1.5),
+        ("PC-DARTS", 2.57, None, 3.6, 0.1),
+        ("P-DARTS", 2.50, None, 3.4, 0.3),
+        ("P-DARTS, mean of 8 runs (Yang et al.)", 100 - 97.13, 0.13, None, None),
+        ("DARTS, mean of 8 runs (Yang et al.)", 100 - 97.24, 0.20, None, None),
+    ]
+    columns = ["published", "cifar10_error_percent", "cifar10_error_percent_sd", "params_millions", "gpu_days"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[1:], float))

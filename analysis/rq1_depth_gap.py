@@ -69,7 +69,7 @@ NOTES = SEARCH_NOTES | {
 }
 
 
-def build(results: Path) -> Section | None:
+def build(results: Path, *, figures: bool = True) -> Section | None:
     """The answer to RQ1; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
     folder = frames.find_study(results, STUDY)
     if folder is None:
@@ -103,7 +103,7 @@ def build(results: Path) -> Section | None:
         name="rq1",
         title="RQ1: does growing the search depth close the gap between search and evaluation?",
         tables=tables,
-        figures=draw(study, measures) | draw_search(study, baseline),
+        figures=draw(study, measures) | draw_search(study, baseline) if figures else {},
         conclusion=conclusion,
         missing=tuple(missing),
         notes=NOTES,

@@ -92,3 +92,11 @@ def brown_forsythe(*samples: ArrayLike) -> float:
     if any(sample.size < 3 for sample in numbers) or all(np.ptp(sample) == 0 for sample in numbers):
         return math.nan  # of two values, both are equally far from their median
     return float(stats.levene(*numbers, center="median").pvalue)
+
+
+def proportion_interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson, 1927). ValueError if n < 1 or successes are not in 0 to n."""
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"proportion_interval: {successes} of {n} is no proportion")
+    interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

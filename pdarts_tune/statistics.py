@@ -21,7 +21,7 @@ from pdarts_tune.paired import (
     smallest_p,
 )
 from pdarts_tune.ranks import Correlation, RankAgreement, kendall_tau, partial_correlation
-from pdarts_tune.spread import Components, brown_forsythe, mean_sd, variance_components
+from pdarts_tune.spread import Components, brown_forsythe, mean_sd, proportion_interval, variance_components
 
 __all__ = [
     "Comparison",
@@ -39,6 +39,7 @@ __all__ = [
     "non_inferiority",
     "paired_comparison",
     "partial_correlation",
+    "proportion_interval",
     "relative_improvement",
     "smallest_p",
     "variance_components",

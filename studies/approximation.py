@@ -5,9 +5,11 @@ python studies/approximation.py --preset paper    # the paper's settings, on a G
 python studies/approximation.py --memory-limit 16000000000    # which arms fit into 16 GB? Out of memory is a result
 
 `nothing_dropped` has the base's batch and takes more memory, `nothing_dropped_same_memory` the base's memory and a smaller batch.
+Dropping counts as no worse if it costs less than 0.3 points of test error (the margin of `analysis/rq2_approximation.py`).
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.methods import RandomSampling
@@ -36,7 +38,7 @@ STUDY = Study(
     name="approximation",
     question="Does search space approximation keep quality while it cuts memory and time? (RQ2)",
     variants=variants,
-    report=None,
+    report=Path(__file__).parents[1] / "analysis" / "rq2_approximation.py",
 )
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ evaluated at M = 0 to 4 and 8, `no_dropout` at 2 and 8. Those two variants at M 
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.methods import RandomSampling
@@ -37,7 +38,7 @@ STUDY = Study(
     name="regularization",
     question="Do skip-connect dropout and a limit on skip-connects stabilise the search and improve what it finds? (RQ3)",
     variants=variants,
-    report=None,
+    report=Path(__file__).parents[1] / "analysis" / "rq3_regularization.py",
 )
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def three(tmp_path_factory):
 
 def test_a_planted_effect_is_found_with_eight_seeds(tmp_path):
     study(tmp_path, 8, shallow=0.93)
-    answer = rq1.build(tmp_path)
+    answer = rq1.build(tmp_path, figures=False)
     shallow = answer.tables["error_differences"].set_index("variant").loc["shallow"]
     assert shallow["difference"] == pytest.approx(4.0, abs=1.0)
     assert shallow["ci_low"] < 4.0 < shallow["ci_high"] + 0.5
@@ -63,7 +63,7 @@ def test_a_planted_effect_is_found_with_eight_seeds(tmp_path):
 
 def test_a_planted_null_is_reported_as_null(tmp_path):
     study(tmp_path, 8)
-    answer = rq1.build(tmp_path)
+    answer = rq1.build(tmp_path, figures=False)
     assert not answer.tables["error_differences"]["claimed"].any()
     first, second, _ = answer.conclusion
     assert first.startswith("No variant is shown to differ from progressive (smallest Holm-adjusted p ")
@@ -72,7 +72,7 @@ def test_a_planted_null_is_reported_as_null(tmp_path):
 
 
 def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
-    answer = rq1.build(three)
+    answer = rq1.build(three, figures=False)
     shallow = answer.tables["error_differences"].set_index("variant").loc["shallow"]
     assert shallow["ci_low"] > 0  # the interval alone would have claimed it
     assert not shallow["claimed"]
@@ -85,12 +85,12 @@ def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
 
 def test_six_seeds_fall_short_because_of_the_correction(tmp_path):
     study(tmp_path, 6, shallow=0.93)
-    first, *_ = rq1.build(tmp_path).conclusion
+    first, *_ = rq1.build(tmp_path, figures=False).conclusion
     assert "(smallest possible p 0.031, 0.125 after Holm's correction for 4 comparisons)" in first
 
 
 def test_the_main_table_is_what_the_tables_hold(three):
-    summary = rq1.build(three).tables["variants"].set_index("variant")
+    summary = rq1.build(three, figures=False).tables["variants"].set_index("variant")
     assert list(summary.index) == list(VARIANTS)
     trials, genotypes = read_table(three, "trials"), read_table(three, "genotypes")
     evaluations, epochs = read_table(three, "evaluations"), read_table(three, "epochs")
@@ -117,7 +117,7 @@ def test_the_main_table_is_what_the_tables_hold(three):
 
 
 def test_the_comparison_pairs_trials_of_the_same_seed(three):
-    answer = rq1.build(three)
+    answer = rq1.build(three, figures=False)
     errors = frames.measure_trials(frames.load_study(three / "depth_gap")).pivot(
         index="seed", columns="variant", values="error_percent"
     )
@@ -154,7 +154,7 @@ def test_the_report_has_its_files_and_every_picture_that_it_shows(three, tmp_pat
 
 
 def test_stages_are_shown_with_their_depth_and_the_evaluation_of_earlier_cells_if_there_is_one(three):
-    table = rq1.build(three).tables["stages"]
+    table = rq1.build(three, figures=False).tables["stages"]
     assert table[["variant", "stage", "cells"]].head(6).to_numpy().tolist() == [
         ["progressive", 1, 5],
         ["progressive", 2, 11],
@@ -178,7 +178,7 @@ def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
         row |= {"status": "failed", "failure": "FloatingPointError: the loss is nan", "accuracy": None, "error_percent": None}
         write_rows(folder, "evaluations", trial_id, [row])
     (folder / "evaluations" / f"eval-{genotypes['depth_gap-reversed-s0']}-s1.parquet").unlink()
-    answer = rq1.build(tmp_path)
+    answer = rq1.build(tmp_path, figures=False)
     text = sections.to_text(answer)
     assert "- deep, seed 1: search failed (FloatingPointError: stage 1, epoch 2: the training loss is nan)" in text
     assert "- shallow, seed 3: search running" in text
@@ -207,7 +207,7 @@ def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
 )
 def test_a_study_with_next_to_nothing_still_gets_its_tables(tmp_path, variants, settings):
     study(tmp_path, 1, variants={name: VARIANTS[name] for name in variants}, **settings)
-    text = sections.to_text(rq1.build(tmp_path))
+    text = sections.to_text(rq1.build(tmp_path, figures=False))
     grows = "progressive" in variants
     assert "Nothing can be compared: " in text if grows else "No search grows in depth, " in text
     assert all(f"| {name}" in text for name in variants)
@@ -217,7 +217,7 @@ def test_a_study_with_next_to_nothing_still_gets_its_tables(tmp_path, variants, 
 def test_trials_that_share_a_cell_are_named(tmp_path):
     variants = {"progressive": VARIANTS["random"], "random": VARIANTS["random"]}  # drawn from the same seed
     study(tmp_path, 1, variants=variants)
-    assert "progressive seed 0, random seed 0 found the same cell" in sections.to_text(rq1.build(tmp_path))
+    assert "progressive seed 0, random seed 0 found the same cell" in sections.to_text(rq1.build(tmp_path, figures=False))
 
 
 def another_recipe(folder):
@@ -239,7 +239,7 @@ def test_evaluations_with_two_recipes_are_refused_by_name(tmp_path, capsys):
 def test_two_trials_of_one_variant_and_seed_are_refused(tmp_path):
     make_trial(study(tmp_path, 1), "again", "deep", shrink(VARIANTS["deep"], 2))
     with pytest.raises(ConfigError, match="two trials of variant deep, seed 0"):
-        rq1.build(tmp_path)
+        rq1.build(tmp_path, figures=False)
 
 
 def test_the_command_prints_the_main_table_and_three_sentences(three, capsys):
@@ -260,7 +260,7 @@ def test_a_missing_results_folder_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_a_folder_without_the_study_has_no_section_and_the_script_says_so(tmp_path, capsys):
-    assert rq1.build(tmp_path) is None
+    assert rq1.build(tmp_path, figures=False) is None
     with pytest.raises(SystemExit, match="2"):
         rq1.main(["--results", str(tmp_path)])
     assert "holds no study depth_gap" in capsys.readouterr().err

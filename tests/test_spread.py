@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pdarts_tune.statistics import brown_forsythe, relative_improvement, variance_components
+from pdarts_tune.statistics import brown_forsythe, proportion_interval, relative_improvement, variance_components
 
 
 def test_components_by_hand():
@@ -67,3 +67,14 @@ def test_relative_improvement_by_hand():
     assert relative_improvement(90.0, 100.0) == pytest.approx(-10.0)
     with pytest.raises(ValueError, match="no ratio"):
         relative_improvement(0.9, 0.0)
+
+
+def test_interval_of_a_proportion_by_hand():
+    # Wilson: centre (p + z^2/2n) / (1 + z^2/n), here with p = 1/2 and n = 4: 1/2; reach z sqrt(1/16 + z^2/64) / (1 + z^2/4).
+    z = 1.959964
+    reach = z * math.sqrt(1 / 16 + z**2 / 64) / (1 + z**2 / 4)
+    assert proportion_interval(2, 4) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-6)
+    assert proportion_interval(0, 3)[0] == 0.0
+    assert proportion_interval(0, 3)[1] > 0.5  # none of three says little
+    with pytest.raises(ValueError, match="4 of 3"):
+        proportion_interval(4, 3)

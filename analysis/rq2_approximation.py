@@ -1,0 +1,247 @@
+"""RQ2: does search space approximation keep quality while it cuts memory and time? Reads the tables of the study approximation.
+
+python analysis/rq2_approximation.py --results results
+
+Writes rq2.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/approximation/report` and prints the main table and what it
+supports. Which variant drops what is read from the configurations, so any study of other numbers of operations will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import frames
+from agreement_tables import mean_intervals
+from arms import Arms, drops, operations, read_arms
+from comparisons import COMPARISON_NOTES, compare_variants, conclude, pair_up
+from frames import StudyTables
+from pdarts_tune.figures import draw_learning_curves, draw_tradeoff
+from pdarts_tune.methods import trains_alphas
+from pdarts_tune.space import PRIMITIVES
+from pdarts_tune.statistics import mean_sd, non_inferiority
+from published_figures import PUBLISHED_NOTES, published_cifar
+from search_figures import SEARCH_NOTES, draw_search
+from sections import Section, run_script
+
+STUDY = "approximation"
+RNG_SEED = 0
+MEBIBYTE = 2**20
+
+# In points of test error, chosen before any result: about twice the standard deviation that Yang et al. (ICLR 2020) found between
+# runs of one method on CIFAR-10 (0.13 to 0.20), and less than what most papers of the field claim as progress.
+MARGIN = 0.3
+
+NOTES = SEARCH_NOTES | {
+    "variants": f"""\
+Means over seeds ± standard deviation over search seeds. *n*: searches started; *completed*; *out of memory* is a result, not a gap
+in the data. *dropped*: which operations go between stages. *peak*: most device memory that a search had in use at once. *s*: of
+search, on the study's device. {frames.NOTHING}: none, or not there yet.""",
+    "error_differences": COMPARISON_NOTES,
+    "seconds_differences": "Seconds of search, paired by seed; a question of its own.",
+    "peak_differences": "Peak memory of search in MiB, paired by seed; a question of its own.",
+    "non_inferiority": f"""\
+Is the error of a search that drops operations at most {MARGIN} points above that of one that drops none? Shown if the 95 % interval
+of the difference ends below the margin and the exact one-sided p of "{MARGIN} points worse or more" is below 0.025. The margin is
+the study's and was chosen before any result. Six pairs are the fewest that can show it. "Not shown" does not mean "worse".""",
+    "stages": "Means over seeds: peak memory, seconds, and the search network's accuracy at the end of each stage.",
+    "dropped": "Of the edges of completed searches, the share on which an operation was in a stage and not in the next.",
+    "tradeoff": "Points: means; bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
+    "learning_curves": "Search networks, epoch by epoch; bands from the lowest to the highest seed.",
+    "published": PUBLISHED_NOTES,
+}
+
+
+def build(results: Path, *, figures: bool = True) -> Section | None:
+    """The answer to RQ2; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
+    folder = frames.find_study(results, STUDY)
+    if folder is None:
+        return None
+    study = frames.load_study(folder)
+    arms = read_arms(study.trials)
+    if folder.name != STUDY and study.trials["operations"].nunique() < 2:
+        return None
+    measures = frames.measure_trials(study)
+    measures = measures.assign(peak_mebibytes=measures["peak_bytes"].astype(float) / MEBIBYTE)
+    rng = np.random.default_rng(RNG_SEED)
+    baseline = next((name for name, config in arms.items() if drops(config) and config.dropping == "lowest"), None)
+    missing = frames.list_missing(study, measures)
+    tables = {"variants": summarize(measures, arms)}
+    conclusion: tuple[str, ...] = ("No search drops its least probable operations, so there is nothing to compare.",)
+    if baseline is None:
+        missing.insert(0, "no trial of a search that drops its least probable operations between stages")
+    else:
+        tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
+        tables["non_inferiority"] = judge_dropping(measures, arms, rng)
+        searched = measures[
+            (measures["status"] == "completed") & measures["variant"].map(lambda name: trains_alphas(arms[name].method))
+        ]
+        tables["peak_differences"] = compare_variants(searched, "peak_mebibytes", baseline, rng)
+        tables["seconds_differences"] = compare_variants(searched, "seconds", baseline, rng)
+        hypothesis = "which operations are dropped, or whether any are, changes what is found"
+        conclusion = conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
+        conclusion += conclude_dropping(tables["non_inferiority"])
+    if measures["peak_mebibytes"].isna().all():
+        missing.append("peak memory was not measured on this device, so nothing is said about it")
+    tables["stages"] = summarize_stages(study)
+    tables["dropped"] = count_dropped(study)
+    tables["published"] = published_cifar()
+    return Section(
+        name="rq2",
+        title="RQ2: does search space approximation keep quality while it cuts memory and time?",
+        tables=tables,
+        figures=draw(study, measures, rng) | draw_search(study, baseline) if figures else {},
+        conclusion=conclusion,
+        missing=tuple(missing),
+        notes=NOTES,
+        about=frames.describe_study(study),
+    )
+
+
+def summarize(measures: pd.DataFrame, arms: Arms) -> pd.DataFrame:
+    """One row a variant: what it drops, its error and what its search cost."""
+    rows = []
+    for variant, trials in measures.groupby("variant", sort=False):
+        config = arms[str(variant)]
+        searched = trials[trials["status"] == "completed"]
+        row: dict[str, object] = {
+            "variant": variant,
+            "operations": "-".join(map(str, operations(config))) if trains_alphas(config.method) else None,
+            "dropped": config.dropping if drops(config) else None,
+            "batch": config.batch_size if trains_alphas(config.method) else pd.NA,
+            "n": len(trials),
+            "completed": len(searched),
+            "out_of_memory": int((trials["status"] == "out_of_memory").sum()),
+        }
+        for column, name in (
+            ("error_percent", "error_percent"),
+            ("peak_mebibytes", "peak_mebibytes"),
+            ("seconds", "search_seconds"),
+        ):
+            values = searched[column].dropna().astype(float)
+            row[name], row[f"{name}_sd"] = mean_sd(values) if len(values) else (np.nan, np.nan)
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"batch": "Int64"})
+
+
+def judge_dropping(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator) -> pd.DataFrame:
+    """Every search that drops operations against every one that keeps them all, in evaluation error, at the margin."""
+    keeping = [name for name, config in arms.items() if trains_alphas(config.method) and not drops(config)]
+    rows = []
+    for variant in (name for name, config in arms.items() if drops(config)):
+        for reference in keeping:
+            pairs = pair_up(measures, "error_percent", variant, reference)
+            if not len(pairs):
+                continue
+            found = non_inferiority(pairs[:, 0], pairs[:, 1], MARGIN, rng)
+            row = {"variant": variant, "against": reference, "n": found.n, "difference_points": found.mean_difference}
+            rows.append(
+                row
+                | {
+                    "upper_points": found.ci_high,
+                    "margin_points": MARGIN,
+                    "p": found.p_value,
+                    "min_p": found.min_p,
+                    "shown": found.shown,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def conclude_dropping(judged: pd.DataFrame) -> tuple[str, ...]:
+    if judged.empty:
+        return ("No search that keeps all operations shares a seed with one that drops some, so dropping cannot be judged.",)
+    shown = [f"{row['variant']} against {row['against']}" for row in judged.to_dict("records") if row["shown"]]
+    if shown:
+        return (f"Shown to cost less than {MARGIN} points of error: {', '.join(shown)}.",)
+    most = int(judged["n"].max())
+    reason = f"; {most} pairs cannot show it, six are needed" if most < 6 else ""
+    return (f"That dropping costs less than {MARGIN} points of error is not shown for any variant{reason}.",)
+
+
+def summarize_stages(study: StudyTables) -> pd.DataFrame:
+    """Memory, time and accuracy of each stage of each variant: means over its searches, as far as they came."""
+    per_trial = study.epochs.groupby(["variant", "trial_id", "stage"], sort=False, as_index=False).agg(
+        seconds=("seconds", "sum"), peak_bytes=("peak_bytes", "max"), accuracy=("validation_accuracy", "last")
+    )
+    per_trial = per_trial.assign(
+        peak_mebibytes=per_trial["peak_bytes"].astype(float) / MEBIBYTE, search_percent=100 * per_trial["accuracy"]
+    )
+    grouped = per_trial.groupby(["variant", "stage"], sort=False)
+    means = grouped[["peak_mebibytes", "seconds", "search_percent"]].mean()
+    means.insert(0, "n", grouped.size())
+    table = means.reset_index()
+    plans = study.trials.drop_duplicates("variant").set_index("variant")["operations"].str.split("-")
+    counts = [
+        int(plans[name][min(stage, len(plans[name])) - 1]) for name, stage in zip(table["variant"], table["stage"], strict=True)
+    ]
+    table.insert(2, "operations", counts)
+    return table
+
+
+def count_dropped(study: StudyTables) -> pd.DataFrame:
+    """What was dropped where: for each variant, cell and stage, the percentage of edges that lost each operation after it."""
+    kept = frames.read_candidates(study)
+    if kept.empty:
+        return pd.DataFrame()
+    following = kept.assign(stage=kept["stage"] - 1)[["trial_id", "stage", "cell", "edge", "operation"]]
+    joined = kept.merge(following, how="left", indicator=True)
+    joined["lost"] = 100.0 * (joined["_merge"] == "left_only")
+    last = joined.groupby("trial_id")["stage"].transform("max")
+    joined = joined[joined["stage"] < last]
+    grouped = joined.groupby(["variant", "stage", "cell", "operation"], sort=False, as_index=False)["lost"].sum()
+    searches = joined.groupby("variant")["trial_id"].nunique()
+    edges = joined["edge"].nunique()
+    grouped["lost"] = grouped["lost"] / (edges * grouped["variant"].map(searches))
+    if grouped.empty:
+        return pd.DataFrame()
+    table = grouped.pivot(index=["variant", "stage", "cell"], columns="operation", values="lost").fillna(0.0)
+    table = table[[name for name in PRIMITIVES if name in table.columns]]
+    table.columns = pd.Index([f"{name}_percent" for name in table.columns])
+    order = {name: index for index, name in enumerate(study.trials["variant"].unique())}
+    return table.reset_index().sort_values(
+        ["variant", "stage"], key=lambda column: column.map(order) if column.name == "variant" else column
+    )
+
+
+def draw(study: StudyTables, measures: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:
+    figures = {}
+    points = tradeoff_frame(measures, rng)
+    costs = {"peak_mebibytes": "peak memory of search, MiB", "seconds": "seconds of search"}
+    known = {cost: label for cost, label in costs.items() if points[cost].notna().any()}
+    if known and points["mean"].notna().any():
+        figures["tradeoff"] = draw_tradeoff(points, known)
+    if len(study.epochs):
+        figures["learning_curves"] = draw_learning_curves(frames.average_curves(study.epochs, "validation_accuracy"))
+    return figures
+
+
+def tradeoff_frame(measures: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """What `figures.draw_tradeoff` draws; the front is that of the means."""
+    searched = measures[measures["status"] == "completed"]
+    points = _interval(searched, "error_percent", rng).rename(columns={"ci_low": "low", "ci_high": "high"})
+    for cost in ("peak_mebibytes", "seconds"):
+        found = _interval(searched, cost, rng)
+        points[[cost, f"{cost}_low", f"{cost}_high"]] = found[["mean", "ci_low", "ci_high"]]
+        points[f"{cost}_front"] = [
+            not ((points["mean"] <= error) & (points[cost] <= spent) & ((points["mean"] < error) | (points[cost] < spent))).any()
+            for error, spent in zip(points["mean"], points[cost], strict=True)
+        ]
+    return points
+
+
+def _interval(trials: pd.DataFrame, column: str, rng: np.random.Generator) -> pd.DataFrame:
+    found = mean_intervals(trials, column, rng)
+    return found.assign(ci_low=found["ci_low"].fillna(found["mean"]), ci_high=found["ci_high"].fillna(found["mean"]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_script(build, STUDY, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""RQ3: do dropout on skip-connects and a limit on their number stabilise the search and improve what it finds?
+
+python analysis/rq3_regularization.py --results results
+
+Reads the tables of the study regularization, writes rq3.md, tables (CSV, LaTeX) and figures (PNG, SVG) to
+`<results>/regularization/report` and prints the main table and what it supports. Which variant has dropout, and at which limits M
+its cells were evaluated, is read from configurations and tables, so any study of them will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+import frames
+from agreement_tables import SPREAD_NOTES, mean_intervals, spread_table
+from arms import Arms, differences, has_skip_dropout, read_arms
+from comparisons import COMPARISON_NOTES, compare_pairs, compare_variants, conclude
+from frames import StudyTables, show
+from pdarts_tune.figures import draw_learning_curves, draw_limits
+from pdarts_tune.methods import trains_alphas
+from pdarts_tune.statistics import brown_forsythe, holm, mean_sd, proportion_interval
+from published_figures import PUBLISHED_NOTES, published_cifar
+from search_figures import SEARCH_NOTES, draw_search
+from sections import Section, run_script
+
+STUDY = "regularization"
+RNG_SEED = 0
+UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing
+
+NOTES = SEARCH_NOTES | {
+    "two_by_two": """\
+Dropout on skip-connects (the first variant that has it, and the one that differs from it in nothing else) against refinement (the
+limit M of the configuration, and 8, which is none). Mean test error over search seeds ± standard deviation. Refinement changes what
+is derived from a search, not the search, so both columns are of the same searches.""",
+    "effects": """\
+From the 2 x 2 table, in points of test error, paired by seed. *dropout*: with minus without, mean over both limits. *refinement*:
+refined minus as derived, mean over both. *interaction*: effect of dropout on refined cells minus that on cells as derived. """
+    + COMPARISON_NOTES,
+    "error_differences": "Every variant at its own M, minus the first with dropout. " + COMPARISON_NOTES,
+    "by_limit": "Test error of the cells derived at each limit M, and the skip-connects that their normal cells have.",
+    "collapse": """\
+Searches whose normal cell, before refinement, was more than half skip-connects (5 of 8): at the end of the last stage, and at any
+epoch. Intervals: Wilson, 95 %.""",
+    "spread_between_seeds": """\
+Standard deviation of the test error over search seeds, and the Brown-Forsythe test of equal spreads against the first variant with
+dropout (Holm-adjusted; it needs three seeds on both sides and has little power below ten).""",
+    "spread": SPREAD_NOTES,
+    "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest seed.",
+    "eigenvalue": "Largest eigenvalue of the validation loss's Hessian by the alphas, where it was measured.",
+    "limits": "Bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
+    "learning_curves": "Search networks, epoch by epoch; bands from the lowest to the highest seed.",
+    "published": PUBLISHED_NOTES,
+}
+
+
+def build(results: Path, *, figures: bool = True) -> Section | None:
+    """The answer to RQ3; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
+    folder = frames.find_study(results, STUDY)
+    if folder is None:
+        return None
+    study = frames.load_study(folder)
+    arms = read_arms(study.trials)
+    limits, partial = measure_limits(study)
+    if folder.name != STUDY and study.trials["skip_dropout"].nunique() < 2 and limits["max_skips"].nunique() < 2:
+        return None
+    measures = frames.measure_trials(study)
+    rng = np.random.default_rng(RNG_SEED)
+    baseline = next((name for name, config in arms.items() if has_skip_dropout(config)), None)
+    plain = find_plain(arms, baseline)
+    missing = frames.list_missing(study, measures) + partial
+    tables: dict[str, pd.DataFrame] = {}
+    conclusion: tuple[str, ...] = ()
+    if baseline is None or plain is None:
+        missing.insert(0, "no two variants that differ in nothing but dropout on skip-connects, so there is no 2 x 2 table")
+    else:
+        refined = arms[baseline].max_skips
+        tables["two_by_two"] = cross(limits, baseline, plain, refined)
+        tables["effects"] = compare_pairs(contrasts(limits, baseline, plain, refined), rng, "effect")
+        conclusion += conclude_effects(tables["effects"], refined)
+        if not (limits["max_skips"] == UNLIMITED).any():
+            missing.append(f"no cell was evaluated at M = {UNLIMITED}, so refinement cannot be judged")
+    tables["variants"] = summarize(measures)
+    if baseline is not None:
+        tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
+        hypothesis = "another regularizer than the first variant's changes what is found"
+        conclusion += conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
+        tables["spread_between_seeds"] = compare_spreads(measures, baseline)
+    tables["by_limit"] = summarize_limits(limits)
+    tables["collapse"] = count_collapses(study)
+    tables["spread"] = spread_table(study, measures)
+    tables["published"] = published_cifar()
+    return Section(
+        name="rq3",
+        title="RQ3: do dropout and a limit on skip-connects stabilise the search and improve what it finds?",
+        tables=tables,
+        figures=draw(study, limits, rng) | draw_search(study, baseline) if figures else {},
+        conclusion=conclusion or ("No variant has dropout on skip-connects, so there is nothing to compare.",),
+        missing=tuple(missing),
+        notes=NOTES,
+        about=frames.describe_study(study),
+    )
+
+
+def find_plain(arms: Arms, baseline: str | None) -> str | None:
+    """The variant that is the baseline without dropout on skip-connects, and nothing else."""
+    if baseline is None:
+        return None
+    for name, config in arms.items():
+        apart = differences(config, arms[baseline])
+        if apart == {"skip_dropout"} and not has_skip_dropout(config) and trains_alphas(config.method):
+            return name
+    return None
+
+
+def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
+    """One row a completed trial and limit M at which its last cell was evaluated, with error_percent; and what was left out.
+
+    A cell can have been evaluated by chance: at a limit that changes nothing it is the cell of another limit. Were such rows kept,
+    a limit would be judged by the searches that have few skip-connects. So a limit counts only where all evaluated searches of a
+    variant have it.
+    """
+    done = study.derived[study.derived["status"] == "completed"]
+    last = done[done["stage"] == done.groupby("trial_id")["stage"].transform("max")]
+    evaluated = frames.evaluate_cells(study, last)
+    evaluated = evaluated[evaluated["evaluations"] > 0]
+    searches = evaluated.groupby("variant")["trial_id"].nunique()
+    counts = evaluated.groupby(["variant", "max_skips"], sort=False)["trial_id"].transform("size")
+    whole = counts == evaluated["variant"].map(searches)
+    partial = evaluated[~whole & evaluated["max_skips"].eq(UNLIMITED)].groupby("variant", sort=False)["trial_id"].size()
+    lines = [
+        f"{variant}: {count} of {searches[str(variant)]} searches evaluated at M = {UNLIMITED}, left out there"
+        for variant, count in partial.items()
+    ]
+    return evaluated[whole], lines
+
+
+def cross(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> pd.DataFrame:
+    """The 2 x 2 table: a row with dropout and one without, errors as derived and refined."""
+    rows = []
+    for variant, name in ((dropout, "with dropout"), (plain, "without dropout")):
+        row: dict[str, object] = {"search": name, "variant": variant}
+        for limit, column in ((UNLIMITED, "as_derived_percent"), (refined, f"at_most_{refined}_skips_percent")):
+            errors = limits.loc[(limits["variant"] == variant) & (limits["max_skips"] == limit), "error_percent"]
+            row[f"n_{limit}"] = len(errors)
+            row[column], row[f"{column}_sd"] = mean_sd(errors) if len(errors) else (np.nan, np.nan)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def contrasts(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> Mapping[str, NDArray[np.float64]]:
+    """Both sides of each effect of the 2 x 2 table, one row a seed that all four cells of the table have."""
+    chosen = limits[limits["variant"].isin((dropout, plain)) & limits["max_skips"].isin((refined, UNLIMITED))]
+    wide = chosen.pivot(index=["seed", "split_seed"], columns=["variant", "max_skips"], values="error_percent")
+    wide = wide.reindex(columns=pd.MultiIndex.from_product([(dropout, plain), (refined, UNLIMITED)])).dropna()
+    with_refined, with_derived, plain_refined, plain_derived = wide.to_numpy(dtype=float).T
+    return {
+        "dropout": np.column_stack([(with_refined + with_derived) / 2, (plain_refined + plain_derived) / 2]),
+        "refinement": np.column_stack([(with_refined + plain_refined) / 2, (with_derived + plain_derived) / 2]),
+        "interaction": np.column_stack([with_refined - plain_refined, with_derived - plain_derived]),
+    }
+
+
+def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
+    names = {"dropout": "dropout", "refinement": f"refinement to {refined} skip-connects", "interaction": "their interaction"}
+    rows = effects.to_dict("records")
+    if not rows[0]["n"]:
+        return ("No seed has all four cells of the 2 x 2 table, so neither regularizer can be judged.",)
+    claimed = [f"{names[row['effect']]} {show(row['difference'], 2, True)} points" for row in rows if row["claimed"]]
+    others = [
+        names[row["effect"]] + (f" ({show(row['detectable'], 2)} points could have been seen)" if row["n"] > 1 else "")
+        for row in rows
+        if not row["claimed"]
+    ]
+    shown = f"Shown in evaluation error: {'; '.join(claimed)}." if claimed else "No effect of either regularizer is shown."
+    return (shown, f"Not shown with n = {rows[0]['n']}: {', '.join(others)}.") if others else (shown,)
+
+
+def summarize(measures: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for variant, trials in measures.groupby("variant", sort=False):
+        row: dict[str, object] = {"variant": variant, "seeds": len(trials), "evaluated": int(trials["error_percent"].count())}
+        row["skip_dropout"] = trials["skip_dropout"].iloc[0] if trials["search_accuracy"].notna().any() else None
+        row["max_skips"] = int(trials["max_skips"].iloc[0])
+        for column in ("error_percent", "skips", "depth"):
+            values = trials.loc[trials["status"] == "completed", column].dropna().astype(float)
+            row[column], row[f"{column}_sd"] = mean_sd(values) if len(values) else (np.nan, np.nan)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summarize_limits(limits: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (variant, limit), cells in limits.groupby(["variant", "max_skips"], sort=False):
+        mean, sd = mean_sd(cells["error_percent"])
+        skips = float(cells["skips"].mean())
+        row = {"variant": variant, "max_skips": limit, "n": len(cells), "skips": skips}
+        rows.append(row | {"error_percent": mean, "error_percent_sd": sd})
+    return pd.DataFrame(rows)
+
+
+def count_collapses(study: StudyTables) -> pd.DataFrame:
+    """Collapsed searches of each variant, of those completed."""
+    completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
+    epochs = study.epochs[study.epochs["trial_id"].isin(completed)]
+    per_trial = epochs.groupby(["variant", "trial_id"], sort=False)["collapsed"].agg(["last", "any"]).reset_index()
+    rows = []
+    for variant, trials in per_trial.groupby("variant", sort=False):
+        ended, n = int(trials["last"].sum()), len(trials)
+        low, high = proportion_interval(ended, n)
+        row = {"variant": variant, "n": n, "collapsed_at_end": ended, "rate_percent": 100 * ended / n}
+        rows.append(row | {"low_percent": 100 * low, "high_percent": 100 * high, "at_any_epoch": int(trials["any"].sum())})
+    return pd.DataFrame(rows)
+
+
+def compare_spreads(measures: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Between-seed standard deviation of each variant, and whether it differs from the baseline's."""
+    errors = {name: trials["error_percent"].dropna().to_numpy(float) for name, trials in measures.groupby("variant", sort=False)}
+    rows = []
+    for variant, values in errors.items():
+        sd = mean_sd(values)[1] if len(values) else np.nan
+        both = variant != baseline and min(len(values), len(errors[baseline])) > 0
+        p = brown_forsythe(values, errors[baseline]) if both else np.nan
+        rows.append({"variant": variant, "n": len(values), "between_seeds_points": sd, "p": p})
+    table = pd.DataFrame(rows)
+    tested = table["p"].notna()
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
+    return table.reindex(columns=["variant", "n", "between_seeds_points", "p", "p_holm"])
+
+
+def draw(study: StudyTables, limits: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:
+    figures = {}
+    points = limits_frame(limits, rng)
+    if len(points):
+        figures["limits"] = draw_limits(points)
+    if len(study.epochs):
+        skips = frames.average_curves(study.epochs, "normal_skip_count")
+        figures["skips"] = draw_learning_curves(skips, "skip-connects of the normal cell", 1)
+        figures["learning_curves"] = draw_learning_curves(frames.average_curves(study.epochs, "validation_accuracy"))
+    measured = study.epochs.dropna(subset=["hessian_eigenvalue"])
+    if len(measured):
+        curves = frames.average_curves(measured, "hessian_eigenvalue")
+        figures["eigenvalue"] = draw_learning_curves(curves, "largest eigenvalue of the Hessian", 1)
+    return figures
+
+
+def limits_frame(limits: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """What `figures.draw_limits` draws: variants that were evaluated at more than one limit."""
+    several = limits.groupby("variant")["max_skips"].transform("nunique") > 1
+    parts = []
+    for limit, cells in limits[several].groupby("max_skips"):
+        found = mean_intervals(cells, "error_percent", rng).assign(max_skips=limit)
+        parts.append(found.assign(low=found["ci_low"].fillna(found["mean"]), high=found["ci_high"].fillna(found["mean"])))
+    return pd.concat(parts) if parts else pd.DataFrame()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_script(build, STUDY, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    main()

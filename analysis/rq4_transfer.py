@@ -1,0 +1,248 @@
+"""RQ4: do cells found on CIFAR transfer to ImageNet (mobile setting), and is their ranking stable under other recipes?
+
+python analysis/rq4_transfer.py --results results
+
+Reads the tables of the study transfer, writes rq4.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/transfer/report` and
+prints the main table and what it supports. A setting is a data set with a recipe; figures of two settings are correlated and never
+averaged.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import frames
+from comparisons import LEVEL
+from frames import StudyTables, show
+from pdarts_tune.figures import draw_genotype, draw_transfer
+from pdarts_tune.genotype import Genotype
+from pdarts_tune.results import read_rows
+from pdarts_tune.statistics import holm, kendall_tau, mean_sd, partial_correlation
+from published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
+from sections import Section, run_script
+
+STUDY = "transfer"
+GATE_MILLIONS = 600.0  # of the mobile setting (Chen et al., 2019, section 4.4)
+
+NOTES = {
+    "cells": f"""\
+The papers' layout: a row a cell of a search seed, test error of the last epoch (mean over evaluation seeds ± standard deviation) in
+each setting, which is a data set with a recipe. Columns of two settings cannot be compared with each other, only their order of the
+cells. {frames.NOTHING}: not evaluated there.""",
+    "imagenet": f"""\
+In the mobile setting: top-1 and top-5 test error, and what the evaluated network costs. *macs*: multiply-accumulates of
+convolutions and linear layers for one image; the papers' multiply-adds, which the gate of {GATE_MILLIONS:.0f}M counts, are up to a
+few percent more. *runs*: evaluations finished; *refused or failed*: not, with the reason below.""",
+    "correlations": """\
+How alike two settings order the cells. *tau*: Kendall's, with its 95 % interval; *seed tau*: between two evaluations of the same
+cells in the second setting that differ in the seed alone, the most that can be expected; *disattenuated*: tau without that noise.
+*partial*: Spearman's correlation of the errors with parameters and multiply-accumulates partialled out, with its p and the
+Holm-adjusted one: what two settings agree on beyond "larger is better". It needs at least 6 cells.""",
+    "size": "Spearman's correlation of the test error with the size of the network in each setting: negative if larger is better.",
+    "published": PUBLISHED_NOTES,
+    "published_on_imagenet": TRANSFER_NOTES,
+}
+
+
+def build(results: Path, *, figures: bool = True) -> Section | None:
+    """The answer to RQ4; None where `results` has no data for it.
+
+    Raises:
+        ConfigError: the study cannot be read, or two recipes of one name differ (see frames.load_study).
+    """
+    folder = frames.find_study(results, STUDY)
+    if folder is None:
+        return None
+    study = frames.load_study(folder, several_settings=True)
+    evaluations = name_settings(study)
+    if folder.name != STUDY and evaluations["setting"].nunique() < 2:
+        return None
+    cells = name_cells(study)
+    finished = evaluations[evaluations["status"] == "completed"]
+    settings = list(evaluations["setting"].unique())
+    errors = {name: table_of(finished, name) for name in settings}
+    correlations = correlate(errors, cells)
+    tables = {"cells": summarize(cells, errors)}
+    mobile = [name for name in settings if (evaluations.loc[evaluations["setting"] == name, "stem"] == "imagenet").all()]
+    if mobile:
+        tables["imagenet"] = summarize_mobile(cells, evaluations[evaluations["setting"].isin(mobile)])
+    tables["correlations"] = correlations
+    tables["size"] = correlate_size(errors, cells)
+    tables["published_on_imagenet"] = published_imagenet()
+    tables["published"] = published_cifar()
+    missing = list_missing(study, cells, evaluations)
+    if not mobile:
+        missing.insert(0, "no evaluation in the mobile setting, so nothing is said about ImageNet itself")
+    return Section(
+        name="rq4",
+        title="RQ4: do cells found on CIFAR transfer to ImageNet, and is their ranking stable under other recipes?",
+        tables=tables,
+        figures=draw(study, cells, errors) if figures else {},
+        conclusion=conclude(correlations, settings),
+        missing=tuple(missing),
+        notes=NOTES,
+        about=frames.describe_study(study),
+    )
+
+
+def name_settings(study: StudyTables) -> pd.DataFrame:
+    """The evaluations with their `setting`, "<data>, <recipe>", in the order in which they were started."""
+    evaluations = study.evaluations
+    return evaluations.assign(setting=evaluations["data"] + ", " + evaluations["recipe"])
+
+
+def name_cells(study: StudyTables) -> pd.DataFrame:
+    """One row a distinct cell of completed trials: name, genotype_id, trial_id, params, macs (CIFAR setting)."""
+    done = study.cells[study.cells["status"] == "completed"]
+    last = done[done["stage"] == done.groupby("trial_id")["stage"].transform("max")]
+    several = last.groupby("variant")["trial_id"].transform("nunique") > 1
+    names = last["variant"].where(~several, last["variant"] + ", seed " + last["seed"].astype(str))
+    cells = last.assign(name=names).drop_duplicates("genotype_id")
+    return cells[["name", "genotype_id", "trial_id", "params", "macs", "skips"]].reset_index(drop=True)
+
+
+def table_of(finished: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """Test error in one setting, percent: a row a genotype, a column an evaluation seed."""
+    chosen = finished[finished["setting"] == setting]
+    return 100 * (1 - chosen.pivot_table(index="genotype_id", columns="seed", values="accuracy"))
+
+
+def summarize(cells: pd.DataFrame, errors: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The papers' table: a row a cell, a column a setting."""
+    table = pd.DataFrame({"cell": cells["name"], "params_millions": cells["params"] / 1e6, "skips": cells["skips"]})
+    for setting, found in errors.items():
+        column = f"{setting}: error_percent"
+        spreads = [mean_sd(found.loc[key].dropna()) if key in found.index else (np.nan, np.nan) for key in cells["genotype_id"]]
+        table[column] = [mean for mean, _ in spreads]
+        table[f"{column}_sd"] = [sd for _, sd in spreads]
+    return table
+
+
+def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Cells in the mobile setting: errors, cost, and whether they pass the gate."""
+    rows = []
+    for (setting, genotype_id), runs in evaluations.groupby(["setting", "genotype_id"], sort=False):
+        name = cells.loc[cells["genotype_id"] == genotype_id, "name"]
+        if name.empty:
+            continue
+        done = runs[runs["status"] == "completed"]
+        macs = runs["macs"].dropna().astype(float) / 1e6
+        row: dict[str, object] = {
+            "cell": name.iloc[0],
+            "setting": setting,
+            "runs": len(done),
+            "refused_or_failed": len(runs) - len(done),
+        }
+        row |= {"top1_percent": 100 * (1 - done["accuracy"].astype(float)).mean()}
+        row |= {"top5_percent": 100 * (1 - done["top5_accuracy"].astype(float)).mean()}
+        row |= {"params_millions": runs["params"].astype(float).mean() / 1e6, "macs_millions": macs.mean()}
+        rows.append(row | {"under_gate": bool((macs <= GATE_MILLIONS).all()) if len(macs) else pd.NA})
+    return pd.DataFrame(rows)
+
+
+def correlate(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
+    """How alike each two settings order the cells that were evaluated in both with the same seeds."""
+    rows = []
+    sizes = cells.set_index("genotype_id")[["params", "macs"]].astype(float)
+    for first, second in itertools.combinations(errors, 2):
+        one, other = errors[first].mean(axis=1), errors[second].dropna()
+        known = one.index.intersection(other.index).intersection(sizes.index)
+        row: dict[str, object] = {"setting": first, "with": second, "n": len(known)}
+        if len(known) > 1:
+            tau = kendall_tau(one[known], other.loc[known].to_numpy())
+            row |= {"tau": tau.tau, "ci_low": tau.ci_low, "ci_high": tau.ci_high}
+            row |= {"seed_tau": tau.seed_tau, "disattenuated": tau.disattenuated}
+            partial = partial_correlation(one[known], other.loc[known].mean(axis=1), sizes.loc[known].to_numpy())
+            row |= {"partial": partial.correlation, "p": partial.p_value} if len(known) > 5 else {}
+        rows.append(row)
+    names = ["setting", "with", "n", "tau", "ci_low", "ci_high", "seed_tau", "disattenuated", "partial", "p", "p_holm"]
+    table = pd.DataFrame(rows).reindex(columns=names).astype(dict.fromkeys(names[3:], float))
+    tested = table["p"].notna()
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
+    return table
+
+
+def correlate_size(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    sizes = cells.set_index("genotype_id")
+    for setting, found in errors.items():
+        known = found.index.intersection(sizes.index)
+        for column, name in (("params", "parameters"), ("macs", "multiply-accumulates")):
+            if len(known) > 2:
+                result = partial_correlation(found.loc[known].mean(axis=1), sizes.loc[known, column].astype(float))
+                row = {"setting": setting, "with": name, "n": result.n, "correlation": result.correlation}
+                rows.append(row | {"ci_low": result.ci_low, "ci_high": result.ci_high, "p": result.p_value})
+    return pd.DataFrame(rows)
+
+
+def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, ...]:
+    known = correlations[correlations["tau"].notna()]
+    if known.empty:
+        return (f"Cells were evaluated in {len(settings)} setting(s) so far and none share two cells, so nothing can be said yet.",)
+    sentences = []
+    for row in known.to_dict("records"):
+        pair = f"{row['setting']} and {row['with']}"
+        if not row["ci_low"] > 0:
+            reach = "with fewer than 5 cells no interval can be given" if np.isnan(row["ci_low"]) else "the interval holds 0"
+            sentences.append(
+                f"{pair}: agreement in the order of {row['n']} cells is not shown (tau {show(row['tau'], 2, True)}; {reach})."
+            )
+            continue
+        beyond = "not shown to go" if not row["p_holm"] < LEVEL else "shown to go"
+        interval = frames.show_interval(row["ci_low"], row["ci_high"], 2)
+        sentences.append(
+            f"{pair} order {row['n']} cells alike (tau {show(row['tau'], 2, True)}, 95 % interval {interval}); "
+            f"{beyond} beyond what parameters and multiply-accumulates explain."
+        )
+    return tuple(sentences)
+
+
+def list_missing(study: StudyTables, cells: pd.DataFrame, evaluations: pd.DataFrame) -> list[str]:
+    """Trials without a cell, cells without an evaluation in a setting, and evaluations that failed or were refused."""
+    lines = [
+        f"{trial['variant']}, seed {trial['seed']}: {trial['status']}"
+        for trial in study.trials.to_dict("records")
+        if trial["status"] != "completed"
+    ]
+    for setting, runs in evaluations.groupby("setting", sort=False):
+        finished = runs[runs["status"] == "completed"].groupby("genotype_id").size()
+        for cell in cells.to_dict("records"):
+            own = runs[runs["genotype_id"] == cell["genotype_id"]]
+            if own.empty:
+                lines.append(f"{cell['name']}: not evaluated in {setting}")
+            lines += [f"{cell['name']}, {setting}: {frames.first_line(failure)}" for failure in own["failure"].dropna().unique()]
+            if len(own) and finished.get(cell["genotype_id"], 0) < runs["seed"].nunique():
+                lines.append(
+                    f"{cell['name']}, {setting}: {finished.get(cell['genotype_id'], 0)} of {runs['seed'].nunique()} seeds finished"
+                )
+    if evaluations["seed"].nunique() < 2:
+        lines.append("a single evaluation seed, so the order of cells cannot be told from seed noise")
+    return lines
+
+
+def draw(study: StudyTables, cells: pd.DataFrame, errors: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+    figures = {}
+    for index, (first, second) in enumerate(itertools.combinations(errors, 2), start=1):
+        one, other = errors[first].mean(axis=1), errors[second].mean(axis=1)
+        points = cells.assign(x=cells["genotype_id"].map(one), y=cells["genotype_id"].map(other)).dropna(subset=["x", "y"])
+        if len(points):
+            figures[f"transfer_{index}"] = draw_transfer(points, first, second)
+    for cell in cells.head(1).to_dict("records"):
+        rows = read_rows(study.folder, "genotypes", cell["trial_id"])
+        text = next(row["genotype"] for row in rows if row["genotype_id"] == cell["genotype_id"])
+        figures["first_cell"] = draw_genotype(Genotype.parse(text), cell["name"])
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run_script(build, STUDY, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    main()
