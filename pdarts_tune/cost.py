@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdarts_tune.config import SearchConfig
+from pdarts_tune.config import EvalConfig, SearchConfig
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.methods import Method, SecondOrder, Snas, trains_alphas
 from pdarts_tune.network import EvalNetwork, NetworkConfig
@@ -117,8 +117,7 @@ def predict_stage_bytes(
     decides.
     """
     if space is None:
-        cell = tuple(_evenly(edge, stage.operations) for edge in range(len(EDGES)))
-        space = SearchSpace(cell, cell)
+        space = even_space(stage.operations)
     # Mixed precision does not know the meta device; fake tensors, which are slower, say that they are on a real one.
     with FakeTensorMode() if config.execution.precision == "bf16" else torch.device("meta"):
         network = build_network(config, space, stage.cells, num_classes, in_channels, seed=0)
@@ -141,6 +140,22 @@ def _trained_together(method: Method) -> list[tuple[bool, bool]]:
     if isinstance(method, Snas | SecondOrder):
         return [(True, True)]
     return [(True, False), (False, True)] if trains_alphas(method) else [(True, False)]
+
+
+def predict_evaluation_bytes(genotype: Genotype, shape: NetworkConfig, config: EvalConfig) -> int:
+    """The memory that a training step of a genotype's network takes, in bytes, from shapes alone: what is saved for backward at
+    its fullest, weights with their gradients and momenta, and running statistics."""
+    with torch.device("meta"):
+        network = EvalNetwork(genotype, shape, auxiliary=config.auxiliary_weight > 0)
+        images = torch.empty(config.batch_size, shape.in_channels, shape.image_size, shape.image_size)
+        saved = saved_bytes(lambda: network(images))
+    return saved + sum(buffer.nbytes for buffer in network.buffers()) + 3 * sum(p.nbytes for p in network.parameters())
+
+
+def even_space(operations: int) -> SearchSpace:
+    """A search space with so many operations on every edge, each operation on about as many edges."""
+    cell = tuple(_evenly(edge, operations) for edge in range(len(EDGES)))
+    return SearchSpace(cell, cell)
 
 
 def _evenly(edge: int, operations: int) -> tuple[str, ...]:

@@ -54,8 +54,8 @@ class Arguments:
     """Searches per variant."""
     evaluation_seeds: int | None = None
     """Trainings from scratch per distinct genotype."""
-    gpus_per_trial: float = 1.0
-    """GPUs for each trial where the cluster has any; 0.5 puts two trials on one."""
+    gpus_per_trial: float | None = None
+    """GPUs for each trial where the cluster has any; 0.5 puts two trials on one. Without it, as follows from predicted memory."""
     max_failures: int = 2
     """How often a trial that fails or loses its process is started again, from its last epoch."""
     execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = DEFAULT_EXECUTION
@@ -70,7 +70,11 @@ class Arguments:
     tracking_uri: str | None = None
     """MLflow store or server; without it, a sqlite file in the results folder."""
     dry_run: bool = False
-    """Print the trials and what each changes, then stop."""
+    """Print the trials, what each changes, and the bytes, seconds and disk that the study will take; then stop."""
+    probe_seconds: float = 120.0
+    """How long a dry run may time steps on this device; stages that it does not get to are scaled from the others. 0: no times."""
+    print_config: bool = False
+    """Print the whole study as it is resolved, as JSON, then stop."""
 
 
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:
@@ -93,6 +97,16 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
         if settings.dry_run:
             _check_inputs(plan, settings)
             print(describe(plan, settings.results / study.name))
+            from pdarts_tune.forecast import forecast_here
+
+            print(f"\n{forecast_here(plan, settings.probe_seconds)}")
+            return
+        if settings.print_config:
+            print(
+                json.dumps(
+                    _check_inputs(plan, settings) | {"seeds": plan.seeds, "evaluation_seeds": plan.evaluation_seeds}, indent=1
+                )
+            )
             return
         failed = run_study(plan, settings)
     except ConfigError as error:
@@ -152,7 +166,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
 
 def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     """Everything that can be known to be wrong before work starts. Returns the definition that the folder shall remember."""
-    if settings.gpus_per_trial <= 0:
+    if settings.gpus_per_trial is not None and settings.gpus_per_trial <= 0:
         raise ConfigError(f"gpus_per_trial: {settings.gpus_per_trial} is wrong, it must be more than 0")
     if settings.max_failures < 0:
         raise ConfigError(f"max_failures: {settings.max_failures} is wrong, it must be at least 0")
@@ -198,8 +212,12 @@ def _find_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
 
 def _run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str, plan: Plan, folder: Path, sweep: Sweep) -> int:
     """Runs those of the trials that the table does not hold as completed or over their limit; returns how many failed."""
+    from pdarts_tune.forecast import predict_needs
+
     finished = _finished(folder, table) | (over_limit(folder) if table == "trials" else set())
-    specs = [_spec(trial, plan, folder, sweep.threads) for trial in trials if trial.trial_id not in finished]
+    missing = [trial for trial in trials if trial.trial_id not in finished]
+    needs = predict_needs(missing) if sweep.grants.gpu_bytes else {}
+    specs = [_spec(trial, plan, folder, sweep, needs.get(trial.trial_id, 0)) for trial in missing]
     return sweep.run(specs, what, total=len(trials))
 
 
@@ -252,7 +270,7 @@ def over_limit(folder: Path) -> set[str]:
     return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError")])
 
 
-def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, threads: int) -> dict[str, Any]:
+def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, sweep: Sweep, needed_bytes: int) -> dict[str, Any]:
     from pdarts_tune.trainable import TrialSpec
 
     if isinstance(trial, SearchTrial):
@@ -267,8 +285,9 @@ def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, threads: int
             study_dir=str(folder),
             config=to_dict(trial.config),
             genotype=genotype,
-            threads=threads,
+            threads=sweep.threads(needed_bytes),
             commit=_commit(),
+            needed_bytes=needed_bytes,
         )
     )
 

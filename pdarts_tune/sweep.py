@@ -22,10 +22,33 @@ for _name, _value in {
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from pdarts_tune.config import ConfigError  # noqa: E402
+from pdarts_tune.packing import gpu_fraction  # noqa: E402
 from pdarts_tune.progress import Progress  # noqa: E402
 from pdarts_tune.trainable import record_failure, run_trial  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Grants:
+    """What a trial is given of the cluster."""
+
+    nodes: Sequence[Mapping[str, float]]  # what each has
+    gpus_per_trial: float | None  # None: as follows from the memory that a trial needs
+    gpu_bytes: int | None  # of the smallest GPU, where that is known
+
+    def resources(self, needed_bytes: int) -> dict[str, float]:
+        """For a trial that needs so many bytes on its device; 0: nobody knows. Raises ConfigError: no node has so much."""
+        gpus = self.gpus_per_trial
+        if gpus is None:
+            gpus = gpu_fraction(needed_bytes, self.gpu_bytes) if self.gpu_bytes and needed_bytes else 1.0
+        return trial_resources(self.nodes, gpus)
+
+    def request(self, config: dict[str, Any]) -> Any:
+        """The same in the form in which Tune asks for each trial."""
+        asked = self.resources(config["trial"]["needed_bytes"])
+        return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in asked.items()}])
 
 
 @dataclass(frozen=True)
@@ -36,26 +59,26 @@ class Sweep:
     """
 
     folder: Path
-    resources: Mapping[str, float]  # of one trial
+    grants: Grants
     max_failures: int
     changed: Callable[[str], None]
 
-    @property
-    def threads(self) -> int:
-        return int(self.resources["cpu"])
+    def threads(self, needed_bytes: int) -> int:
+        """The CPUs of a trial that needs so much memory."""
+        return int(self.grants.resources(needed_bytes)["cpu"])
 
-    @property
-    def slots(self) -> int:
-        """How many trials run at the same time."""
-        device = "gpu" if self.resources.get("gpu") else "cpu"
-        return max(1, int(ray.cluster_resources().get(device.upper(), 1) / self.resources[device]))
+    def slots(self, specs: Sequence[dict[str, Any]]) -> int:
+        """How many of the trials run at the same time, if all were like the smallest."""
+        resources = self.grants.resources(min((spec["needed_bytes"] for spec in specs), default=0))
+        device = "gpu" if resources.get("gpu") else "cpu"
+        return max(1, int(ray.cluster_resources().get(device.upper(), 1) / resources[device]))
 
     def run(self, specs: Sequence[dict[str, Any]], what: str, total: int) -> int:
         """Runs the trials and returns how many failed for good. `total` counts those of the study, finished ones included."""
-        with Progress(what, total, total - len(specs), self.slots) as progress:
+        with Progress(what, total, total - len(specs), self.slots(specs)) as progress:
             if specs:
                 tune.Tuner(
-                    tune.with_resources(run_trial, dict(self.resources)),
+                    tune.with_resources(run_trial, self.grants.request),
                     param_space={"trial": tune.grid_search(list(specs))},
                     tune_config=tune.TuneConfig(trial_name_creator=_trial_id, trial_dirname_creator=_trial_id, reuse_actors=True),
                     run_config=tune.RunConfig(
@@ -119,7 +142,7 @@ def _reason(trial: Any) -> str:
 
 @contextmanager
 def open_sweep(
-    folder: Path, address: str | None, gpus_per_trial: float, max_failures: int, changed: Callable[[str], None]
+    folder: Path, address: str | None, gpus_per_trial: float | None, max_failures: int, changed: Callable[[str], None]
 ) -> Iterator[Sweep]:
     """Connects to a Ray cluster, or starts Ray on this machine, for as long as the context lasts.
 
@@ -139,10 +162,30 @@ def open_sweep(
             raise ConfigError(f"address: no Ray cluster at {address!r} ({str(error).splitlines()[0]})") from None
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield Sweep(folder, trial_resources(nodes, gpus_per_trial), max_failures, changed)
+        grants = Grants(nodes, gpus_per_trial, _smallest_gpu_bytes() if gpus_per_trial is None else None)
+        grants.resources(0)  # refuses what no node has before anything runs
+        yield Sweep(folder, grants, max_failures, changed)
     finally:
         ray.shutdown()
     shutil.rmtree(folder / "ray", ignore_errors=True)
+
+
+def _smallest_gpu_bytes() -> int | None:
+    """The memory of the smallest of the nodes' GPUs; None where there are none, or none that CUDA knows."""
+    asked = [
+        _gpu_bytes.options(num_gpus=0.01, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU")
+    ]
+    sizes = ray.get(asked)
+    return min(sizes) if sizes and None not in sizes else None
+
+
+@ray.remote(num_cpus=0)
+def _gpu_bytes() -> int | None:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float) -> dict[str, float]:
@@ -152,6 +195,9 @@ def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float)
         ConfigError: no node can ever give so much; Ray would wait for ever.
     """
     most = max((node.get("GPU", 0) for node in nodes), default=0)
+    cpus = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) == most), default=0)
+    if cpus < 1:
+        raise ConfigError(f"address: a trial takes 1 CPU, the largest {'GPU ' if most else ''}node has {cpus:g}")
     if not most:
         return {"cpu": 1}
     if gpus_per_trial > most:

@@ -58,6 +58,7 @@ class TrialSpec:
     genotype: str  # of an evaluation; empty for a search
     threads: int  # the CPUs that the trial was given
     commit: str
+    needed_bytes: int = 0  # on the device, as predicted; 0: not predicted
 
     @property
     def eval_job(self) -> EvalJob:

@@ -148,6 +148,31 @@ def test_a_request_that_no_node_can_meet_is_refused():
         sweep.trial_resources([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 2.0}], 4.0)
 
 
+def test_a_trial_needs_a_cpu_beside_its_gpu():
+    with pytest.raises(ConfigError, match="a trial takes 1 CPU, the largest GPU node has 0"):
+        sweep.trial_resources([{"GPU": 2.0}, {"CPU": 4.0}], 1.0)
+
+
+def test_the_share_of_a_gpu_follows_from_predicted_memory_unless_it_is_given():
+    nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 2.0}]
+    grants = sweep.Grants(nodes, None, 16 * 10**9)
+    assert grants.resources(3 * 10**9) == {"gpu": 0.3333, "cpu": 2}
+    assert grants.resources(15 * 10**9) == {"gpu": 1.0, "cpu": 4}
+    assert grants.resources(0)["gpu"] == 1.0
+    assert sweep.Grants(nodes, 0.5, None).resources(3 * 10**9)["gpu"] == 0.5
+    assert sweep.Grants(nodes, None, None).resources(3 * 10**9)["gpu"] == 1.0
+    request = grants.request({"trial": {"needed_bytes": 3 * 10**9}})
+    assert request.required_resources == {"GPU": 0.3333, "CPU": 2.0}
+
+
+def test_the_whole_study_is_printed_as_it_is_resolved(tmp_path, capsys):
+    main(STUDY, ["--preset", "smoke", "--seeds", "2", "--results", str(tmp_path / "results"), "--print-config"])
+    printed = json.loads(capsys.readouterr().out)
+    plan = make_plan(STUDY, "smoke", seeds=2)
+    assert printed == define(plan) | {"seeds": 2, "evaluation_seeds": 1}
+    assert not (tmp_path / "results").exists()
+
+
 @contextmanager
 def depth_gap(results, *arguments):
     """The study's command in a process group of its own, and the file that it prints to."""

@@ -1,0 +1,109 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+import approximation
+import depth_gap
+import transfer
+from pdarts_tune import forecast as room
+from pdarts_tune.cost import predict_stage_bytes
+from pdarts_tune.data import DatasetInfo
+from pdarts_tune.forecast import Forecaster, forecast, forecast_here, predict_needs
+from pdarts_tune.genotype import PUBLISHED
+from pdarts_tune.plan import make_plan
+from pdarts_tune.presets import LAPTOP
+from pdarts_tune.probe import StepTimes, probe_evaluation, probe_stage
+
+DIGITS = DatasetInfo(1, 8, 10, 1437, 360)
+GIGABYTE = 10**9
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A device on which a step of the weights takes 1 s, of the alphas too 2 s, and without training 0.5 s."""
+    probed = []
+
+    def probe(config, stage, info, device):
+        probed.append((stage.cells, stage.operations))
+        return StepTimes(1.0, 3.0, 0.5)
+
+    monkeypatch.setattr(room, "probe_stage", probe)
+    monkeypatch.setattr(room, "probe_evaluation", lambda *_: StepTimes(1.0, 1.0, 0.25))
+    # Real predictions take a second each, and two tests below have them.
+    monkeypatch.setattr(room, "predict_stage_bytes", lambda _, stage, *__: 10**6 * stage.cells * stage.operations)
+    monkeypatch.setattr(room, "predict_evaluation_bytes", lambda *_: 10**6)
+    return probed
+
+
+def test_seconds_follow_from_epochs_steps_and_phases(clock):
+    stage = LAPTOP.search.stages[0]  # 7 epochs, 3 of them warm-up; 1,437 images, a fifth held out, batches of 64
+    seconds = Forecaster(torch.device("cpu"), 10.0).search_stage(LAPTOP.search, stage, DIGITS).seconds
+    assert seconds == pytest.approx(1.05 * (9 * (3 * 1.0 + 4 * 3.0) + 7 * 5 * 0.5))
+
+
+def test_bytes_are_those_that_a_stage_is_predicted_to_take(monkeypatch):
+    monkeypatch.setattr(room, "probe_stage", lambda *_: StepTimes(1.0, 3.0, 0.5))
+    stage = LAPTOP.search.stages[1]
+    needed = Forecaster(torch.device("cpu"), 10.0).search_stage(LAPTOP.search, stage, DIGITS).needed_bytes
+    assert needed == predict_stage_bytes(LAPTOP.search, stage, 8, 10, 1)
+
+
+def test_stages_of_one_shape_are_probed_once(clock):
+    plan = make_plan(depth_gap.STUDY, "smoke", variants="progressive,progressive_all_operations")
+    forecast_here(plan, 1000.0)
+    assert clock == [(3, 8), (4, 5), (5, 3), (4, 8), (5, 8)]
+
+
+def test_what_probing_has_no_time_for_is_scaled_by_its_work(clock):
+    forecaster = Forecaster(torch.device("cpu"), 10.0)
+    first = forecaster.search_stage(LAPTOP.search, LAPTOP.search.stages[0], DIGITS)
+    forecaster.patience = 0.0
+    twice = replace(LAPTOP.search.stages[0], cells=6)
+    scaled = forecaster.search_stage(LAPTOP.search, twice, DIGITS)
+    assert (first.timed, scaled.timed) == (True, False)
+    # Twice the weights' steps, for the alphas two thirds of three times as much, a third without training.
+    assert scaled.seconds == pytest.approx(1.05 * (9 * (3 * 2.0 + 4 * 4.0) + 7 * 5 * 2 / 3))
+    assert Forecaster(torch.device("cpu"), 0.0).search_stage(LAPTOP.search, twice, DIGITS).seconds is None
+
+
+def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(clock):
+    plan = make_plan(approximation.STUDY, "laptop", seeds=2, variants="lowest_dropped,random_dropped,random")
+    text = forecast_here(plan, 10.0)
+    for variant in plan.variants:
+        assert f"  {variant.name} " in text
+    per_search = 1.05 * 3 * (9 * 15 + 7 * 5 * 0.5)
+    assert text.count(f"{per_search / 3:.3g} seconds") + text.count(f"{per_search / 180:.1f} minutes") == 6
+    assert "nothing is trained" in text
+    assert "CPU core-hours" in text
+    assert "one GPU of 16 GB: 16 trials" in text
+    assert "disk: about" in text
+
+
+def test_a_gpu_that_is_too_small_is_told(clock):
+    plan = make_plan(approximation.STUDY, "laptop", variants="lowest_dropped,nothing_dropped")
+    key = room.data_key(plan.base)
+    text = forecast(plan, {key: DIGITS}, Forecaster(torch.device("cpu"), 10.0), 640_000_000)
+    assert "one GPU of this GPU (640 MB): 0 trials (nothing_dropped) to 1 (lowest_dropped) at a time" in text
+    assert "too large for it: nothing_dropped" in text
+
+
+def test_what_trials_need_is_predicted_for_searches_and_evaluations():
+    plan = make_plan(transfer.STUDY, "smoke", variants="pdarts_c10")
+    cell = {"a": str(PUBLISHED["PDARTS_C10"].genotype)}
+    search = make_plan(approximation.STUDY, "smoke", variants="lowest_dropped").searches()
+    needs = predict_needs([*plan.searches(), *plan.evaluations(cell), *search])
+    assert needs["pdarts_c10-seed0"] == 0
+    assert needs["lowest_dropped-seed0"] == predict_stage_bytes(search[0].config, search[0].config.stages[0], 8, 10, 1)
+    evaluations = [needs[trial.trial_id] for trial in plan.evaluations(cell)]
+    assert evaluations[0] > evaluations[1] > 0  # the second recipe has no auxiliary head
+
+
+def test_a_probe_times_real_steps():
+    config = replace(LAPTOP.search, batch_size=8)
+    times = probe_stage(config, replace(config.stages[0], operations=3), DIGITS, torch.device("cpu"))
+    assert 0 < times.forward < times.both
+    assert times.weights < times.both
+    evaluation = replace(LAPTOP.evaluation, cells=3, batch_size=8)
+    trained = probe_evaluation(PUBLISHED["DARTS_V2"].genotype, evaluation, DIGITS, torch.device("cpu"))
+    assert 0 < trained.forward < trained.weights
