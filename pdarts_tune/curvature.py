@@ -19,7 +19,8 @@ TOLERANCE = 0.01  # of the residual relative to the eigenvalue, whose own error 
 
 
 def alpha_eigenvalue(network: Supernet, images: Tensor, labels: Tensor, seed: int) -> float:
-    """The largest eigenvalue on one batch, with the batch norms' batch statistics.
+    """The largest eigenvalue on one batch, with the batch norms' batch statistics and the softmax of the alphas as mixing weights
+    (also for methods that sample). Edge weights of PC-DARTS count as alphas.
 
     It holds the graph of two differentiations in memory, about three times that of a training step's plain evaluation.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pdarts_tune.genotype import Genotype
-from pdarts_tune.stages import Stages
+from pdarts_tune.stages import Stage, Stages, search_work
 
 Penalty = Literal["none", "mild", "moderate", "aggressive"]
 
@@ -26,6 +26,8 @@ class FirstOrder:
 @dataclass(frozen=True)
 class SecondOrder:
     """Alphas descend the validation loss after one unrolled step of the weights (Liu et al., 2019, section 2.3, equations 6 to 8).
+
+    The published distance is far from the limit that equation 8 approximates: see `unrolled.mixed_product`.
 
     Raises:
         ValueError: a step of the finite difference that is not positive.
@@ -45,14 +47,15 @@ class Snas:
     images (Xie et al., 2019, sections 2.2 and 2.4).
 
     The temperature falls geometrically over the epochs of a stage in which alphas train. The paper says that it is annealed to
-    near zero and that the resource constraint has three levels; the figures are this project's (see `snas.PENALTY_WEIGHTS`).
+    near zero and gives no figures; from 1 to 0.03 is how AutoML's ConfigurableOptimizer (its `SNASProfile`) runs the method. The
+    resource constraint has three levels in the paper, without figures too: see `snas.PENALTY_WEIGHTS`.
 
     Raises:
         ValueError: a temperature that is not positive or that rises, or an unknown penalty.
     """
 
     temperature: float = 1.0
-    final_temperature: float = 0.1
+    final_temperature: float = 0.03
     penalty: Penalty = "none"
     name: str = field(default="snas", init=False)
 
@@ -89,7 +92,8 @@ class PartialChannels:
 class RandomSearch:
     """The best of a few genotypes drawn at random, by validation accuracy after a short training (Liu et al., 2019, section 3.3).
 
-    The plan's one stage says how deep the candidates' networks are and for how many epochs each of them trains.
+    The plan's one stage says how deep the candidates' networks are and for how many epochs each of them trains. How many of them
+    take as long as another search: `equal_candidates`.
 
     Raises:
         ValueError: fewer than two candidates.
@@ -140,6 +144,20 @@ def plan_rounds(method: Method, stages: Stages) -> Stages:
     if isinstance(method, RandomSearch):
         return (replace(stages[0], operations=1),) * method.candidates
     return stages
+
+
+def equal_candidates(stage: Stage, like: Stages) -> int:
+    """How many candidates of a random search, each trained for the stage's epochs, take about as long as a search in `like`.
+
+    By `stages.search_work`, in which a candidate's edge has one operation: the same time, not the same number of epochs.
+
+    Raises:
+        ValueError: the search is over before two candidates are.
+    """
+    candidates = int(search_work(like) / search_work((replace(stage, operations=1),)))
+    if candidates < 2:
+        raise ValueError(f"stage: {stage.epochs} epochs of {stage.cells} cells a candidate leave no budget for two of them")
+    return candidates
 
 
 def check_method(method: Method, stages: Stages, channels: int) -> None:

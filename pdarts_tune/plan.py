@@ -5,16 +5,19 @@ Apart from study.py so that planning, `--dry-run` and `--help` need neither torc
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, config_id, content_id, to_dict
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
-from pdarts_tune.methods import Given
+from pdarts_tune.methods import Given, Method
 from pdarts_tune.presets import PRESETS, Preset
+from pdarts_tune.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def make_plan(
     evaluation = replace(size.evaluation, data=sets[0])
     recipes = study.evaluations(evaluation, sets) if study.evaluations else [replace(evaluation, data=name) for name in sets]
     recipes = [replace(recipe, skip_bad_images=skip_bad_images, image_size=image_size or recipe.image_size) for recipe in recipes]
-    arms = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else study.variants(base))}
+    arms = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else own_variants(study, base))}
     if variants is not None:
         arms = {name: _choose("variants", name, arms) for name in variants.split(",")}
     return Plan(
@@ -186,6 +189,31 @@ def make_plan(
         seeds=size.seeds if seeds is None else seeds,
         evaluation_seeds=size.evaluation_seeds if evaluation_seeds is None else evaluation_seeds,
     )
+
+
+def own_variants(study: Study, base: SearchConfig) -> Sequence[Variant]:
+    """The study's variants of a base configuration.
+
+    Raises:
+        ConfigError: a method, a stage or a configuration has a setting that is out of range or that it does not have.
+    """
+    try:
+        return study.variants(base)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"variants of {study.name}: {error}") from error
+    except TypeError as error:
+        found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if found is None:
+            raise  # not a setting: a mistake in the study's code, whose place the traceback shows
+        raise ConfigError(f"variants of {study.name}: {found[1]} has no setting {found[2]!r}{_known(found[1])}") from error
+
+
+def _known(name: str) -> str:
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (SearchConfig, Stage, *get_args(Method))}
+    settings = [field.name for field in dataclasses.fields(kinds[name]) if field.init] if name in kinds else []
+    return f", it has {', '.join(settings)}" if settings else ""
 
 
 def given_variants(genotypes: Mapping[str, tuple[str, Genotype]], base: SearchConfig) -> list[Variant]:

@@ -64,9 +64,21 @@ class Progress:
         self._show()
 
     def epoch(
-        self, trial_id: str, position: str, accuracy: float, done_epochs: int, total_epochs: int, epoch_seconds: float
+        self,
+        trial_id: str,
+        position: str,
+        accuracy: float,
+        done_epochs: int,
+        total_epochs: int,
+        epoch_seconds: float,
+        warning: str = "",
     ) -> None:
-        """A trial finished an epoch. `accuracy` is a fraction, on validation images where there are some."""
+        """A trial finished an epoch. `accuracy` is a fraction, on validation images where there are some.
+
+        A warning is printed at once, on a line that stays.
+        """
+        if warning:
+            self.console.print(f"{self._count()} {trial_id}: [yellow]warning[/yellow]: {escape(warning)}", highlight=False)
         row = self.running.setdefault(trial_id, _Running())
         row.position, row.accuracy = position, accuracy
         row.left = (total_epochs - done_epochs) * epoch_seconds

@@ -248,6 +248,7 @@ class Search:
         if isinstance(self.config.method, RandomSearch):  # no alphas, and the network is the derived one
             return Examination(inherited_accuracy=validation_accuracy)
         done, every = self.epoch + 1, self.config.eigenvalue_every
+        between = look_every(self.config, len(self.weight_batches))
         return examine(
             self.config,
             self.network,
@@ -256,7 +257,8 @@ class Search:
             self.dataset.num_classes,
             self.dataset.in_channels,
             derive_seed(self.config.seed, f"diagnostics {self.stage_index} {self.epoch}"),
-            look=done == self.stage.epochs or done % look_every(self.config, len(self.weight_batches)) == 0,
+            # Counted back from the stage's last epoch, which is always looked at.
+            look=done == self.stage.epochs or (done >= between and (self.stage.epochs - done) % between == 0),
             eigenvalue=every > 0 and done % every == 0,
         )
 

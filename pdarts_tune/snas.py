@@ -8,6 +8,7 @@ softmax(alpha)[o], so the expected cost of a sampled architecture is the sum of 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,8 @@ from pdarts_tune.ops import OPERATIONS
 from pdarts_tune.stages import Stage
 from pdarts_tune.supernet import Cell, Mixing, Supernet
 
-# The factor of the expected relative cost in the loss. The paper has the three levels, not their figures.
+# The factor of the expected relative cost in the loss. The paper has the three levels (section 2.4 and table 1), not their figures;
+# these are this project's.
 PENALTY_WEIGHTS: Mapping[str, float] = {"none": 0.0, "mild": 0.1, "moderate": 0.5, "aggressive": 2.0}
 
 
@@ -80,16 +82,14 @@ def operation_cost(name: str, channels: int, stride: int, size: int) -> Operatio
     return OperationCost(sum(parameter.numel() for parameter in operation.parameters()), macs, accesses)
 
 
-def relative_costs(network: Supernet, image_size: int) -> Mixing:
-    """What each choice adds to the cost of the whole network, for images of `image_size` pixels a side.
+def resource_costs(network: Supernet, image_size: int) -> dict[str, Mixing]:
+    """What each choice adds to the cost of the whole network, by resource, for one image of `image_size` pixels a side.
 
-    Of the three resources the paper names (parameters, multiply-adds, memory access) each is taken relative to the most that a
-    network of this search space can cost, then averaged: the costs of an architecture's choices add up to at most 1.
+    The tensors are shaped like the alphas, with zeros in the padding. What every architecture pays alike (stem, preprocessing of
+    the cells' inputs, classifier) is left out.
     """
-    resources = ("params", "macs", "accesses")
     totals = {
-        resource: [torch.zeros_like(kept, dtype=torch.float64) for kept in (network.kept_normal, network.kept_reduce)]
-        for resource in resources
+        resource.name: (_zeros(network.kept_normal), _zeros(network.kept_reduce)) for resource in dataclasses.fields(OperationCost)
     }
     size = image_size
     for cell in network.cells:
@@ -99,16 +99,30 @@ def relative_costs(network: Supernet, image_size: int) -> Mixing:
             here = -(-size // 2) if cell.reduction and cell.stride(edge) == 1 else size
             for column, name in enumerate(names):
                 cost = operation_cost(name, cell.channels, cell.stride(edge), here)
-                for resource in resources:
-                    totals[resource][cell.reduction][edge, column] += getattr(cost, resource)
+                for resource, total in totals.items():
+                    total[cell.reduction][edge, column] += getattr(cost, resource)
         if cell.reduction:
             size = -(-size // 2)
+    return totals
+
+
+def relative_costs(network: Supernet, image_size: int) -> Mixing:
+    """The three resources the paper names (parameters, multiply-adds, memory access) as one, shaped like the alphas.
+
+    Each is taken relative to the most that an architecture of this search space can cost, then they are averaged: the costs of an
+    architecture's choices add up to at most 1.
+    """
     shares = []
-    for of_type in zip(*totals.values(), strict=True):
-        most = [sum(part.amax(dim=1).sum() for part in totals[resource]) for resource in resources]
-        shares.append(torch.stack([part / whole for part, whole in zip(of_type, most, strict=True)]).mean(dim=0))
+    for total in resource_costs(network, image_size).values():
+        most = sum(part.amax(dim=1).sum() for part in total)
+        shares.append([part / most for part in total])
     dtype = network.alphas_normal.dtype
-    return shares[0].to(dtype), shares[1].to(dtype)
+    normal, reduce = (torch.stack(of_type).mean(dim=0).to(dtype) for of_type in zip(*shares, strict=True))
+    return normal, reduce
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.float64)
 
 
 def expected_cost(probabilities: Sequence[Tensor], costs: Sequence[Tensor]) -> Tensor:

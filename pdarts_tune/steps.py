@@ -63,7 +63,7 @@ class Alternating:
 
 
 class Unrolled(Alternating):
-    """DARTS' second order. An alpha step takes five passes through the network where first order takes one."""
+    """DARTS' second order. An alpha step takes four passes forward and back through the network where first order takes one."""
 
     def __init__(
         self,

@@ -115,7 +115,7 @@ class _Display(tune.Callback):
     ) -> None:
         if "position" in result:
             fields = ("position", "accuracy", "done_epochs", "total_epochs", "epoch_seconds")
-            self.progress.epoch(_trial_id(trial), **{field: result[field] for field in fields})
+            self.progress.epoch(_trial_id(trial), **{field: result[field] for field in fields}, warning=result.get("warning", ""))
         self.changed(_trial_id(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

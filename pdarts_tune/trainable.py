@@ -93,11 +93,11 @@ def run_search(spec: TrialSpec) -> None:
         if checkpoint.exists():
             search.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
             _write_search(spec, search.records, config)
-        for record in search.epochs():
+        for _ in search.epochs():
             save_checkpoint(search.state_dict(), checkpoint)
             _write_search(spec, search.records, config)
             trial.write("running", sum(r.seconds for r in search.records))
-            tune.report(_progress(record, config, len(search.records)))
+            tune.report(_progress(search.records, config))
         trial.row["left_out"] = len(search.dataset.left_out)
         trial.write("completed", sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records))
         checkpoint.unlink(missing_ok=True)
@@ -215,19 +215,43 @@ def _write_search(spec: TrialSpec, records: list[EpochRecord], config: SearchCon
     write("genotypes", genotype_rows(records, config))
 
 
-def _progress(record: EpochRecord, config: SearchConfig, done: int) -> dict[str, Any]:
-    rounds = plan_rounds(config.method, config.stages)
+def _progress(records: list[EpochRecord], config: SearchConfig) -> dict[str, Any]:
+    """What Tune is told of the last epoch."""
+    record, rounds = records[-1], plan_rounds(config.method, config.stages)
     epochs = rounds[record.stage - 1].epochs
     noun = "candidate" if isinstance(config.method, RandomSearch) else "stage"
-    normal = record.genotype(max_skips=8).normal
-    warning = f", collapsed: {normal.skips} skip-connects in the normal cell" if has_collapsed(normal) else ""
+    collapsed = f", collapsed: {_skips(record)} skip-connects in the normal cell" if _collapsed(record) else ""
     return {
-        "position": f"{noun} {record.stage}/{len(rounds)}, epoch {record.epoch + 1}/{epochs}{warning}",
+        "position": f"{noun} {record.stage}/{len(rounds)}, epoch {record.epoch + 1}/{epochs}{collapsed}",
         "accuracy": record.validation_accuracy,
-        "done_epochs": done,
+        "done_epochs": len(records),
         "total_epochs": sum(stage.epochs for stage in rounds),
         "epoch_seconds": record.seconds,
+        "warning": _warning(records),
     }
+
+
+def _warning(records: list[EpochRecord]) -> str:
+    """What a person should know of the last epoch, told once: a cell that has just collapsed, a stage that was ended early."""
+    record, told = records[-1], []
+    here = [earlier for earlier in records[:-1] if earlier.stage == record.stage]
+    if _collapsed(record) and not any(map(_collapsed, here)):
+        told.append(f"{_skips(record)} of the normal cell's 8 operations are skip-connects now; the search goes on")
+    if record.derived_epoch is not None and record.derived_epoch != record.epoch:
+        told.append(
+            f"the stage ends early, the Hessian's eigenvalue has grown too much; what counts are the alphas of epoch "
+            f"{record.derived_epoch + 1}"
+        )
+    return f"stage {record.stage}, epoch {record.epoch + 1}: " + "; ".join(told) if told else ""
+
+
+def _skips(record: EpochRecord) -> int:
+    return record.genotype(max_skips=8).normal.skips
+
+
+def _collapsed(record: EpochRecord) -> bool:
+    """While alphas are frozen a cell is as drawn, whatever it looks like."""
+    return record.phase == "both" and has_collapsed(record.genotype(max_skips=8).normal)
 
 
 def library_versions() -> dict[str, str]:

@@ -21,7 +21,13 @@ def mixed_product(
     """The second derivative of the loss by alphas and weights, times a vector shaped like the weights (equation 8).
 
     A central difference of the alphas' gradient: weights are moved by `distance` to either side along the vector, and put back to
-    the very bits. Returns a tensor for each of the alphas.
+    the very bits. Only first derivatives are taken, so any evaluation of the network will do. Returns a tensor for each of the
+    alphas.
+
+    On smooth networks it is within 1e-4 of the exact product at the paper's distance, 0.01. A search network is not smooth: at each
+    ReLU whose sign changes on the way, the alphas' gradient jumps, and of jumps the exact product at a point knows nothing. On new
+    networks of the laptop preset (8 operations, batch 64) the two have a cosine of 0.3 at 0.01 and are four to five times the
+    product's norm apart; a smaller distance divides fewer jumps by a smaller number and is further off, in float64 as well.
     """
     saved = [weight.detach().clone() for weight in weights]
     norm = torch.stack([part.norm() for part in vector]).norm()

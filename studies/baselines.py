@@ -4,14 +4,17 @@ python studies/baselines.py                     # laptop preset: digits
 python studies/baselines.py --preset paper      # every method at its authors' own settings, on a GPU cluster
 python studies/baselines.py --variants pdarts,darts_first,random
 python studies/baselines.py --dry-run           # the trials and what each changes
+
+In the smaller presets every method has the base's width, batch and data, and random search as many candidates as the time of
+P-DARTS' search allows (`methods.equal_candidates`). At the authors' settings it has their 24 candidates.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.execution import Execution
-from pdarts_tune.methods import Method, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
+from pdarts_tune.methods import Method, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas, equal_candidates
 from pdarts_tune.presets import PRESETS
 from pdarts_tune.searches import PUBLISHED_SEARCHES
 from pdarts_tune.stages import Stage
@@ -20,21 +23,14 @@ from pdarts_tune.study import Study, Variant, main
 
 def variants(base: SearchConfig) -> list[Variant]:
     paper = PRESETS["paper"].search
-    if base == _like(base, paper):
-        return [Variant(name, _like(base, search)) for name, search in PUBLISHED_SEARCHES.items()]
-    return miniatures(base)
-
-
-def _like(base: SearchConfig, search: SearchConfig) -> SearchConfig:
-    """A published search on the base's images, computed in its way."""
-    return replace(
-        search,
-        data=base.data,
-        image_size=base.image_size,
-        skip_bad_images=base.skip_bad_images,
-        execution=_execution(base, search.method),
-        memory_limit=base.memory_limit,
-    )
+    if base.stages != paper.stages:
+        return miniatures(base)
+    # What the command line changed in the preset's base (data, how images are read, memory) it changes in every method's search.
+    changed = {f.name: getattr(base, f.name) for f in fields(base) if getattr(base, f.name) != getattr(paper, f.name)}
+    return [
+        Variant(name, replace(search, **changed | {"execution": _execution(base, search.method)}))
+        for name, search in PUBLISHED_SEARCHES.items()
+    ]
 
 
 def _execution(base: SearchConfig, method: Method) -> Execution:
@@ -44,6 +40,8 @@ def _execution(base: SearchConfig, method: Method) -> Execution:
 
 def miniatures(base: SearchConfig) -> list[Variant]:
     """Every method at the base's width, batch and data, and at about the number of steps that P-DARTS takes.
+
+    PC-DARTS has K = 2, since a quarter of four channels is too little to search with.
 
     A stage of DARTS has two thirds of P-DARTS' epochs, as in the papers, less so many as P-DARTS trains weights alone. SNAS steps
     weights and alphas together, so it has as many epochs as P-DARTS. PC-DARTS freezes alphas for 30 % of its epochs.
@@ -67,7 +65,8 @@ def miniatures(base: SearchConfig) -> list[Variant]:
         execution=_execution(base, halves),
     )
     each = max(1, epochs // 6)
-    candidates = replace(candidate, stages=(Stage(cells, 8, epochs=each, warmup_epochs=each),), method=RandomSearch(8))
+    short_training = Stage(cells, 8, epochs=each, warmup_epochs=each)
+    candidates = replace(candidate, stages=(short_training,), method=RandomSearch(equal_candidates(short_training, base.stages)))
     return [
         Variant("pdarts", base),
         Variant("darts_first", one),
