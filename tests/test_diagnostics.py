@@ -80,6 +80,35 @@ def test_the_cells_gradients_add_up_to_the_alphas_gradient(partial):
         assert torch.allclose(found.sum(dim=0), torch.cat([part.flatten() for part in of_type]), rtol=1e-3, atol=1e-6)
 
 
+class Linear(Supernet):
+    """Each cell adds the same linear function of its mixing weights to the logits, times a factor of its own."""
+
+    factors = (1.0, 1.0, 1.0, 1.0, 1.0)
+
+    def forward(self, images, mixing=None):
+        direction = torch.randn(14, 8, 4, generator=torch.Generator().manual_seed(1))
+        weights = self.spread(self.mixing()) if mixing is None else mixing
+        logits = sum(f * torch.einsum("eo,eoc->c", w, direction) for f, w in zip(self.factors, weights, strict=True))
+        return logits.expand(len(images), -1)
+
+
+@pytest.mark.parametrize(
+    ("factors", "expected"),
+    [
+        ((1.0,) * 5, (1.0, 1.0, 1.0)),
+        ((3.0, 0.1, 1.0, 0.5, 2.0), (1.0, 1.0, 1.0)),
+        ((1.0, 1.0, 1.0, -1.0, -1.0), (-1 / 3, -1.0, -1.0)),
+    ],
+)
+def test_cells_that_agree_have_an_agreement_of_one(factors, expected):
+    """Normal cells are 0, 2 and 4, reduction cells 1 and 3."""
+    torch.manual_seed(0)
+    network = Linear(SearchSpace.full(), 5, 2, 4, 1)
+    network.factors = factors
+    found = measure_agreement(network, IMAGES, LABELS)
+    assert (found.normal_pairs, found.normal_first_last, found.reduce_pairs) == pytest.approx(expected, abs=1e-5)
+
+
 def test_agreement_is_within_bounds_and_absent_where_there_is_no_pair():
     found = measure_agreement(build(), IMAGES, LABELS)
     assert all(-1 <= value <= 1 for value in (found.normal_pairs, found.normal_first_last, found.reduce_pairs))

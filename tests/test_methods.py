@@ -4,8 +4,18 @@ from dataclasses import replace
 import pytest
 
 from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict, to_dict
-from pdarts_tune.methods import FirstOrder, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
-from pdarts_tune.stages import DARTS, Stage
+from pdarts_tune.methods import (
+    FirstOrder,
+    PartialChannels,
+    RandomSampling,
+    RandomSearch,
+    SecondOrder,
+    Snas,
+    equal_candidates,
+    plan_rounds,
+)
+from pdarts_tune.presets import PRESETS
+from pdarts_tune.stages import DARTS, Stage, search_work
 
 ONE_STAGE = (Stage(8, 8, epochs=3, warmup_epochs=3),)
 METHODS = [
@@ -89,3 +99,18 @@ def test_a_stage_plan_that_a_method_cannot_use_is_refused_with_the_reason(method
 def test_a_method_by_its_bare_name_is_refused_in_python_too():
     with pytest.raises(ConfigError, match=r"^method: 'random' is wrong, it must be settings of methods.py"):
         SearchConfig(method="random")
+
+
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "cifar-mini", "paper"])
+def test_random_search_gets_as_many_candidates_as_the_time_of_the_other_search_allows(preset):
+    like = PRESETS[preset].search.stages
+    stage = Stage(5, 8, epochs=1, warmup_epochs=1)
+    candidates = equal_candidates(stage, like)
+    config = SearchConfig(method=RandomSearch(candidates), stages=(stage,))
+    spent, budget = search_work(plan_rounds(config.method, config.stages)), search_work(like)
+    assert spent <= budget < spent + search_work((replace(stage, operations=1),))
+
+
+def test_a_short_training_that_takes_the_whole_budget_is_refused():
+    with pytest.raises(ValueError, match="stage: 300 epochs of 8 cells a candidate leave no budget for two of them"):
+        equal_candidates(Stage(8, 8, epochs=300, warmup_epochs=300), (Stage(4, 8, epochs=10, warmup_epochs=0),))

@@ -5,9 +5,11 @@ import pytest
 
 from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.definition import check_definition
+from pdarts_tune.methods import PartialChannels, RandomSearch, Snas
 from pdarts_tune.plan import Study, Variant, describe, difference, make_plan
 from pdarts_tune.presets import PRESETS
-from pdarts_tune.stages import PDARTS_CIFAR10, with_depths
+from pdarts_tune.stages import PDARTS_CIFAR10, Stage, with_depths
+from pdarts_tune.study import main
 
 
 def two_variants(base):
@@ -132,3 +134,31 @@ def test_a_definition_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(ConfigError, match=r"study.json: not readable as JSON"):
         check_definition(make_plan(STUDY, "smoke"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda base: replace(base, method=Snas(k=4)), "Snas has no setting 'k', it has temperature, final_temperature, penalty"),
+        (lambda base: replace(base, method=Snas(temperature=-1.0)), "temperature: -1.0 is wrong, it must be more than 0"),
+        (lambda base: replace(base, method=PartialChannels(3)), "method.k: 3 does not divide the 4 channels; take a divisor"),
+        (lambda base: replace(base, method=RandomSearch()), "stages: method random_search cannot use 3 stages, its candidates"),
+        (lambda base: replace(base, max_skip=1), "SearchConfig has no setting 'max_skip', it has stages, method, data"),
+        (lambda base: replace(base, stages=(Stage(2, 8),)), "cells: 2 is too few"),
+    ],
+)
+def test_a_wrong_setting_in_a_study_is_one_line_on_the_command_line(tmp_path, capsys, wrong, said):
+    study = Study("own", "Does it?", lambda base: [Variant("wrong", wrong(base))])
+    with pytest.raises(SystemExit) as stopped:
+        main(study, ["--preset", "smoke", "--results", str(tmp_path / "results")])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_mistake_in_a_studys_code_keeps_its_traceback():
+    study = Study("own", "Does it?", lambda base: [Variant("wrong", base + 1)])
+    with pytest.raises(TypeError, match="unsupported operand"):
+        make_plan(study, "smoke")

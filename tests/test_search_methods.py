@@ -10,7 +10,8 @@ import torch
 
 from pdarts_tune import search as search_module
 from pdarts_tune.config import ConfigError, SearchConfig
-from pdarts_tune.methods import FirstOrder, PartialChannels, RandomSearch, SecondOrder, Snas
+from pdarts_tune.methods import PartialChannels, RandomSearch, SecondOrder, Snas
+from pdarts_tune.plan import make_plan, stage_columns
 from pdarts_tune.presets import PRESETS
 from pdarts_tune.records import EpochRecord
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_rows
@@ -208,16 +209,41 @@ def load_study():
     return module
 
 
+def paper_arms(**options):
+    plan = make_plan(load_study().STUDY, "paper", **options)
+    return {variant.name: variant.search for variant in plan.variants}
+
+
 def test_the_paper_preset_is_what_the_authors_ran():
-    arms = {variant.name: variant.search for variant in load_study().variants(PRESETS["paper"].search)}
+    """The numbers of the resolved plan, against those in the papers that `searches.py` names."""
+    arms = paper_arms()
     assert arms == PUBLISHED_SEARCHES
-    for name in ("darts_first", "darts_second"):
-        (stage,) = arms[name].stages
-        assert (stage.cells, stage.epochs, stage.warmup_epochs, arms[name].batch_size) == (8, 50, 0, 64)
-    assert [arms[name].stages[0].epochs for name in ("snas_mild", "snas_moderate", "snas_aggressive")] == [150] * 3
-    pc = arms["pc_darts"]
-    assert (pc.method.k, pc.batch_size, pc.stages[0].warmup_epochs, pc.learning_rate) == (4, 256, 15, 0.1)
-    assert isinstance(arms["pdarts"].method, FirstOrder)
+    for name, method, cells, epochs, warmup, batch, rate, alpha_rate in (
+        ("pdarts", "first_order", "5-11-17", "25-25-25", [10, 10, 10], 96, 0.025, 6e-4),
+        ("darts_first", "first_order", "8", "50", [0], 64, 0.025, 3e-4),
+        ("darts_second", "second_order", "8", "50", [0], 64, 0.025, 3e-4),
+        ("snas_mild", "snas", "8", "150", [0], 64, 0.025, 3e-4),
+        ("snas_moderate", "snas", "8", "150", [0], 64, 0.025, 3e-4),
+        ("snas_aggressive", "snas", "8", "150", [0], 64, 0.025, 3e-4),
+        ("pc_darts", "partial_channels", "8", "50", [15], 256, 0.1, 6e-4),
+        ("random_search", "random_search", "8", "100", [100], 64, 0.025, 3e-4),
+    ):
+        arm, columns = arms[name], stage_columns(arms[name])
+        assert (arm.method.name, columns["depths"], columns["epochs"]) == (method, cells, epochs), name
+        assert [stage.warmup_epochs for stage in arm.stages] == warmup, name
+        assert (arm.batch_size, arm.learning_rate, arm.alpha_learning_rate) == (batch, rate, alpha_rate), name
+        assert (arm.channels, arm.momentum, arm.weight_decay, arm.data) == (16, 0.9, 3e-4, "cifar10"), name
+    for name in ("mild", "moderate", "aggressive"):
+        assert arms[f"snas_{name}"].method == Snas(1.0, 0.03, name)
+    assert arms["pc_darts"].method == PartialChannels(k=4, edge_normalization=True)
+    assert arms["random_search"].method.candidates == 24
+    assert arms["darts_second"].method.finite_difference == 0.01
+
+
+def test_what_the_command_line_changes_leaves_the_authors_settings_as_they_are():
+    arms = paper_arms(data="cifar100", memory_limit=10**10, image_size=32, skip_bad_images=True)
+    for name, published in PUBLISHED_SEARCHES.items():
+        assert arms[name] == replace(published, data="cifar100", memory_limit=10**10, image_size=32, skip_bad_images=True)
 
 
 def test_the_smaller_presets_have_every_method_once():

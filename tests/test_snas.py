@@ -4,10 +4,20 @@ import math
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch import nn
 
 from pdarts_tune.methods import Snas
 from pdarts_tune.ops import OPERATIONS
-from pdarts_tune.snas import expected_cost, operation_cost, relative_costs, sample_choice, sample_mixing, temperature
+from pdarts_tune.snas import (
+    PENALTY_WEIGHTS,
+    expected_cost,
+    operation_cost,
+    relative_costs,
+    resource_costs,
+    sample_choice,
+    sample_mixing,
+    temperature,
+)
 from pdarts_tune.space import PRIMITIVES, SearchSpace
 from pdarts_tune.stages import Stage
 from pdarts_tune.supernet import Supernet
@@ -52,18 +62,70 @@ def test_the_temperature_falls_geometrically_once_alphas_train():
     assert temperature(Snas(1.0, 0.1), Stage(8, 8, epochs=1, warmup_epochs=0), 0) == 1.0
 
 
-def test_the_expected_cost_is_the_mean_over_all_architectures():
-    """Three edges with three operations: all 27 cells, each with its probability."""
-    generator = torch.Generator().manual_seed(0)
-    chances = torch.randn(3, 3, generator=generator, dtype=torch.float64).softmax(dim=1)
-    costs = torch.rand(3, 3, generator=generator, dtype=torch.float64)
-    mean = sum(
-        math.prod(chances[edge, choice].item() for edge, choice in enumerate(cell))
-        * sum(costs[edge, choice].item() for edge, choice in enumerate(cell))
-        for cell in itertools.product(range(3), repeat=3)
-    )
-    assert expected_cost([chances], [costs]).item() == pytest.approx(mean, rel=1e-12)
-    assert expected_cost([chances[:1], chances[1:]], [costs[:1], costs[1:]]).item() == pytest.approx(mean, rel=1e-12)
+def count_by_hand(network, size):
+    """Parameters, multiply-adds and memory accesses of a network's cells without their preprocessing, from a real image."""
+    macs = accesses = 0
+
+    def count(module, inputs, output):
+        nonlocal macs, accesses
+        accesses += inputs[0].numel() + output.numel() + sum(weight.numel() for weight in module.parameters())
+        if isinstance(module, nn.Conv2d):
+            macs += output.numel() // module.out_channels * module.weight.numel()
+
+    edges = [edge for cell in network.cells for edge in cell.edges]
+    hooks = [
+        module.register_forward_hook(count)
+        for edge in edges
+        for module in edge.modules()
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.Identity)
+    ]
+    network.eval()(torch.zeros(1, 1, size, size))
+    for hook in hooks:
+        hook.remove()
+    return sum(parameter.numel() for edge in edges for parameter in edge.parameters()), macs, accesses
+
+
+def test_the_expected_cost_of_each_resource_is_its_mean_over_all_architectures():
+    """Two edges of the normal cell and one of the reduction cell have a choice: all eight architectures as networks of their own,
+    counted from an image that passes through them, each with its probability."""
+    torch.manual_seed(0)
+    choices = {
+        ("normal", 0): ("skip_connect", "sep_conv_3x3"),
+        ("normal", 13): ("none", "dil_conv_5x5"),
+        ("reduce", 1): ("max_pool_3x3", "sep_conv_5x5"),
+    }
+
+    def space(chosen):
+        return SearchSpace(*(tuple(chosen.get((cell, e), ("none",)) for e in range(14)) for cell in ("normal", "reduce")))
+
+    network = Supernet(space(choices), 4, 4, 10, 1, alpha_init_scale=1.0)
+    chances = dict(zip(("normal", "reduce"), network.probs(), strict=True))
+    means = [0.0, 0.0, 0.0]
+    for picks in itertools.product(*choices.values()):
+        single = Supernet(
+            space({place: (name,) for place, name in zip(choices, picks, strict=True)}), 4, 4, 10, 1, evaluation="plain"
+        )
+        chance = math.prod(chances[cell][edge][name] for (cell, edge), name in zip(choices, picks, strict=True))
+        means = [mean + chance * count for mean, count in zip(means, count_by_hand(single, 9), strict=True)]
+    for (resource, costs), mean in zip(resource_costs(network, 9).items(), means, strict=True):
+        assert mean > 0, resource
+        assert expected_cost(network.mixing(), costs).item() == pytest.approx(mean, rel=1e-6), resource
+
+
+def test_a_stronger_penalty_moves_the_alphas_further_towards_cheap_operations():
+    """Descending the penalty alone, by each of its three strengths."""
+    found = []
+    for name in ("mild", "moderate", "aggressive"):
+        torch.manual_seed(0)
+        network = Supernet(SearchSpace.full(), 4, 4, 10, 1)
+        costs = relative_costs(network, 8)
+        optimizer = torch.optim.SGD(network.arch_parameters(), 10.0)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (PENALTY_WEIGHTS[name] * expected_cost(network.mixing(), costs)).backward()
+            optimizer.step()
+        found.append(expected_cost(network.mixing(), costs).item())
+    assert found[0] > found[1] > found[2]
 
 
 def test_the_mean_cost_of_sampled_choices_approaches_the_expected_one():
