@@ -35,6 +35,4 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
             )
     network.precision = execution.precision
     network.channels_last = execution.channels_last
-    if execution.channels_last:
-        network.to(memory_format=torch.channels_last)
     return network

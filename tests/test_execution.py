@@ -165,10 +165,12 @@ def test_switches_are_set_while_it_runs_and_put_back():
     assert read() == before
 
 
+@pytest.mark.slow  # tracing cells takes seconds each
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of the tracer's own
 def test_compiled_cells_compute_the_same_and_are_compiled_once_a_stage(monkeypatch):
     counter = CompileCounterWithBackend("eager")
     monkeypatch.setattr(backends, "COMPILER", counter)
-    stages = (Stage(3, 2, 0.4, epochs=4, warmup_epochs=1), Stage(3, 2, 0.4, epochs=3, warmup_epochs=1))
+    stages = (Stage(3, 2, 0.4, epochs=3, warmup_epochs=1), Stage(3, 2, 0.4, epochs=3, warmup_epochs=1))
     config = replace(TINY, stages=stages, train_images=50, execution=PLAIN, diagnostics_every=1)
     plain = [same_figures(record) for record in Search(config, CPU).epochs()]
     compiled, counts = [], []
@@ -177,4 +179,4 @@ def test_compiled_cells_compute_the_same_and_are_compiled_once_a_stage(monkeypat
         counts.append(counter.frame_count)
     assert compiled == plain
     new = [after - before for before, after in zip([0, *counts], counts, strict=False)]
-    assert [count > 0 for count in new] == [True, True, False, False, True, True, False], new
+    assert [count > 0 for count in new] == [True, True, False, True, True, False], new
