@@ -103,7 +103,8 @@ def summarise(epochs: pd.DataFrame) -> str:
         figures = [*(trials[column].mean() for column in columns), trials["trial_id"].map(growth).mean()]
         rows.append([str(variant), *(show(figure, 2) for figure in figures), show(float(looking[str(variant)]), 0)])
     headers = ["variant", "skips", "entropy", "margin", "agreement", "search", "inherited", "eigenvalue last/first", "looking, %"]
-    collapsed = epochs[epochs["collapsed"]].groupby("trial_id")["running_epoch"].agg(["min", "size"])
+    chosen = epochs["collapsed"] & (epochs["phase"] == "both")  # while alphas are frozen, and of candidates, a cell is as drawn
+    collapsed = epochs[chosen].groupby("trial_id")["running_epoch"].agg(["min", "size"])
     warnings = [
         f"{trial}: {COLLAPSED_SKIPS} skip-connects or more in the normal cell in {size} epochs, first in epoch {first}"
         for trial, first, size in collapsed.itertuples()

@@ -12,14 +12,16 @@ from pdarts_tune.config import SearchConfig
 from pdarts_tune.curvature import alpha_eigenvalue
 from pdarts_tune.data import Batches
 from pdarts_tune.genotype import Genotype
-from pdarts_tune.inheritance import inherited_accuracy, only
+from pdarts_tune.inheritance import CALIBRATION_BATCHES, inherited_accuracy, only
 from pdarts_tune.search_network import build_network
 from pdarts_tune.supernet import Supernet
 from pdarts_tune.unrolled import frozen_statistics
 
-# Looks by default come this many weight batches apart, or every epoch where that is longer: a look costs about as much as 5 % of
-# 36 steps of weights and alphas in the smallest networks, which spend the most on it.
-BATCHES_BETWEEN_LOOKS = 36
+# A look passes batches forward through the derived cell. One costs at most this share of a step of the weights: in the last stages,
+# whose cells are only a little larger than derived ones (benchmarks/diagnostics.py).
+PASS_SHARE = 0.2
+# What looks may take of the time of an epoch that trains weights alone, by default; they take less of one that trains alphas too.
+LOOK_SHARE = 0.05
 
 # Images that the agreement between cells is measured on: few, so that it costs next to nothing.
 AGREEMENT_IMAGES = 32
@@ -36,9 +38,11 @@ class Examination:
     hessian_eigenvalue: float | None = None
 
 
-def look_every(config: SearchConfig, batches: int) -> int:
-    """Epochs from one look at the network to the next, for epochs of so many weight batches."""
-    return config.diagnostics_every or max(1, math.ceil(BATCHES_BETWEEN_LOOKS / batches))
+def look_every(config: SearchConfig, weight_batches: int, validation_batches: int) -> int:
+    """Epochs from one look at the network to the next: what is configured, or as few as stay within LOOK_SHARE."""
+    passes = min(CALIBRATION_BATCHES, weight_batches) + validation_batches
+    epoch = weight_batches + validation_batches / 3  # in steps: forward and backward are three times forward
+    return config.diagnostics_every or max(1, math.ceil(PASS_SHARE * passes / (LOOK_SHARE * epoch)))
 
 
 def examine(

@@ -248,7 +248,7 @@ class Search:
         if isinstance(self.config.method, RandomSearch):  # no alphas, and the network is the derived one
             return Examination(inherited_accuracy=validation_accuracy)
         done, every = self.epoch + 1, self.config.eigenvalue_every
-        between = look_every(self.config, len(self.weight_batches))
+        between = look_every(self.config, len(self.weight_batches), len(self.validation_batches))
         return examine(
             self.config,
             self.network,

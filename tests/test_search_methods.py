@@ -10,6 +10,7 @@ import torch
 
 from pdarts_tune import search as search_module
 from pdarts_tune.config import ConfigError, SearchConfig
+from pdarts_tune.examination import look_every
 from pdarts_tune.methods import PartialChannels, RandomSearch, SecondOrder, Snas
 from pdarts_tune.plan import make_plan, stage_columns
 from pdarts_tune.presets import PRESETS
@@ -145,6 +146,14 @@ def test_looks_come_as_often_as_asked_and_at_the_end_of_a_stage(whole):
     looked = [record.inherited_accuracy is not None for record in whole["first_order"][0].records]
     assert looked == [True] * 4
     assert [record.inherited_accuracy is not None for record in whole["snas"][0].records] == [False, True] * 2
+
+
+def test_looks_come_as_far_apart_as_their_cost_asks():
+    """The paper's 261 batches of weights and of validation: 281 passes at a fifth of a step are 5 % of 4 epochs' 348 steps."""
+    assert look_every(SearchConfig(), 261, 261) == 4
+    assert look_every(SearchConfig(), 261, 26) == 1  # few validation images cost little
+    assert look_every(SearchConfig(), 2, 1) == 6
+    assert look_every(SearchConfig(diagnostics_every=1), 261, 261) == 1
 
 
 def test_looking_changes_nothing_in_the_search(whole):

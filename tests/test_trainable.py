@@ -12,6 +12,7 @@ from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.memory import StageMemoryError
 from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import read_rows, read_table
+from pdarts_tune.search import Search
 from pdarts_tune.stages import Stage
 from pdarts_tune.steps import Alternating
 from pdarts_tune.trainable import TrialSpec, failure_status, record_failure, run_trial
@@ -129,6 +130,29 @@ def test_a_killed_search_continues_with_no_row_lost_doubled_or_changed(tmp_path,
     (trial,) = read_rows(tmp_path / "killed", "trials", "progressive-seed0")
     assert trial["attempts"] == 2
     assert not list((tmp_path / "killed" / "checkpoints").iterdir()), "a finished trial needs no checkpoint"
+
+
+def test_a_cell_that_collapses_to_skip_connects_is_warned_of_once_a_stage_and_the_search_goes_on(tmp_path, reports, monkeypatch):
+    """Alphas are pushed there in place of training. Frozen ones say nothing of a search, so the first epoch is not warned of."""
+
+    def push(search, both):
+        with torch.no_grad():
+            for row, names in zip(search.network.alphas_normal, search.network.space.normal, strict=True):
+                row[names.index("skip_connect")] = 5.0
+        return 1.0, 0.5, 24
+
+    monkeypatch.setattr(Search, "_train", push)
+    stages = (Stage(3, 8, epochs=3, warmup_epochs=1), Stage(3, 3, epochs=1, warmup_epochs=0))
+    run_trial(search_settings(tmp_path, replace(SEARCH, stages=stages)))
+    collapsed = "8 of the normal cell's 8 operations are skip-connects now; the search goes on"
+    assert [report["warning"] for report in reports] == [
+        "",
+        f"stage 1, epoch 2: {collapsed}",
+        "",
+        f"stage 2, epoch 1: {collapsed}",
+    ]
+    assert ["collapsed" in report["position"] for report in reports] == [False, True, True, True]
+    assert read_table(tmp_path, "trials").status.item() == "completed"
 
 
 def test_the_random_variant_draws_a_genotype_within_the_skip_limit_and_searches_nothing(tmp_path, reports):
