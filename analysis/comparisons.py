@@ -55,7 +55,7 @@ def compare_pairs(pairs: Mapping[str, NDArray[np.float64]], rng: np.random.Gener
             found = paired_comparison(sides[:, 0], sides[:, 1], rng)
             row |= {"difference": found.mean_difference, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row |= {"p": found.p_value, "min_p": found.min_p}
-        if len(sides) > 1:
+        if len(sides) > 1 and np.ptp(sides[:, 0] - sides[:, 1]) > 1e-9:  # without any spread, there is no idea of it
             row["detectable"] = minimum_detectable_difference(mean_sd(sides[:, 0] - sides[:, 1])[1], len(sides))
         rows.append(row)
     comparisons = pd.DataFrame(rows, columns=[names, *_COLUMNS])

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from pdarts_tune.config import ConfigError
 from pdarts_tune.consolidated import read_study_table
+from pdarts_tune.results import read_rows
 from pdarts_tune.schemas import SCHEMAS
 
 NOTHING = "–"
@@ -198,6 +201,21 @@ def read_candidates(study: StudyTables) -> pd.DataFrame:
     names = found.select_dtypes("category").columns
     completed = study.trials.loc[study.trials["status"] == "completed", ["trial_id", "variant"]]
     return completed.merge(found.astype(dict.fromkeys(names, str)), on="trial_id")
+
+
+def read_correct(study: StudyTables) -> dict[tuple[str, int], NDArray[np.bool_]]:
+    """Per-example correctness by genotype and evaluation seed, of the first search seed's cells alone, since it is large."""
+    first = study.trials["seed"].min()
+    chosen = study.cells[(study.cells["seed"] == first) & (study.cells["status"] == "completed")]
+    runs = study.evaluations[
+        study.evaluations["genotype_id"].isin(chosen["genotype_id"]) & (study.evaluations["status"] == "completed")
+    ]
+    flags = {}
+    for run in runs.to_dict("records"):
+        (row,) = read_rows(study.folder, "evaluations", run["trial_id"])
+        if row["correct"]:
+            flags[row["genotype_id"], row["seed"]] = np.array(row["correct"], dtype=bool)
+    return flags
 
 
 def average_curves(epochs: pd.DataFrame, column: str) -> pd.DataFrame:

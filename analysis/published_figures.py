@@ -27,15 +27,21 @@ replication with 8 runs each found an accuracy of 97.13 ± 0.13 for P-DARTS and 
 ICLR 2020). Figures of another data set or recipe cannot be compared with these."""
 
 
+TRANSFER_NOTES = """\
+ImageNet, mobile setting (224 pixels, at most 600M multiply-adds), 250 epochs: as the authors print them. DARTS and SNAS as P-DARTS'
+authors cite them (Chen et al., ICCV 2019, table 2)."""
+
+METHOD_NOTES = """\
+As the authors print them, on CIFAR-10 with about 36 channels and 600 epochs; SNAS and DARTS also in Chen et al. (ICCV 2019), table
+1. Means of 8 runs ± standard deviation: Yang et al., ICLR 2020. Figures of another data set or recipe cannot be compared with
+these."""
+
+
 def published_cifar() -> pd.DataFrame:
     """Errors on CIFAR as the authors print them."""
     columns = ["published", "cifar10_error_percent", "cifar100_error_percent", "params_millions", "gpu_days"]
     return pd.DataFrame(_CIFAR, columns=columns).astype(dict.fromkeys(columns[1:], float))
 
-
-TRANSFER_NOTES = """\
-ImageNet, mobile setting (224 pixels, at most 600M multiply-adds), 250 epochs: as the authors print them. DARTS and SNAS as P-DARTS'
-authors cite them (Chen et al., ICCV 2019, table 2)."""
 
 _IMAGENET = (  # top-1 and top-5 error %, parameters M, multiply-adds M
     *(

@@ -43,7 +43,9 @@ in the data. *dropped*: which operations go between stages. *peak*: most device 
 search, on the study's device. {frames.NOTHING}: none, or not there yet.""",
     "error_differences": COMPARISON_NOTES,
     "seconds_differences": "Seconds of search, paired by seed; a question of its own.",
-    "peak_differences": "Peak memory of search in MiB, paired by seed; a question of its own.",
+    "peak_differences": """\
+Peak memory of search in MiB, paired by seed; a question of its own. Where all pairs differ by the same there is no interval, and
+none is needed: memory follows from the configuration.""",
     "non_inferiority": f"""\
 Is the error of a search that drops operations at most {MARGIN} points above that of one that drops none? Shown if the 95 % interval
 of the difference ends below the margin and the exact one-sided p of "{MARGIN} points worse or more" is below 0.025. The margin is

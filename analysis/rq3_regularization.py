@@ -40,9 +40,11 @@ limit M of the configuration, and 8, which is none). Mean test error over search
 is derived from a search, not the search, so both columns are of the same searches.""",
     "effects": """\
 From the 2 x 2 table, in points of test error, paired by seed. *dropout*: with minus without, mean over both limits. *refinement*:
-refined minus as derived, mean over both. *interaction*: effect of dropout on refined cells minus that on cells as derived. """
+refined minus as derived, mean over both. *interaction*: effect of dropout on refined cells minus that on cells as derived.
+
+"""
     + COMPARISON_NOTES,
-    "error_differences": "Every variant at its own M, minus the first with dropout. " + COMPARISON_NOTES,
+    "error_differences": "Every variant at its own M, minus the first with dropout.",
     "by_limit": "Test error of the cells derived at each limit M, and the skip-connects that their normal cells have.",
     "collapse": """\
 Searches whose normal cell, before refinement, was more than half skip-connects (5 of 8): at the end of the last stage, and at any
@@ -173,7 +175,7 @@ def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
         return ("No seed has all four cells of the 2 x 2 table, so neither regularizer can be judged.",)
     claimed = [f"{names[row['effect']]} {show(row['difference'], 2, True)} points" for row in rows if row["claimed"]]
     others = [
-        names[row["effect"]] + (f" ({show(row['detectable'], 2)} points could have been seen)" if row["n"] > 1 else "")
+        names[row["effect"]] + (f" ({show(row['detectable'], 2)} points could have been seen)" if row["detectable"] > 0 else "")
         for row in rows
         if not row["claimed"]
     ]
@@ -196,7 +198,9 @@ def summarize(measures: pd.DataFrame) -> pd.DataFrame:
 
 def summarize_limits(limits: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for (variant, limit), cells in limits.groupby(["variant", "max_skips"], sort=False):
+    order = list(limits["variant"].unique())
+    ordered = limits.sort_values("max_skips").groupby(["variant", "max_skips"], sort=False)
+    for (variant, limit), cells in sorted(ordered, key=lambda group: order.index(group[0][0])):
         mean, sd = mean_sd(cells["error_percent"])
         skips = float(cells["skips"].mean())
         row = {"variant": variant, "max_skips": limit, "n": len(cells), "skips": skips}

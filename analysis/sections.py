@@ -43,6 +43,7 @@ _DIGITS = {
     "min_p": 3,
     "p_holm": 3,
 }
+_HEADINGS = {"two_by_two": "Dropout x refinement", "non_inferiority": "Non-inferiority", "by_limit": "Limits on skip-connects"}
 _SIGNED = ("difference", "interaction", "gap", "change")
 
 
@@ -66,6 +67,8 @@ class Section:
 
 def heading(name: str) -> str:
     """The heading of a table or figure in readers' words."""
+    if name in _HEADINGS:
+        return _HEADINGS[name]
     words = name.replace("_", " ")
     if name.startswith(PUBLISHED):
         return f"Published, not measured here{words.removeprefix(PUBLISHED)}"
