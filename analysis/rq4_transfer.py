@@ -40,13 +40,14 @@ In the mobile setting: top-1 and top-5 test error, and what the evaluated networ
 convolutions and linear layers for one image; the papers' multiply-adds, which the gate of {GATE_MILLIONS:.0f}M counts, are up to a
 few percent more. *runs*: evaluations finished; *refused or failed*: not, with the reason below.""",
     "correlations": """\
-How alike two settings order the cells. *tau*: Kendall's, with its 95 % interval; *seed tau*: between two evaluations of the same
-cells in the second setting that differ in the seed alone, the most that can be expected; *disattenuated*: tau without that noise.
-*partial*: Spearman's correlation of the errors with parameters and multiply-accumulates partialled out, with its p and the
-Holm-adjusted one: what two settings agree on beyond "larger is better". It needs at least 6 cells.""",
+How alike two settings order the cells. *tau*: Kendall's, with its 95 % interval and p. *seed tau*: between two evaluations of the
+same cells in the second setting that differ in the seed alone, the most that can be expected; *disattenuated*: tau without that
+noise. *partial*: Spearman's correlation of the errors with parameters and multiply-accumulates partialled out: what two settings
+agree on beyond "larger is better"; it needs at least 6 cells. Agreement is claimed if the interval of tau excludes 0 and its
+Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the partial correlation.""",
     "size": "Spearman's correlation of the test error with the size of the network in each setting: negative if larger is better.",
     "published": PUBLISHED_NOTES,
-    "published_on_imagenet": TRANSFER_NOTES,
+    "published_imagenet": TRANSFER_NOTES,
 }
 
 
@@ -74,7 +75,7 @@ def build(results: Path, *, figures: bool = True) -> Section | None:
         tables["imagenet"] = summarize_mobile(cells, evaluations[evaluations["setting"].isin(mobile)])
     tables["correlations"] = correlations
     tables["size"] = correlate_size(errors, cells)
-    tables["published_on_imagenet"] = published_imagenet()
+    tables["published_imagenet"] = published_imagenet()
     tables["published"] = published_cifar()
     missing = list_missing(study, cells, evaluations)
     if not mobile:
@@ -127,14 +128,13 @@ def summarize(cells: pd.DataFrame, errors: dict[str, pd.DataFrame]) -> pd.DataFr
 def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     """Cells in the mobile setting: errors, cost, and whether they pass the gate."""
     rows = []
-    for (setting, genotype_id), runs in evaluations.groupby(["setting", "genotype_id"], sort=False):
-        name = cells.loc[cells["genotype_id"] == genotype_id, "name"]
-        if name.empty:
-            continue
+    names = cells.set_index("genotype_id")["name"]
+    known = evaluations[evaluations["genotype_id"].isin(names.index)]
+    for (setting, genotype_id), runs in known.groupby(["setting", "genotype_id"], sort=False):
         done = runs[runs["status"] == "completed"]
         macs = runs["macs"].dropna().astype(float) / 1e6
         row: dict[str, object] = {
-            "cell": name.iloc[0],
+            "cell": names[str(genotype_id)],
             "setting": setting,
             "runs": len(done),
             "refused_or_failed": len(runs) - len(done),
@@ -143,6 +143,8 @@ def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataF
         row |= {"top5_percent": 100 * (1 - done["top5_accuracy"].astype(float)).mean()}
         row |= {"params_millions": runs["params"].astype(float).mean() / 1e6, "macs_millions": macs.mean()}
         rows.append(row | {"under_gate": bool((macs <= GATE_MILLIONS).all()) if len(macs) else pd.NA})
+    order = list(names)
+    rows.sort(key=lambda row: (str(row["setting"]), order.index(row["cell"])))
     return pd.DataFrame(rows)
 
 
@@ -156,15 +158,18 @@ def correlate(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.DataFr
         row: dict[str, object] = {"setting": first, "with": second, "n": len(known)}
         if len(known) > 1:
             tau = kendall_tau(one[known], other.loc[known].to_numpy())
-            row |= {"tau": tau.tau, "ci_low": tau.ci_low, "ci_high": tau.ci_high}
+            row |= {"tau": tau.tau, "ci_low": tau.ci_low, "ci_high": tau.ci_high, "p": tau.p_value}
             row |= {"seed_tau": tau.seed_tau, "disattenuated": tau.disattenuated}
             partial = partial_correlation(one[known], other.loc[known].mean(axis=1), sizes.loc[known].to_numpy())
-            row |= {"partial": partial.correlation, "p": partial.p_value} if len(known) > 5 else {}
+            if len(known) > 5:
+                row |= {"partial": partial.correlation, "partial_p": partial.p_value, "partial_low": partial.ci_low}
         rows.append(row)
-    names = ["setting", "with", "n", "tau", "ci_low", "ci_high", "seed_tau", "disattenuated", "partial", "p", "p_holm"]
+    names = ["setting", "with", "n", "tau", "ci_low", "ci_high", "p", "p_holm", "seed_tau", "disattenuated"]
+    names += ["partial", "partial_low", "partial_p", "partial_p_holm"]
     table = pd.DataFrame(rows).reindex(columns=names).astype(dict.fromkeys(names[3:], float))
-    tested = table["p"].notna()
-    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
+    for p in ("p", "partial_p"):
+        tested = table[p].notna()
+        table.loc[tested, f"{p}_holm"] = holm(table.loc[tested, p].tolist())
     return table
 
 
@@ -188,17 +193,16 @@ def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, 
     sentences = []
     for row in known.to_dict("records"):
         pair = f"{row['setting']} and {row['with']}"
-        if not row["ci_low"] > 0:
-            reach = "with fewer than 5 cells no interval can be given" if np.isnan(row["ci_low"]) else "the interval holds 0"
-            sentences.append(
-                f"{pair}: agreement in the order of {row['n']} cells is not shown (tau {show(row['tau'], 2, True)}; {reach})."
-            )
-            continue
-        beyond = "not shown to go" if not row["p_holm"] < LEVEL else "shown to go"
         interval = frames.show_interval(row["ci_low"], row["ci_high"], 2)
+        figures = f"tau {show(row['tau'], 2, True)}, 95 % interval {interval}, Holm-adjusted p {show(row['p_holm'], 3)}"
+        if not (row["ci_low"] > 0 and row["p_holm"] < LEVEL):
+            reach = "; fewer than 5 cells have no interval" if np.isnan(row["ci_low"]) else ""
+            sentences.append(f"{pair}: agreement in the order of {row['n']} cells is not shown ({figures}{reach}).")
+            continue
+        beyond = "shown" if row["partial_low"] > 0 and row["partial_p_holm"] < LEVEL else "not shown"
         sentences.append(
-            f"{pair} order {row['n']} cells alike (tau {show(row['tau'], 2, True)}, 95 % interval {interval}); "
-            f"{beyond} beyond what parameters and multiply-accumulates explain."
+            f"{pair} order {row['n']} cells alike ({figures}); that they do beyond what parameters and multiply-accumulates "
+            f"explain is {beyond}."
         )
     return tuple(sentences)
 

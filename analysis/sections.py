@@ -71,7 +71,8 @@ def heading(name: str) -> str:
         return _HEADINGS[name]
     words = name.replace("_", " ")
     if name.startswith(PUBLISHED):
-        return f"Published, not measured here{words.removeprefix(PUBLISHED)}"
+        about = words.removeprefix(PUBLISHED).strip()
+        return "Published, not measured here" + (f": {about}" if about else "")
     return words[:1].upper() + words[1:]
 
 

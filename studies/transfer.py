@@ -10,6 +10,7 @@ setting a cell of more than 600M multiply-adds is refused before anything is tra
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pdarts_tune.config import EvalConfig, SearchConfig
 from pdarts_tune.genotype import PUBLISHED
@@ -42,7 +43,7 @@ STUDY = Study(
     question="Do cells found on CIFAR transfer to ImageNet, and is their ranking stable under other recipes? (RQ4)",
     variants=variants,
     evaluations=evaluations,
-    report=None,
+    report=Path(__file__).parents[1] / "analysis" / "rq4_transfer.py",
 )
 
 if __name__ == "__main__":
