@@ -5,9 +5,9 @@ The same for a trial of a study, a training from the command line, and one on se
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 import platform
 import traceback
 from collections.abc import Callable, Mapping
@@ -24,6 +24,7 @@ from pdarts_tune.data import Dataset
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.memory import is_out_of_memory
 from pdarts_tune.results import SCHEMAS, write_rows
+from pdarts_tune.storage import Storage
 from pdarts_tune.training import ALONE, EvalEpoch, Evaluation, TestResult
 from pdarts_tune.workers import Workers
 
@@ -33,19 +34,19 @@ class EvalJob:
     """What to train and where the results go; travels to other processes as a plain dict."""
 
     trial_id: str
-    folder: str  # of the study, absolute
+    folder: str  # of the study: an absolute path or a URI
     genotype: str  # as text
     config: dict[str, Any]
     keep_weights: bool = False  # in weights/<trial_id>.pt, a state dict of the trained network
 
     @property
-    def checkpoint(self) -> Path:
-        """Replaced after every epoch, gone when the row is written."""
-        return Path(self.folder) / "checkpoints" / f"{self.trial_id}.pt"
+    def checkpoint(self) -> str:
+        """A file of the study's folder, replaced after every epoch, gone when the row is written."""
+        return f"checkpoints/{self.trial_id}.pt"
 
     @property
-    def weights(self) -> Path:
-        return Path(self.folder) / "weights" / f"{self.trial_id}.pt"
+    def weights(self) -> str:
+        return f"weights/{self.trial_id}.pt"
 
     @property
     def log(self) -> Path:
@@ -60,21 +61,22 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
     """
     config = from_dict(EvalConfig, job.config)
     first = workers.rank == 0
+    storage = Storage(job.folder)
     started, attempts = datetime.now(UTC), 1
     try:
         evaluation = Evaluation(Genotype.parse(job.genotype), config, device, workers)
-        if job.checkpoint.exists():
-            saved = torch.load(job.checkpoint, map_location=device, weights_only=True)
+        saved = load_checkpoint(storage, job.checkpoint, device)
+        if saved is not None:
             evaluation.load_state_dict(saved["evaluation"])
             started, attempts = datetime.fromtimestamp(saved["started"], UTC), saved["attempts"] + 1
         for epoch in evaluation.epochs():
             if first:
                 state = {"evaluation": evaluation.state_dict(), "started": started.timestamp(), "attempts": attempts}
-                save_checkpoint(state, job.checkpoint)
+                save_checkpoint(state, storage, job.checkpoint)
             report(epoch)
         result = evaluation.test()
         if first and job.keep_weights:
-            save_checkpoint(evaluation.network.state_dict(), job.weights)
+            save_checkpoint(evaluation.network.state_dict(), storage, job.weights)
     except Exception as error:
         if first:
             outcome = {"status": failure_status(error), "failure": error_text(error)}
@@ -84,7 +86,7 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
         outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
         outcome |= data_columns(evaluation.dataset)
         write_eval_row(job, outcome, describe_device(device, workers), peak_bytes(device), started, attempts)
-        job.checkpoint.unlink(missing_ok=True)
+        storage.remove(job.checkpoint)
     return result
 
 
@@ -161,18 +163,24 @@ def write_eval_row(
         "finished": datetime.now(UTC),
         "attempts": attempts,
     }
-    write_rows(Path(job.folder), "evaluations", job.trial_id, [{**row, **outcome}])
+    write_rows(job.folder, "evaluations", job.trial_id, [{**row, **outcome}])
 
 
-def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+def save_checkpoint(state: Mapping[str, Any], storage: Storage, name: str) -> None:
     """Replaces the checkpoint as a whole: a reader, or a process that takes over after a kill, never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    storage.write(name, content.getbuffer())
+
+
+def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[str, Any] | None:
+    """What was saved last; None if there is nothing."""
+    try:
+        content = storage.read(name)
+    except FileNotFoundError:
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    return state
 
 
 def error_text(error: BaseException) -> str:

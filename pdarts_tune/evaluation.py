@@ -183,7 +183,7 @@ def train(label: str, genotype: Genotype, config: EvalConfig, settings: Argument
         rows = read_rows(folder, "evaluations", trial_id)
     row = rows[0]
     print(f"{label}: {_result(row['accuracy'], row['top5_accuracy'], len(row['correct']))}, {row['seconds']:.0f} s")
-    print(f"weights {job.weights}\n")
+    print(f"weights {folder / job.weights}\n")
 
 
 def test_weights(label: str, genotype: Genotype, config: EvalConfig, shape: NetworkConfig, weights: Path, folder: Path) -> None:

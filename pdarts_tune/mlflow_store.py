@@ -26,7 +26,7 @@ class TrackingError(RuntimeError):
 
 @dataclass
 class Run:
-    """A run as MLflow holds it. `status` is RUNNING, FINISHED or FAILED."""
+    """A run as MLflow holds it. `status` is RUNNING, FINISHED, FAILED or KILLED."""
 
     run_id: str
     status: str
@@ -43,7 +43,7 @@ class MlflowStore:
         ConfigError: `uri` is not one that MLflow takes, or there is no answer from it.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+    def __init__(self, uri: str, experiment: str, artifacts: Path | str) -> None:
         if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://.", uri):
             kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
             raise ConfigError(f"tracking_uri: {uri!r} is wrong, it must start with one of {kinds}")
@@ -68,20 +68,23 @@ class MlflowStore:
                     raise ConfigError(
                         f"tracking_uri: experiment {experiment!r} is deleted in {uri}; restore it or remove it for good"
                     )
-                location = None if uri.startswith("http") else artifacts.resolve().as_uri()
+                location = None if uri.startswith("http") else _as_uri(artifacts)
                 self._experiment_id = found.experiment_id if found else self._client.create_experiment(experiment, location)
         except TrackingError as error:
             raise ConfigError(f"tracking_uri: {error}") from None
 
-    def find_runs(self, tag: str, value: str) -> list[Run]:
-        """All runs with this tag, oldest first. Runs that somebody deleted in MLflow are not among them."""
+    def find_runs(self, tag: str, value: str, name: str | None = None) -> list[Run]:
+        """All runs with this tag, and this name where one is given, oldest first.
+
+        Runs that somebody deleted in MLflow are not among them.
+        """
         runs: list[Run] = []
         token: str | None = None
         while True:
             with self._calls():
                 page = self._client.search_runs(
                     [self._experiment_id],
-                    f"tags.`{tag}` = '{value}'",
+                    f"tags.`{tag}` = '{value}'" + (f" and attributes.run_name = '{name}'" if name else ""),
                     max_results=_RUNS_PER_CALL,
                     order_by=["attributes.start_time ASC"],
                     page_token=token,
@@ -121,7 +124,7 @@ class MlflowStore:
             run.tags |= changed
 
     def set_status(self, run: Run, status: str, ended: int | None = None) -> None:
-        """RUNNING, FINISHED or FAILED; `ended` in milliseconds since 1970, or now."""
+        """RUNNING, FINISHED, FAILED or KILLED; `ended` in milliseconds since 1970, or now."""
         if run.status == status:
             return
         with self._calls():
@@ -154,6 +157,10 @@ class MlflowStore:
             line = " ".join(str(error).split())
             what = "no answer" if "Max retries exceeded" in line else f"{type(error).__name__}: {line[:300]}"
             raise TrackingError(f"MLflow at {_without_password(self.uri)}: {what}") from error
+
+
+def _as_uri(folder: Path | str) -> str:
+    return str(folder) if "://" in str(folder) else Path(folder).resolve().as_uri()
 
 
 def _without_password(uri: str) -> str:

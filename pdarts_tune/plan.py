@@ -264,7 +264,7 @@ def _summary(config: SearchConfig) -> dict[str, Any]:
     return stage_columns(config) | other | settings | execution
 
 
-def describe(plan: Plan, folder: Path) -> str:
+def describe(plan: Plan, folder: Path | str) -> str:
     """The text that `--dry-run` prints: every trial with its difference from the base."""
     searches = plan.searches()
     counts = (

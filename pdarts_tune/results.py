@@ -7,10 +7,10 @@ file, a trial that is run again never doubles a row, and no two trials write one
 from __future__ import annotations
 
 import datetime
+import io
+import json
 import numbers
-import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pdarts_tune.config import ConfigError
+from pdarts_tune.definition import DEFINITION, definition_difference
 from pdarts_tune.schemas import PRIMARY_KEYS, SCHEMA_VERSION, SCHEMAS, STATUSES
+from pdarts_tune.storage import Storage
 
 __all__ = [
     "PRIMARY_KEYS",
@@ -41,7 +43,16 @@ _TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
 
 
 def table_path(study_dir: Path, table: str, trial_id: str) -> Path:
-    """The file of one trial and table.
+    """The file of one trial and table, of a study in a folder.
+
+    Raises:
+        ConfigError: as `table_file`.
+    """
+    return study_dir / table_file(study_dir.name, table, trial_id)
+
+
+def table_file(study: str, table: str, trial_id: str) -> str:
+    """The file of one trial and table, as a name below the study's folder.
 
     Raises:
         ConfigError: there is no such table, or the id cannot be a file name.
@@ -51,12 +62,12 @@ def table_path(study_dir: Path, table: str, trial_id: str) -> Path:
         raise ConfigError(
             f"trial_id: {trial_id!r} cannot name a file; use up to 200 of A-Z a-z 0-9 . _ = + -, a letter or digit first"
         )
-    if study_dir.name in SCHEMAS:
-        raise ConfigError(f"study: a study cannot be called {study_dir.name!r}, that is the name of a table")
-    return study_dir / table / f"{trial_id}.parquet"
+    if study in SCHEMAS:
+        raise ConfigError(f"study: a study cannot be called {study!r}, that is the name of a table")
+    return f"{table}/{trial_id}.parquet"
 
 
-def write_rows(study_dir: Path, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(study_dir: Path | str | Storage, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes all rows of one trial and table, in place of what was there; a reader sees the old rows or the new ones.
 
     Each row gives every column; the optional ones may be None. Times are datetimes with a time zone, kept to the millisecond.
@@ -66,7 +77,8 @@ def write_rows(study_dir: Path, table: str, trial_id: str, rows: Sequence[Mappin
             trial. The message names table, trial, column and row.
         OSError: the folder cannot be written.
     """
-    path = table_path(study_dir, table, trial_id)
+    storage = Storage(study_dir)
+    name = table_file(storage.name, table, trial_id)
     schema = SCHEMAS[table]
     where = f"table {table}, trial {trial_id}"
     known = set(schema.names)
@@ -85,7 +97,7 @@ def write_rows(study_dir: Path, table: str, trial_id: str, rows: Sequence[Mappin
             described = ", ".join(f"{name}={row[name]}" for name in PRIMARY_KEYS[table])
             raise ConfigError(f"{where}: rows {keys[key]} and {index} have the same key ({described})")
     columns = [_to_array([row[field.name] for row in rows], field, where) for field in schema]
-    write_whole(path, pa.Table.from_arrays(columns, schema=schema))
+    storage.write(name, _to_parquet(pa.Table.from_arrays(columns, schema=schema)))
 
 
 def _to_array(values: list[Any], field: Any, where: str) -> Any:
@@ -108,39 +120,40 @@ def _to_array(values: list[Any], field: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {field.name} does not fit its type {field.type} ({_line(error)})") from None
 
 
+def _to_parquet(content: Any) -> memoryview:
+    file = io.BytesIO()
+    pq.write_table(content, file, compression="zstd")
+    return file.getbuffer()
+
+
 def write_whole(path: Path, content: Any) -> None:
     """Writes an Arrow table as the file `path`, whole or not at all. OSError if the folder cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each write: two processes that wrote one temporary file could mix their rows.
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with part.open("xb") as file:
-            pq.write_table(content, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+    Storage(path.parent).write(path.name, _to_parquet(content))
 
 
-def read_rows(study_dir: Path, table: str, trial_id: str) -> list[dict[str, Any]]:
-    """The rows of one trial and table, as `write_rows` took them; no rows if none were written yet.
+def read_rows(
+    study_dir: Path | str | Storage, table: str, trial_id: str, columns: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of one trial and table, as `write_rows` took them or of some columns; no rows if none were written yet.
 
     Raises:
         ConfigError: there is no such table, or the file cannot be read.
     """
-    path = table_path(study_dir, table, trial_id)
-    rows: list[dict[str, Any]] = read_file(path, table, None).to_pylist() if path.exists() else []
+    storage = Storage(study_dir)
+    name = table_file(storage.name, table, trial_id)
+    try:
+        rows: list[dict[str, Any]] = _read_file(storage, name, table, columns).to_pylist()
+    except FileNotFoundError:
+        return []
     return rows
 
 
-def read_table(root: Path | str, table: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def read_table(
+    root: Path | str | Storage | Sequence[Path | str | Storage], table: str, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
     """All rows of one table, in the order of studies and trial ids. `root` is a results folder, or one study's folder.
+
+    Several of them are read as one: parts of a study that ran in different places, with the same definition.
 
     Units are in `SCHEMAS[table].field(column).metadata`. Integer columns that hold nulls come as floats with nan, as ever in
     pandas. A table that no trial has written to yet comes as an empty frame with all its columns.
@@ -149,28 +162,34 @@ def read_table(root: Path | str, table: str, columns: Sequence[str] | None = Non
         columns: read these alone (much faster where a table is large).
 
     Raises:
-        ConfigError: there is no such table or column, the folder holds no tables, two of its studies have a trial of the same
-            id, or a file cannot be read; the message names it.
+        ConfigError: there is no such table or column, a folder holds no tables, a trial id is there twice, two parts of a study
+            have different definitions, or a file cannot be read; the message names it.
     """
     _check_table(table)
     schema = SCHEMAS[table]
     for column in columns or ():
         if column not in schema.names:
             raise ConfigError(f"table {table}: unknown column {column!r}, known are {', '.join(schema.names)}")
-    studies = _find_studies(Path(root))
-    paths: dict[str, Path] = {}
+    roots = [root] if isinstance(root, Path | str | Storage) else list(root)
+    if not roots:
+        raise ConfigError("results: no folder is given")
+    studies = [study for place in roots for study in _find_studies(Storage(place))]
+    _check_parts(studies)
+    files: dict[str, tuple[Storage, str]] = {}
     for study in studies:
-        for path in sorted((study / table).glob("[!.]*.parquet")):
-            if path.name in paths:
-                raise ConfigError(
-                    f"{root}: two studies have a trial {path.stem}, {paths[path.name].parent.parent.name} and {study.name}"
-                )
-            paths[path.name] = path
-    wanted = list(columns) if columns is not None else None
+        for name in sorted(study.stamps(table)):
+            if not name.endswith(".parquet"):
+                continue
+            if name in files:
+                other, trial = files[name][0], name.removesuffix(".parquet")
+                if other.name == study.name:
+                    raise ConfigError(f"{other} and {study} both have a trial {trial}, which would be counted twice")
+                raise ConfigError(f"{roots[0]}: two studies have a trial {trial}, {other.name} and {study.name}")
+            files[name] = study, f"{table}/{name}"
     with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(lambda path: read_file(path, table, wanted), paths.values()))
-    if wanted is not None:
-        schema = pa.schema([schema.field(name) for name in wanted])
+        parts = list(pool.map(lambda file: _read_file(file[0], file[1], table, columns), files.values()))
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
     frame: pd.DataFrame = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries().to_pandas()
     return frame
 
@@ -180,24 +199,47 @@ def _check_table(table: str) -> None:
         raise ConfigError(f"table: {table!r} is unknown, known are {', '.join(SCHEMAS)}")
 
 
-def _find_studies(root: Path) -> list[Path]:
-    if not root.is_dir():
+def _find_studies(root: Storage) -> list[Storage]:
+    if not root.is_remote and not root.path.is_dir():
         raise ConfigError(f"{root}: is not a folder")
-
-    def is_study(folder: Path) -> bool:
-        return any((folder / table).is_dir() for table in SCHEMAS)
-
-    studies = [root] if is_study(root) else sorted(path for path in root.iterdir() if path.is_dir() and is_study(path))
+    folders = root.folders()
+    if any(table in folders for table in SCHEMAS):
+        return [root]
+    studies = [study for study in map(root.below, folders) if any(table in study.folders() for table in SCHEMAS)]
     if not studies:
         raise ConfigError(f"{root}: holds no tables; give a results folder, or the folder of one study in it")
     return studies
 
 
-def read_file(path: Path, table: str, columns: list[str] | None) -> Any:
+def read_file(path: Path, table: str, columns: Sequence[str] | None) -> Any:
     """One file as an Arrow table, of these columns or all. ConfigError if it cannot be read or another release wrote it."""
-    schema = SCHEMAS[table]
     try:
-        with pq.ParquetFile(path) as file:
+        return _read_file(Storage(path.parent), path.name, table, columns)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet ({_line(error)})") from None
+
+
+def _check_parts(studies: Sequence[Storage]) -> None:
+    """Rows of one study belong together only where they have one definition."""
+    first: dict[str, tuple[Storage, Any]] = {}
+    for study in studies:
+        if sum(other.name == study.name for other in studies) == 1:
+            continue
+        try:
+            definition = json.loads(study.read(DEFINITION))
+        except FileNotFoundError:
+            continue  # tables that no study of this release wrote
+        other, before = first.setdefault(study.name, (study, definition))
+        changed = definition_difference(before, definition)
+        if changed:
+            raise ConfigError(f"{other} and {study} are of different definitions of one study: {changed}")
+
+
+def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | None) -> Any:
+    schema = SCHEMAS[table]
+    source = pa.BufferReader(study.read(name)) if study.is_remote else study.path / name
+    try:
+        with pq.ParquetFile(source) as file:
             found = file.schema_arrow
             # Compared whole: a column that is missing would otherwise be read as nulls. Those that joined later may be missing.
             whole = found.equals(schema)
@@ -207,12 +249,14 @@ def read_file(path: Path, table: str, columns: list[str] | None) -> Any:
                 or (found.metadata or {}).get(b"schema_version") != _VERSION
             ):
                 raise ConfigError(
-                    f"{path}: is not of schema version {SCHEMA_VERSION} of the table {table}; another release wrote it"
+                    f"{study}/{name}: is not of schema version {SCHEMA_VERSION} of the table {table}; another release wrote it"
                 )
             rows = file.metadata.num_rows
-            content = file.read(columns=columns, use_threads=False)
+            content = file.read(columns=None if columns is None else list(columns), use_threads=False)
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as Parquet ({_line(error)})") from None
+        raise ConfigError(f"{study}/{name}: cannot be read as Parquet ({_line(error)})") from None
     for field in absent:
         if columns is None or field.name in columns:
             content = content.append_column(field, pa.nulls(rows, field.type))

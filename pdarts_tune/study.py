@@ -6,15 +6,16 @@ what the tables say is missing. Ray, torch and MLflow are imported when work sta
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,16 +23,22 @@ import tyro
 
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, to_dict
-from pdarts_tune.definition import check_definition
+from pdarts_tune.definition import DEFINITION, check_definition
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
+from pdarts_tune.guards import STOPPED, exclusive, explain_storage_error, stop_on_signals
 from pdarts_tune.methods import Given
 from pdarts_tune.plan import EvalTrial, Plan, SearchTrial, Study, Variant, describe, make_plan
+from pdarts_tune.storage import Storage
 
 if TYPE_CHECKING:
-    from pdarts_tune.sweep import Sweep
+    from pdarts_tune.guards import Signals
+    from pdarts_tune.tracking import Mirror
 
 __all__ = ["Arguments", "Study", "Variant", "main", "run_study"]
+
+COMPLETED = "completed.json"  # in the study's folder once everything is done and nothing failed: what scripts shall look for
+_NAMES = 8  # of missing trials that are printed
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class Arguments:
 
     preset: str = "laptop"
     """How large: smoke, laptop, cifar-mini or paper."""
-    results: Path = Path("results")
-    """Folder for tables, report and MLflow store; a study that is in it is continued."""
+    results: str = "results"
+    """Folder for tables, report and MLflow store, or s3://BUCKET/FOLDER or another file system's; a study in it is continued."""
     data: str | None = None
     """Data set: digits, cifar10, cifar100, imagenet, folder:PATH (train/ and val/) or parquet:PATH (train and test files). Several,
     separated by commas: searches are on the first, genotypes are evaluated on each."""
@@ -69,6 +76,8 @@ class Arguments:
     """A running Ray cluster, e.g. auto or ray://head:10001; without it, this machine."""
     tracking_uri: str | None = None
     """MLflow store or server; without it, a sqlite file in the results folder."""
+    keep_weights: bool = False
+    """Keep the weights that each trial ends with, in weights/; genotypes and alphas are in the tables anyway."""
     dry_run: bool = False
     """Print the trials, what each changes, and the bytes, seconds and disk that the study will take; then stop."""
     probe_seconds: float = 120.0
@@ -96,7 +105,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
         )
         if settings.dry_run:
             _check_inputs(plan, settings)
-            print(describe(plan, settings.results / study.name))
+            print(describe(plan, f"{settings.results}/{study.name}"))
             from pdarts_tune.forecast import forecast_here
 
             print(f"\n{forecast_here(plan, settings.probe_seconds)}")
@@ -114,7 +123,13 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues the study from the last finished epochs", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED)
+    except OSError as error:
+        explanation = explain_storage_error(error)
+        if explanation is None:
+            raise
+        print(f"error: {explanation}", file=sys.stderr)
+        sys.exit(1)
     sys.exit(1 if failed else 0)
 
 
@@ -124,43 +139,47 @@ def run_study(plan: Plan, settings: Arguments) -> int:
     Raises:
         ConfigError: bad input, found before anything is started or written.
         KeyboardInterrupt: stopped; everything up to the last finished epoch of each trial is on disk.
+        OSError: the results cannot be written any more.
     """
-    folder = settings.results.absolute() / plan.study.name
+    folder = Storage(settings.results).below(plan.study.name)
     definition = _check_inputs(plan, settings)
-    with _exclusive(folder):
-        (folder / "study.json.tmp").write_text(json.dumps(definition, indent=1))
-        (folder / "study.json.tmp").replace(folder / "study.json")
+    with exclusive(folder), stop_on_signals() as signals:
+        folder.remove(COMPLETED)
+        folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
 
-        from pdarts_tune.sweep import open_sweep
-        from pdarts_tune.tracking import BackgroundMirror, Mirror, TrackingError, default_tracking_uri
+        from pdarts_tune.tracking import Mirror, TrackingError, default_tracking_uri
 
-        uri = settings.tracking_uri or default_tracking_uri(settings.results.absolute())
+        uri = settings.tracking_uri or default_tracking_uri(settings.results)
         mirror = Mirror(folder, uri)
-        with (
-            BackgroundMirror(mirror) as background,
-            open_sweep(folder, settings.address, settings.gpus_per_trial, settings.max_failures, background.touch) as sweep,
-            _terminate_like_interrupt(),  # after Ray's start, which installs a handler that aborts
-        ):
-            failed = _run(plan.searches(), "searches", "trials", plan, folder, sweep)
-            failed += _run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations", plan, folder, sweep)
         try:
-            mirror.finish(ok=not failed)
+            failed = _run_missing(plan, settings, folder, mirror, signals)
+        except KeyboardInterrupt:
+            with suppress(TrackingError):
+                mirror.stop()
+            raise
+        _forget_checkpoints(folder)
+        try:
+            mirror.finish_patiently(ok=not failed)
         except TrackingError as error:
             print(f"warning: {error}; the tables are complete, the same command brings MLflow up to date", file=sys.stderr)
             failed += 1
         for line in image_warnings(folder):
             print(f"warning: {line}", file=sys.stderr)
-        if plan.study.report:
-            print(flush=True)
-            subprocess.run([sys.executable, plan.study.report, "--results", settings.results], check=True)
-        print(f"\ntables   {settings.results / plan.study.name}/*/*.parquet")
-        print(f"report   {settings.results / plan.study.name}/report/")
-        print(f"compare  mlflow ui --backend-store-uri {uri}")
+        if plan.study.report and not _report(plan.study.report, folder):
+            failed += 1
+        print(f"\ntables   {settings.results}/{plan.study.name}/*/*.parquet")
+        print(f"report   {settings.results}/{plan.study.name}/report/")
+        print(f"compare  {uri}" if uri.startswith("http") else f"compare  mlflow ui --backend-store-uri {uri}")
+        size, files = folder.used()
+        print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
         beyond = sorted(over_limit(folder) & {trial.trial_id for trial in plan.searches()})
         if beyond:
             print(f"memory   {len(beyond)} searches would take more than memory_limit: {', '.join(beyond)}")
         if failed:
             print(f"failed   {failed} (the reasons are in the trials and evaluations tables; the same command tries again)")
+        else:
+            counts = {"searches": len(plan.searches()), "seeds": definition["seeds"], "finished": datetime.now(UTC).isoformat()}
+            folder.write(COMPLETED, json.dumps(counts, indent=1).encode())
     return failed
 
 
@@ -172,9 +191,20 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
         raise ConfigError(f"max_failures: {settings.max_failures} is wrong, it must be at least 0")
     if plan.study.report and not plan.study.report.exists():
         raise ConfigError(f"the report script {plan.study.report} is not there")
-    if settings.results.exists() and not settings.results.is_dir():
+    results = Storage(settings.results)
+    if not results.is_remote and results.path.exists() and not results.path.is_dir():
         raise ConfigError(f"results: {settings.results} is a file, it must be a folder")
-    definition = check_definition(plan, settings.results / plan.study.name)
+    if settings.tracking_uri is None:
+        from pdarts_tune.tracking import default_tracking_uri
+
+        default_tracking_uri(settings.results)
+    try:
+        found = results.below(plan.study.name).read(DEFINITION)
+    except FileNotFoundError:
+        found = None
+    except OSError as error:
+        raise ConfigError(f"results: {settings.results} cannot be read ({' '.join(str(error).split())})") from None
+    definition = check_definition(plan, found, f"{settings.results}/{plan.study.name}")
 
     from pdarts_tune.data import DatasetInfo, check_dataset
     from pdarts_tune.network_shape import check_madds
@@ -210,43 +240,102 @@ def _find_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
     return found
 
 
-def _run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str, plan: Plan, folder: Path, sweep: Sweep) -> int:
-    """Runs those of the trials that the table does not hold as completed or over their limit; returns how many failed."""
+def _run_missing(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirror, signals: Signals) -> int:
+    """Runs the trials that the tables do not hold, and returns how many failed. Starts Ray only if there are some."""
+    searches = plan.searches()
+    missing = _missing(searches, "trials", folder)
+    evaluations = [] if missing else plan.evaluations(found_genotypes(plan, folder))
+    if not missing and not _missing(evaluations, "evaluations", folder):
+        print(f"{len(searches)} searches and {len(evaluations)} evaluations, all of them done", flush=True)
+        return 0
+
     from pdarts_tune.forecast import predict_needs
+    from pdarts_tune.sweep import open_sweep
+    from pdarts_tune.tracking import BackgroundMirror
 
+    failed = 0
+    with (
+        BackgroundMirror(mirror) as background,
+        open_sweep(folder, settings.address, settings.gpus_per_trial, settings.max_failures, background.touch) as sweep,
+    ):
+        signals.install()  # again: Ray's start installs a handler that aborts
+
+        def run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str) -> int:
+            missing = _missing(trials, table, folder)
+            if 0 < len(missing) < len(trials):
+                names = ", ".join(trial.trial_id for trial in missing[:_NAMES])
+                more = f" and {len(missing) - _NAMES} more" if len(missing) > _NAMES else ""
+                print(f"missing {what}: {names}{more}", flush=True)
+            needs = predict_needs(missing) if sweep.grants.gpu_bytes else {}
+            needed = [needs.get(trial.trial_id, 0) for trial in missing]
+            specs = [
+                _spec(trial, plan, folder, sweep.threads(need), need, settings.keep_weights)
+                for trial, need in zip(missing, needed, strict=True)
+            ]
+            return sweep.run(specs, what, total=len(trials))
+
+        failed += run(searches, "searches", "trials")
+        failed += run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations")
+    return failed
+
+
+def _missing(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:
+    """Those of the trials that the table does not hold as completed or over their limit."""
     finished = _finished(folder, table) | (over_limit(folder) if table == "trials" else set())
-    missing = [trial for trial in trials if trial.trial_id not in finished]
-    needs = predict_needs(missing) if sweep.grants.gpu_bytes else {}
-    specs = [_spec(trial, plan, folder, sweep, needs.get(trial.trial_id, 0)) for trial in missing]
-    return sweep.run(specs, what, total=len(trials))
+    return [trial for trial in trials if trial.trial_id not in finished]
 
 
-def found_genotypes(plan: Plan, folder: Path) -> dict[str, str]:
+def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
     """The distinct genotypes (id to text) that the plan's finished searches ended with, at the skip limits of their variants."""
-    from pdarts_tune.results import read_rows
-
-    finished = _finished(folder, "trials")
-    genotypes: dict[str, str] = {}
-    limits = {variant.name: variant.limits for variant in plan.variants}
-    for trial in plan.searches():
-        if trial.trial_id in finished:
-            rows = read_rows(folder, "genotypes", trial.trial_id)
-            last = max(row["stage"] for row in rows)
-            of_limits = {row["max_skips"]: row for row in rows if row["stage"] == last}
-            genotypes |= {of_limits[m]["genotype_id"]: of_limits[m]["genotype"] for m in limits[trial.variant]}
-    return genotypes
-
-
-def _finished(folder: Path, table: str) -> set[str]:
     from pdarts_tune.results import read_table
 
-    if not any((folder / table).glob("*.parquet")):
+    finished = _finished(folder, "trials")
+    if not finished:
+        return {}
+    rows = read_table(folder, "genotypes", ["trial_id", "stage", "max_skips", "genotype_id", "genotype"])
+    last = rows[rows.stage == rows.groupby("trial_id").stage.transform("max")]
+    found = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in last.itertuples(index=False)}
+    limits = {variant.name: variant.limits for variant in plan.variants}
+    return dict(
+        found[trial.trial_id, limit] for trial in plan.searches() if trial.trial_id in finished for limit in limits[trial.variant]
+    )
+
+
+def _finished(folder: Path | Storage, table: str) -> set[str]:
+    from pdarts_tune.results import read_table
+
+    if not Storage(folder).stamps(table):
         return set()
     rows = read_table(folder, table, ["trial_id", "status"])
     return set(rows.trial_id[rows.status == "completed"])
 
 
-def image_warnings(folder: Path) -> list[str]:
+def _forget_checkpoints(folder: Storage) -> None:
+    """Removes what trials left that were killed between their last row and the end."""
+    names = folder.stamps("checkpoints")
+    if names:
+        finished = _finished(folder, "trials") | _finished(folder, "evaluations")
+        for name in names:
+            if name.removesuffix(".pt") in finished:
+                folder.remove(f"checkpoints/{name}")
+
+
+def _report(script: Path, folder: Storage) -> bool:
+    """Runs the report script on the tables, on a copy of them where they are in an object store. Returns whether it worked."""
+    print(flush=True)
+    if not folder.is_remote:
+        return subprocess.run([sys.executable, script, "--results", folder.path.parent], check=False).returncode == 0
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / folder.name
+        for part in ("", "trials", "epochs", "alphas", "genotypes", "evaluations"):
+            folder.copy_down(part, copy / part)
+        done = subprocess.run([sys.executable, script, "--results", name], check=False)
+        for path in sorted((copy / "report").glob("*.*")):
+            folder.write(f"report/{path.name}", path.read_bytes())
+    return done.returncode == 0
+
+
+def image_warnings(folder: Path | Storage) -> list[str]:
     """What the evaluations found wrong with the images of their data sets: the processes that saw it have no terminal."""
     from pdarts_tune.results import read_table
 
@@ -260,17 +349,19 @@ def image_warnings(folder: Path) -> list[str]:
     ]
 
 
-def over_limit(folder: Path) -> set[str]:
+def over_limit(folder: Path | Storage) -> set[str]:
     """The searches that were ended because a stage would take more than their memory limit, as another attempt's would."""
     from pdarts_tune.results import read_table
 
-    if not any((folder / "trials").glob("*.parquet")):
+    if not Storage(folder).stamps("trials"):
         return set()
     rows = read_table(folder, "trials", ["trial_id", "status", "error"])
     return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError")])
 
 
-def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, sweep: Sweep, needed_bytes: int) -> dict[str, Any]:
+def _spec(
+    trial: SearchTrial | EvalTrial, plan: Plan, folder: Storage, threads: int, needed_bytes: int, keep_weights: bool
+) -> dict[str, Any]:
     from pdarts_tune.trainable import TrialSpec
 
     if isinstance(trial, SearchTrial):
@@ -285,39 +376,15 @@ def _spec(trial: SearchTrial | EvalTrial, plan: Plan, folder: Path, sweep: Sweep
             study_dir=str(folder),
             config=to_dict(trial.config),
             genotype=genotype,
-            threads=sweep.threads(needed_bytes),
+            threads=threads,
             commit=_commit(),
             needed_bytes=needed_bytes,
+            keep_weights=keep_weights,
         )
     )
 
 
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Holds the study's folder against a second driver, which would run every trial twice. Freed when the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another process is running this study here; wait for it or name another folder") from None
-        yield
-
-
-@contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM, which clusters send before they take a node away, stops a study as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
+@cache
 def _commit() -> str:
     """The commit of the code that runs, with + if it was changed; `unknown` outside a checkout."""
     here = Path(__file__).parent

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 from pdarts_tune.config import ConfigError  # noqa: E402
 from pdarts_tune.packing import gpu_fraction  # noqa: E402
 from pdarts_tune.progress import Progress  # noqa: E402
+from pdarts_tune.storage import Storage, open_filesystem  # noqa: E402
 from pdarts_tune.trainable import record_failure, run_trial  # noqa: E402
+
+_PROBE, _PROBE_BYTES = ".probe", 2**20  # written where a trial failed: enough to tell a full disk from one with a little room
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Sweep:
     `changed` is called with a trial's id whenever its tables may have new rows; it must not block.
     """
 
-    folder: Path
+    storage: Storage
     grants: Grants
     max_failures: int
     changed: Callable[[str], None]
@@ -74,30 +77,43 @@ class Sweep:
         return max(1, int(ray.cluster_resources().get(device.upper(), 1) / resources[device]))
 
     def run(self, specs: Sequence[dict[str, Any]], what: str, total: int) -> int:
-        """Runs the trials and returns how many failed for good. `total` counts those of the study, finished ones included."""
+        """Runs the trials and returns how many failed for good. `total` counts those of the study, finished ones included.
+
+        Raises:
+            OSError: a trial failed, and the study's folder cannot be written: no other trial could do better.
+        """
         with Progress(what, total, total - len(specs), self.slots(specs)) as progress:
-            if specs:
+            if not specs:
+                return 0
+            display = _Display(progress, self.changed, self.storage)
+            try:
                 tune.Tuner(
                     tune.with_resources(run_trial, self.grants.request),
                     param_space={"trial": tune.grid_search(list(specs))},
                     tune_config=tune.TuneConfig(trial_name_creator=_trial_id, trial_dirname_creator=_trial_id, reuse_actors=True),
                     run_config=tune.RunConfig(
                         name=what,
-                        storage_path=str(self.folder / "ray"),
+                        **_tune_storage(self.storage),
                         failure_config=tune.FailureConfig(max_failures=self.max_failures),
-                        callbacks=[_Display(progress, self.changed)],
+                        callbacks=[display],
                         verbose=0,
                     ),
                 ).fit()
+            except Exception:
+                if display.storage_error is not None:
+                    raise display.storage_error from None
+                raise
         return progress.failed
 
 
 class _Display(tune.Callback):
     """Shows what Tune reports."""
 
-    def __init__(self, progress: Progress, changed: Callable[[str], None]) -> None:
+    def __init__(self, progress: Progress, changed: Callable[[str], None], storage: Storage) -> None:
         self.progress = progress
         self.changed = changed
+        self.storage = storage
+        self.storage_error: OSError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored, and a display cannot be pickled
@@ -119,7 +135,7 @@ class _Display(tune.Callback):
         self.changed(_trial_id(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.retried(_trial_id(trial), _reason(trial))
+        self.progress.retried(_trial_id(trial), self._reason(trial))
         self.changed(_trial_id(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -127,22 +143,45 @@ class _Display(tune.Callback):
         self.changed(_trial_id(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.finished(_trial_id(trial), _reason(trial))
+        self.progress.finished(_trial_id(trial), self._reason(trial))
         self.changed(_trial_id(trial))
+
+    def _reason(self, trial: Any) -> str:
+        """Why the trial failed, in one line; its table has the traceback."""
+        try:
+            reason = record_failure(trial.config["trial"])
+            self.storage.write(_PROBE, bytes(_PROBE_BYTES))
+            self.storage.remove(_PROBE)
+        except OSError as error:
+            self.storage_error = error  # Tune wraps what its callbacks raise
+            raise
+        return reason.splitlines()[0]
 
 
 def _trial_id(trial: Any) -> str:
     return str(trial.config["trial"]["trial_id"])
 
 
-def _reason(trial: Any) -> str:
-    """Why the trial failed, in one line; its table has the traceback."""
-    return record_failure(trial.config["trial"]).splitlines()[0]
+def _tune_storage(storage: Storage) -> dict[str, Any]:
+    """Where Tune keeps its own state, which all nodes must reach; none of it is worth keeping."""
+    if not storage.is_remote:
+        return {"storage_path": str(storage.path / "ray")}
+    filesystem, root = open_filesystem(storage.location)
+    return {"storage_path": f"{root}/ray", "storage_filesystem": filesystem}
+
+
+def _forget_tune_state(storage: Storage) -> None:
+    if not storage.is_remote:
+        shutil.rmtree(storage.path / "ray", ignore_errors=True)
+        return
+    filesystem, root = open_filesystem(storage.location)
+    with suppress(FileNotFoundError):
+        filesystem.delete_dir(f"{root}/ray")
 
 
 @contextmanager
 def open_sweep(
-    folder: Path, address: str | None, gpus_per_trial: float | None, max_failures: int, changed: Callable[[str], None]
+    storage: Storage, address: str | None, gpus_per_trial: float | None, max_failures: int, changed: Callable[[str], None]
 ) -> Iterator[Sweep]:
     """Connects to a Ray cluster, or starts Ray on this machine, for as long as the context lasts.
 
@@ -150,7 +189,7 @@ def open_sweep(
         ConfigError: there is no cluster at `address`, or none of its nodes can ever run a trial.
     """
     # Ray's own state of an earlier run is never continued: the tables and our checkpoints decide what is left to do.
-    shutil.rmtree(folder / "ray", ignore_errors=True)
+    _forget_tune_state(storage)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong is shown by the display and kept in the tables
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
@@ -164,10 +203,10 @@ def open_sweep(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         grants = Grants(nodes, gpus_per_trial, _smallest_gpu_bytes() if gpus_per_trial is None else None)
         grants.resources(0)  # refuses what no node has before anything runs
-        yield Sweep(folder, grants, max_failures, changed)
+        yield Sweep(storage, grants, max_failures, changed)
     finally:
         ray.shutdown()
-    shutil.rmtree(folder / "ray", ignore_errors=True)
+    _forget_tune_state(storage)
 
 
 def _smallest_gpu_bytes() -> int | None:

@@ -18,23 +18,33 @@ from typing import Self
 from pdarts_tune.config import ConfigError
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.mlflow_store import MlflowStore, Run, TrackingError
+from pdarts_tune.storage import Storage, is_remote
 from pdarts_tune.study_folder import StudyFolder, digest
 from pdarts_tune.summary import SWEPT, Point, Row, epoch_points, final_genotype, milliseconds, study_points, trial_points
 
 __all__ = ["BackgroundMirror", "Mirror", "TrackingError", "default_tracking_uri"]
 
+_PATIENCE_SECONDS = 120.0  # for a server that is away when a study ends
+
 # Tags. SENT is written before epochs are logged and DONE after everything is: what DONE says is there for certain, and nothing
-# beyond SENT can be there. Both start with the number of epochs.
+# beyond SENT can be there. Both start with the number of epochs. The study's own DONE stands for all its trials.
 STUDY, FOLDER, TRIAL = "pdarts_tune.study", "pdarts_tune.folder", "pdarts_tune.trial_id"
 STATUS, ERROR, GENOTYPE, FILES = "pdarts_tune.status", "pdarts_tune.error", "pdarts_tune.genotype_id", "pdarts_tune.files"
 SENT, DONE = "pdarts_tune.sent", "pdarts_tune.done"
 
 _STATES = {"completed": "FINISHED", "running": "RUNNING"}  # of a trial, and of its run; all others: FAILED
+_STOPPED = "KILLED"  # MLflow's word for what a signal ended
 
 
-def default_tracking_uri(results: Path) -> str:
-    """A sqlite file in the results folder."""
-    return f"sqlite:///{results.resolve() / 'mlflow.db'}"
+def default_tracking_uri(results: Path | str) -> str:
+    """A sqlite file in the results folder.
+
+    Raises:
+        ConfigError: the results are in an object store, where no database can be.
+    """
+    if is_remote(results):
+        raise ConfigError(f"tracking_uri: must be given with results in {results}, such as http://HOST:5000 of an MLflow server")
+    return f"sqlite:///{Path(results).resolve() / 'mlflow.db'}"
 
 
 class Mirror:
@@ -48,12 +58,13 @@ class Mirror:
         TrackingError: it answers, but refuses.
     """
 
-    def __init__(self, study_dir: Path, tracking_uri: str) -> None:
+    def __init__(self, study_dir: Path | str | Storage, tracking_uri: str) -> None:
         self._folder = StudyFolder(study_dir)
-        self._store = MlflowStore(tracking_uri, self._folder.path.name, self._folder.path / "mlflow")
-        self._folder_id = _folder_id(self._folder.path)
-        self._runs: dict[str, Run] | None = None  # by trial id, "" for the study's; None: what MLflow holds is not known for sure
-        self._store.set_status(self._study_run(self._known_runs()), "RUNNING")
+        self._store = MlflowStore(tracking_uri, self._folder.name, f"{self._folder.storage}/mlflow")
+        self._folder_id = _folder_id(self._folder.storage)
+        self._runs: dict[str, Run] | None = None  # by trial id; None: what MLflow holds is not known for sure
+        self._study: Run | None = None
+        self._store.set_status(self._study_run(), "RUNNING")
 
     def sync(self, trial_ids: Iterable[str] | None = None) -> None:
         """Brings these trials' runs up to date, or all. Fast where nothing has changed: no table is read for such a trial.
@@ -74,34 +85,72 @@ class Mirror:
                     if self._folder.has_trial(trial_id):
                         self._sync_trial(trial_id, runs)
         except BaseException:
-            self._runs = None  # a call may have worked although its answer was lost: look again next time
+            self._runs = self._study = None  # a call may have worked although its answer was lost: look again next time
             raise
 
     def finish(self, ok: bool) -> None:
         """Syncs all trials, logs the variants' means on the study's run and ends that as FINISHED, or FAILED if not `ok`.
 
+        Fast where nothing has changed since it did so last.
+
         Raises:
             TrackingError, ConfigError: as `sync`.
         """
-        self.sync()
-        trials = [self._folder.read_trial(trial_id) for trial_id in self._folder.trial_ids()]
-        run = self._study_run(self._known_runs())
-        self._store.log(run, study_points((rows.trial, trial_points(*rows)) for rows in trials), {})
-        self._store.set_status(run, "FINISHED" if ok else "FAILED")
+        stamp = self._folder.whole_stamp()
+        if self._study_run().tags.get(DONE) != stamp:
+            self.sync()
+            trials = (self._folder.read_trial(trial_id) for trial_id in self._folder.trial_ids())
+            self._store.log(self._study_run(), study_points((rows.trial, trial_points(*rows)) for rows in trials), {})
+            self._store.set_tags(self._study_run(), {DONE: stamp})
+        self._store.set_status(self._study_run(), "FINISHED" if ok else "FAILED")
+
+    def finish_patiently(self, ok: bool, patience: float = _PATIENCE_SECONDS) -> None:
+        """The same, tried again for `patience` seconds where MLflow does not answer.
+
+        Raises:
+            TrackingError, ConfigError: as `sync`.
+        """
+        end = time.monotonic() + patience
+        while True:
+            try:
+                self.finish(ok)
+            except TrackingError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(2.0)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Says of the study and of the trials under way that they were stopped. The next `Mirror` lets them run again.
+
+        Raises:
+            TrackingError: as `sync`.
+        """
+        for run in [*(self._runs or {}).values(), self._study_run()]:
+            if run.status == "RUNNING":
+                self._store.set_status(run, _STOPPED)
 
     def _known_runs(self) -> dict[str, Run]:
         if self._runs is None:
             runs: dict[str, Run] = {}
             for run in self._store.find_runs(FOLDER, self._folder_id):
-                runs.setdefault(run.tags.get(TRIAL, ""), run)
+                if TRIAL in run.tags:
+                    runs.setdefault(run.tags[TRIAL], run)
             self._runs = runs
         return self._runs
 
-    def _study_run(self, runs: dict[str, Run]) -> Run:
-        if "" not in runs:
-            tags = {STUDY: self._folder.path.name, FOLDER: self._folder_id}
-            runs[""] = self._store.create_run(self._folder.path.name, round(time.time() * 1000), tags)
-        return runs[""]
+    def _study_run(self) -> Run:
+        if self._study is None:
+            # By name first, which spares the reading of ten thousand trials' runs; a run that was renamed is among all.
+            for name in (self._folder.name, None):
+                found = [run for run in self._store.find_runs(FOLDER, self._folder_id, name) if TRIAL not in run.tags]
+                if found:
+                    self._study = found[0]
+                    return found[0]
+            tags = {STUDY: self._folder.name, FOLDER: self._folder_id}
+            self._study = self._store.create_run(self._folder.name, round(time.time() * 1000), tags)
+        return self._study
 
     def _sync_trial(self, trial_id: str, runs: dict[str, Run]) -> None:
         stamp = self._folder.trial_stamp(trial_id)
@@ -114,7 +163,7 @@ class Mirror:
             self._store.discard(run)  # MLflow cannot take a point back, so the run of a search that went another way goes whole
             run = None
         if run is None:
-            parent = self._study_run(runs).run_id
+            parent = self._study_run().run_id
             tags = {STUDY: trial["study"], FOLDER: self._folder_id, TRIAL: trial_id, "mlflow.parentRunId": parent}
             run = runs[trial_id] = self._store.create_run(trial_id, milliseconds(trial["started"]), tags)
         logged = _split(run, DONE)[0]
@@ -214,12 +263,11 @@ def _split(run: Run, tag: str) -> tuple[int | None, str]:
     return (int(count) if count else None), rest
 
 
-def _folder_id(study_dir: Path) -> str:
+def _folder_id(study_dir: Storage) -> str:
     """Names this results folder, on a server that also holds other folders' results of a study of the same name."""
-    path = study_dir / "mlflow_id"
-    if not path.exists():
-        study_dir.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(".mlflow_id.tmp")
-        part.write_text(secrets.token_hex(6))
-        part.replace(path)
-    return path.read_text().strip()
+    try:
+        return study_dir.read("mlflow_id").decode().strip()
+    except FileNotFoundError:
+        name = secrets.token_hex(6)
+        study_dir.write("mlflow_id", name.encode())
+        return name

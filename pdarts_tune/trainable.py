@@ -15,7 +15,6 @@ import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,6 +29,7 @@ from pdarts_tune.eval_job import (
     describe_device,
     error_text,
     failure_status,
+    load_checkpoint,
     run_eval_job,
     save_checkpoint,
     write_eval_row,
@@ -43,6 +43,7 @@ from pdarts_tune.records import EpochRecord
 from pdarts_tune.results import read_rows, write_rows
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.search import Search
+from pdarts_tune.storage import Storage
 from pdarts_tune.training import EvalEpoch
 
 
@@ -53,19 +54,21 @@ class TrialSpec:
     trial_id: str
     study: str
     variant: str  # of a search; empty for an evaluation
-    study_dir: str  # absolute
+    study_dir: str  # an absolute path or a URI
     config: dict[str, Any]
     genotype: str  # of an evaluation; empty for a search
     threads: int  # the CPUs that the trial was given
     commit: str
     needed_bytes: int = 0  # on the device, as predicted; 0: not predicted
+    keep_weights: bool = False  # in weights/<trial_id>.pt: of the last stage's search network, or of the trained network
 
     @property
     def eval_job(self) -> EvalJob:
-        return EvalJob(self.trial_id, self.study_dir, self.genotype, self.config)
+        return EvalJob(self.trial_id, self.study_dir, self.genotype, self.config, self.keep_weights)
 
-    def path(self, folder: str, suffix: str) -> Path:
-        return Path(self.study_dir) / folder / f"{self.trial_id}{suffix}"
+    @property
+    def checkpoint(self) -> str:
+        return f"checkpoints/{self.trial_id}.pt"
 
 
 def run_trial(settings: dict[str, Any]) -> None:
@@ -84,26 +87,29 @@ def run_search(spec: TrialSpec) -> None:
         genotype = _settled_genotype(config)
         if genotype is not None:
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
-            write_rows(Path(spec.study_dir), "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
+            write_rows(spec.study_dir, "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
             trial.write("completed", 0.0)
             tune.report({"finished": True})
             return
         search = Search(config, device)
-        checkpoint = spec.path("checkpoints", ".pt")
-        if checkpoint.exists():
-            search.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
+        storage = Storage(spec.study_dir)
+        saved = load_checkpoint(storage, spec.checkpoint, device)
+        if saved is not None:
+            search.load_state_dict(saved)
             _write_search(spec, search.records, config)
         for _ in search.epochs():
-            save_checkpoint(search.state_dict(), checkpoint)
+            save_checkpoint(search.state_dict(), storage, spec.checkpoint)
             _write_search(spec, search.records, config)
             trial.write("running", sum(r.seconds for r in search.records))
             tune.report(_progress(search.records, config))
+        if spec.keep_weights:
+            save_checkpoint(search.network.state_dict(), storage, spec.eval_job.weights)
         trial.row["left_out"] = len(search.dataset.left_out)
         trial.write("completed", sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records))
-        checkpoint.unlink(missing_ok=True)
+        storage.remove(spec.checkpoint)
     except MemoryLimitError as error:  # a result: another attempt would find the same
         trial.write("out_of_memory", _seconds_so_far(spec), error.needed, error=error_text(error))
-        spec.path("checkpoints", ".pt").unlink(missing_ok=True)
+        Storage(spec.study_dir).remove(spec.checkpoint)
         tune.report({"finished": True})
     except Exception as error:
         needed = error.needed if isinstance(error, StageMemoryError) else None
@@ -112,7 +118,7 @@ def run_search(spec: TrialSpec) -> None:
 
 
 def _seconds_so_far(spec: TrialSpec) -> float:
-    return sum(row["seconds"] for row in read_rows(Path(spec.study_dir), "epochs", spec.trial_id))
+    return sum(row["seconds"] for row in read_rows(spec.study_dir, "epochs", spec.trial_id))
 
 
 def _settled_genotype(config: SearchConfig) -> Genotype | None:
@@ -152,12 +158,12 @@ def record_failure(settings: dict[str, Any]) -> str:
     """
     spec = TrialSpec(**settings)
     table, reason_column = ("evaluations", "failure") if spec.genotype else ("trials", "error")
-    rows = read_rows(Path(spec.study_dir), table, spec.trial_id)
+    rows = read_rows(spec.study_dir, table, spec.trial_id)
     lost = {"status": "failed", reason_column: "the process of the trial died (killed, or its node was lost)"}
     if rows and rows[0]["status"] not in ("running", "completed"):
         return str(rows[0][reason_column])
     if rows:
-        write_rows(Path(spec.study_dir), table, spec.trial_id, [rows[0] | lost | {"finished": datetime.now(UTC)}])
+        write_rows(spec.study_dir, table, spec.trial_id, [rows[0] | lost | {"finished": datetime.now(UTC)}])
     elif spec.genotype:
         write_eval_row(spec.eval_job, lost, "unknown", None, datetime.now(UTC), 1)
     return lost[reason_column]
@@ -168,7 +174,7 @@ class _TrialRow:
 
     def __init__(self, spec: TrialSpec, config: SearchConfig, device: torch.device) -> None:
         self.spec = spec
-        before = read_rows(Path(spec.study_dir), "trials", spec.trial_id)
+        before = read_rows(spec.study_dir, "trials", spec.trial_id)
         self.row: dict[str, Any] = {
             "study": spec.study,
             "variant": spec.variant,
@@ -196,7 +202,7 @@ class _TrialRow:
     def write(self, status: str, seconds: float, peak: int | None = None, error: str | None = None) -> None:
         finished = None if status == "running" else datetime.now(UTC)
         state = {"status": status, "error": error, "finished": finished, "seconds": seconds, "peak_bytes": peak}
-        write_rows(Path(self.spec.study_dir), "trials", self.spec.trial_id, [self.row | state])
+        write_rows(self.spec.study_dir, "trials", self.spec.trial_id, [self.row | state])
 
 
 def _prepare(spec: TrialSpec) -> torch.device:
@@ -208,7 +214,7 @@ def _prepare(spec: TrialSpec) -> torch.device:
 
 def _write_search(spec: TrialSpec, records: list[EpochRecord], config: SearchConfig) -> None:
     def write(table: str, rows: Iterable[dict[str, Any]]) -> None:
-        write_rows(Path(spec.study_dir), table, spec.trial_id, [{"trial_id": spec.trial_id} | row for row in rows])
+        write_rows(spec.study_dir, table, spec.trial_id, [{"trial_id": spec.trial_id} | row for row in rows])
 
     write("epochs", map(epoch_row, records))
     write("alphas", (row for record in records for row in alpha_rows(record)))

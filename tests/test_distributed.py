@@ -44,7 +44,7 @@ def job(folder, config, trial_id="a"):
 
 def result(finished):
     (row,) = read_rows(Path(finished.folder), "evaluations", finished.trial_id)
-    return row, torch.load(finished.weights, weights_only=True)
+    return row, torch.load(Path(finished.folder) / finished.weights, weights_only=True)
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_killed_process_costs_at_most_its_epoch(tmp_path):
     train_on_devices(undisturbed, 2)
 
     def kill():
-        while not killed.checkpoint.exists():
+        while not (Path(killed.folder) / killed.checkpoint).exists():
             time.sleep(0.05)
         os.kill(worker_pids()[0], signal.SIGKILL)
 

@@ -68,9 +68,9 @@ def test_the_same_command_shows_a_finished_training_and_its_weights_test_the_sam
 def test_a_training_that_was_stopped_continues_at_the_next_epoch(tmp_path, capsys, monkeypatch):
     save, saved = eval_job.save_checkpoint, []
 
-    def stop(state, path):
-        save(state, path)
-        saved.append(path)
+    def stop(state, storage, name):
+        save(state, storage, name)
+        saved.append(name)
         if len(saved) == 1:
             raise KeyboardInterrupt
 

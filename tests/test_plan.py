@@ -108,32 +108,37 @@ def test_a_dry_run_shows_every_trial_and_what_it_changes(tmp_path):
 
 
 def write_definition(plan, folder):
-    (folder / "study.json").write_text(json.dumps(check_definition(plan, folder)))
+    (folder / "study.json").write_text(json.dumps(check_definition(plan, None, str(folder))))
+
+
+def check_folder(plan, folder):
+    return check_definition(plan, (folder / "study.json").read_bytes(), str(folder))
 
 
 def test_seeds_and_variants_may_be_added_to_a_results_folder(tmp_path):
     write_definition(make_plan(STUDY, "smoke", variants="base"), tmp_path)
-    merged = check_definition(make_plan(STUDY, "smoke", variants="flat", seeds=5), tmp_path)
+    merged = check_folder(make_plan(STUDY, "smoke", variants="flat", seeds=5), tmp_path)
     assert list(merged["variants"]) == ["base", "flat"]
+    assert merged["seeds"] == {"base": 1, "flat": 5}
 
 
 def test_anything_else_in_a_results_folder_may_not_change(tmp_path):
     write_definition(make_plan(STUDY, "smoke"), tmp_path)
     with pytest.raises(ConfigError, match=r"evaluation.recipe was 'smoke', is 'laptop'"):
-        check_definition(make_plan(STUDY, "laptop"), tmp_path)
+        check_folder(make_plan(STUDY, "laptop"), tmp_path)
     plan = make_plan(STUDY, "smoke")
     wider = replace(plan, variants=(Variant("base", replace(plan.base, channels=32)),))
     with pytest.raises(ConfigError, match=r"variants.base.channels was 4, is 32; name another folder"):
-        check_definition(wider, tmp_path)
+        check_folder(wider, tmp_path)
     deeper = replace(plan, variants=(Variant("base", replace(plan.base, stages=with_depths(plan.base.stages, (9, 4, 5)))),))
     with pytest.raises(ConfigError, match=r"variants.base.stages\[0\].cells was 3, is 9"):
-        check_definition(deeper, tmp_path)
+        check_folder(deeper, tmp_path)
 
 
 def test_a_definition_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(ConfigError, match=r"study.json: not readable as JSON"):
-        check_definition(make_plan(STUDY, "smoke"), tmp_path)
+        check_folder(make_plan(STUDY, "smoke"), tmp_path)
 
 
 @pytest.mark.parametrize(

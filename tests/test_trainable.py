@@ -1,5 +1,4 @@
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,6 +7,7 @@ import torch
 from pdarts_tune import steps, trainable
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, to_dict
 from pdarts_tune.cost import predict_stage_bytes
+from pdarts_tune.eval_job import load_checkpoint, save_checkpoint
 from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.memory import StageMemoryError
 from pdarts_tune.methods import RandomSampling
@@ -15,6 +15,7 @@ from pdarts_tune.results import read_rows, read_table
 from pdarts_tune.search import Search
 from pdarts_tune.stages import Stage
 from pdarts_tune.steps import Alternating
+from pdarts_tune.storage import Storage
 from pdarts_tune.trainable import TrialSpec, failure_status, record_failure, run_trial
 
 SEARCH = SearchConfig(
@@ -288,16 +289,17 @@ def test_an_allocation_that_fails_is_recorded_with_its_stage_and_raised_for_anot
 
 
 def test_a_checkpoint_is_replaced_whole(tmp_path):
-    path = Path(tmp_path) / "checkpoints" / "a.pt"
-    trainable.save_checkpoint({"epoch": 1}, path)
+    storage, name = Storage(tmp_path), "checkpoints/a.pt"
+    save_checkpoint({"epoch": 1}, storage, name)
 
     class Unpicklable:
         def __reduce__(self):
             raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        trainable.save_checkpoint({"epoch": 2, "broken": Unpicklable()}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 1}
+        save_checkpoint({"epoch": 2, "broken": Unpicklable()}, storage, name)
+    assert load_checkpoint(storage, name, torch.device("cpu")) == {"epoch": 1}
+    assert load_checkpoint(storage, "checkpoints/b.pt", torch.device("cpu")) is None
 
 
 def test_rows_of_other_trials_are_untouched(tmp_path, reports):
