@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -54,18 +56,22 @@ def inherited_accuracy(
             for norm in norms:
                 norm.momentum = 1 / (batch + 1)  # the plain mean over batches
             derived(images, mixing)
-    return evaluate(derived, validation, mixing)[1]
+    return evaluate(derived, validation, lambda: mixing)[1]
 
 
-def evaluate(network: Supernet, batches: Batches, mixing: Mixing | None = None) -> tuple[float, float]:
-    """Mean loss and accuracy (fraction) of the network in evaluation mode, on images that are never augmented."""
+def evaluate(network: Supernet, batches: Batches, mixing: Callable[[], Mixing] | None = None) -> tuple[float, float]:
+    """Mean loss and accuracy (fraction) of the network in evaluation mode, on images that are never augmented.
+
+    Args:
+        mixing: makes the mixing weights of each batch; without it they are the softmax of the alphas.
+    """
     network.eval()
     loss_sum = torch.zeros((), device=batches.device)
     correct = torch.zeros((), device=batches.device)
     count = 0
     with torch.no_grad():
         for images, labels in batches.in_order():
-            logits: Tensor = network(images, mixing)
+            logits: Tensor = network(images, mixing() if mixing else None)
             loss_sum += cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(dim=1) == labels).sum()
             count += len(labels)

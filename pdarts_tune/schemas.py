@@ -138,7 +138,12 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("phase", _TEXT, "text", "what trains: weights alone, or weights and alphas", choices=("weights", "both")),
         _column("train_loss", _NUMBER, "nats", "cross-entropy on the images that train weights, while training"),
         _column("train_accuracy", _NUMBER, "fraction", "accuracy on the images that train weights, while training"),
-        _column("validation_loss", _NUMBER, "nats", "cross-entropy of the search network on the validation images"),
+        _column(
+            "validation_loss",
+            _NUMBER,
+            "nats",
+            "cross-entropy of the search network on the validation images (SNAS: a sample a batch)",
+        ),
         _column("validation_accuracy", _NUMBER, "fraction", "accuracy of the search network on the validation images"),
         _column("learning_rate", _NUMBER, "rate", "learning rate of the weights"),
         _column("skip_dropout", _NUMBER, "rate", "dropout on skip-connects"),

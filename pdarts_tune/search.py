@@ -192,7 +192,8 @@ class Search:
         self.steps.start_epoch(self.epoch)
         train_loss, train_accuracy, images = self._train(both)
         trained = time.perf_counter() - started
-        validation_loss, validation_accuracy = evaluate(self.network, self.validation_batches)
+        sampler = self.steps.sampler(derive_seed(self.config.seed, f"validation {self.stage_index} {self.epoch}"))
+        validation_loss, validation_accuracy = evaluate(self.network, self.validation_batches, sampler)
         for name, loss in (("training", train_loss), ("validation", validation_loss)):
             if not math.isfinite(loss):
                 raise FloatingPointError(f"stage {self.stage_index + 1}, epoch {self.epoch}: {name} loss is {loss}")

@@ -5,7 +5,7 @@ The loop calls `train_alphas` and `train_weights` and need not know which method
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from pdarts_tune.config import SearchConfig
 from pdarts_tune.methods import SecondOrder, Snas
 from pdarts_tune.snas import PENALTY_WEIGHTS, expected_cost, relative_costs, sample_mixing, temperature
 from pdarts_tune.stages import Stage
-from pdarts_tune.supernet import Supernet
+from pdarts_tune.supernet import Mixing, Supernet
 from pdarts_tune.unrolled import frozen_statistics, unrolled_gradient
 
 Batch = tuple[Tensor, Tensor]  # images, labels
@@ -38,6 +38,10 @@ class Alternating:
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the steps of an epoch, counted from 0 in its stage."""
+
+    def sampler(self, seed: int) -> Callable[[], Mixing] | None:  # noqa: ARG002
+        """What draws the mixing weights that the network is validated with; None: they are the softmax of the alphas."""
+        return None
 
     def train_alphas(self, batch: Batch, weight_batch: Batch) -> None:  # noqa: ARG002
         """One step of the alphas on their own images; `weight_batch` is what the weights train on next."""
@@ -146,6 +150,11 @@ class Sampled(Alternating):
 
     def start_epoch(self, epoch: int) -> None:
         self.temperature = temperature(self.method, self.stage, epoch)
+
+    def sampler(self, seed: int) -> Callable[[], Mixing] | None:
+        """Architectures sampled at this epoch's temperature: the weights were trained in such, and in no average of them."""
+        generator = torch.Generator(self.generator.device).manual_seed(seed)
+        return lambda: sample_mixing(self.network, self.temperature, generator)
 
     def train_weights(self, batch: Batch, both: bool) -> tuple[Tensor, Tensor]:
         images, labels = batch

@@ -122,6 +122,20 @@ def test_first_and_second_order_differ_once_alphas_train(whole):
     assert first[1].alphas != second[1].alphas
 
 
+def test_a_sampled_search_is_validated_as_it_was_trained_and_draws_nothing_from_training(whole):
+    """With an architecture sampled for each batch, from a generator of its own."""
+    search, _ = whole["snas"]
+    before = search.generators["architectures"].get_state()
+    draws = [search.steps.sampler(seed) for seed in (5, 5, 6)]
+    first, again, other = ([draw()[0] for _ in range(2)] for draw in draws)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+    assert not torch.allclose(first[0], search.network.mixing()[0], atol=0.1)
+    assert torch.equal(before, search.generators["architectures"].get_state())
+    assert whole["first_order"][0].steps.sampler(5) is None
+
+
 def test_edge_weights_decide_which_edges_are_derived(whole):
     record = whole["partial_channels"][0].records[1]
     assert [sum(record.edge_weights["normal"][a:b]) for a, b in ((0, 2), (2, 5), (5, 9), (9, 14))] == pytest.approx(
