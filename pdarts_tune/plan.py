@@ -213,7 +213,7 @@ def own_variants(study: Study, base: SearchConfig) -> Sequence[Variant]:
 def _known(name: str) -> str:
     kinds: dict[str, Any] = {kind.__name__: kind for kind in (SearchConfig, Stage, *get_args(Method))}
     settings = [field.name for field in dataclasses.fields(kinds[name]) if field.init] if name in kinds else []
-    return f", it has {', '.join(settings)}" if settings else ""
+    return f", it has {', '.join(settings) or 'none'}" if name in kinds else ""
 
 
 def given_variants(genotypes: Mapping[str, tuple[str, Genotype]], base: SearchConfig) -> list[Variant]:
