@@ -19,6 +19,8 @@ from pdarts_tune.methods import Given, Method
 from pdarts_tune.presets import PRESETS, Preset
 from pdarts_tune.stages import Stage
 
+HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds none out to choose by
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -50,6 +52,7 @@ class Study:
     variants: Callable[[SearchConfig], Sequence[Variant]]
     report: Path | None = None  # the analysis script that turns the tables into the answer
     evaluations: Callable[[EvalConfig, Sequence[str]], Sequence[EvalConfig]] | None = None
+    adaptive: bool = False  # schedules are chosen as results come in (schedules.py), in place of each variant with each seed
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Plan:
     base: SearchConfig
     seeds: int
     evaluation_seeds: int
+    samples: int = 1  # schedules of an adaptive study
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
@@ -97,7 +101,9 @@ class Plan:
         if not self.recipes or len({(recipe.recipe_id, recipe.data) for recipe in self.recipes}) != len(self.recipes):
             listed = ", ".join(f"{recipe.recipe} on {recipe.data}" for recipe in self.recipes)
             raise ConfigError(f"evaluations: {listed or 'none'}; a study needs at least one, each once")
-        for field in ("seeds", "evaluation_seeds"):
+        if self.study.adaptive and self.evaluation.validation_fraction == 0:
+            raise ConfigError("validation_fraction: 0 is wrong, schedules are chosen by the validation error of their evaluations")
+        for field in ("seeds", "evaluation_seeds", "samples"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}: {getattr(self, field)} is wrong, it must be at least 1")
 
@@ -148,6 +154,7 @@ def make_plan(
     variants: str | None = None,
     seeds: int | None = None,
     evaluation_seeds: int | None = None,
+    samples: int | None = None,
     memory_limit: int | None = None,
     image_size: int | None = None,
     skip_bad_images: bool = False,
@@ -176,6 +183,8 @@ def make_plan(
         execution=execution,
     )
     evaluation = replace(size.evaluation, data=sets[0])
+    if study.adaptive and evaluation.validation_fraction == 0:
+        evaluation = replace(evaluation, validation_fraction=HELD_OUT)
     recipes = study.evaluations(evaluation, sets) if study.evaluations else [replace(evaluation, data=name) for name in sets]
     recipes = [replace(recipe, skip_bad_images=skip_bad_images, image_size=image_size or recipe.image_size) for recipe in recipes]
     arms = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else own_variants(study, base))}
@@ -188,6 +197,7 @@ def make_plan(
         base=base,
         seeds=size.seeds if seeds is None else seeds,
         evaluation_seeds=size.evaluation_seeds if evaluation_seeds is None else evaluation_seeds,
+        samples=size.samples if samples is None else samples,
     )
 
 

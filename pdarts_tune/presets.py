@@ -23,6 +23,7 @@ class Preset:
     evaluation: EvalConfig
     seeds: int  # searches per variant
     evaluation_seeds: int  # trainings per distinct genotype
+    samples: int  # schedules that an adaptive study tries
 
 
 SMOKE = Preset(
@@ -53,6 +54,7 @@ SMOKE = Preset(
     ),
     seeds=1,
     evaluation_seeds=1,
+    samples=4,
 )
 
 # A miniature of the paper's plan: alphas frozen for the first 40 % of each stage, and a dropout that decays as far in 4 epochs as
@@ -83,6 +85,7 @@ LAPTOP = Preset(
     ),
     seeds=3,
     evaluation_seeds=1,
+    samples=16,
 )
 
 # The laptop preset's plan on real images, three times as deep in the last stage as in the first and deeper again in evaluation. Of
@@ -117,8 +120,9 @@ CIFAR_MINI = Preset(
     ),
     seeds=3,
     evaluation_seeds=2,
+    samples=24,
 )
 
-PAPER = Preset(search=SearchConfig(), evaluation=EvalConfig(), seeds=4, evaluation_seeds=1)
+PAPER = Preset(search=SearchConfig(), evaluation=EvalConfig(), seeds=4, evaluation_seeds=1, samples=60)
 
 PRESETS: Mapping[str, Preset] = {"smoke": SMOKE, "laptop": LAPTOP, "cifar-mini": CIFAR_MINI, "paper": PAPER}

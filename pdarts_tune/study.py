@@ -61,6 +61,8 @@ class Arguments:
     """Searches per variant."""
     evaluation_seeds: int | None = None
     """Trainings from scratch per distinct genotype."""
+    samples: int | None = None
+    """Schedules that schedule_search.py tries."""
     gpus_per_trial: float | None = None
     """GPUs for each trial where the cluster has any; 0.5 puts two trials on one. Without it, as follows from predicted memory."""
     max_failures: int = 2
@@ -102,6 +104,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             genotypes=_find_genotypes(settings.genotypes) if settings.genotypes else None,
             seeds=settings.seeds,
             evaluation_seeds=settings.evaluation_seeds,
+            samples=settings.samples,
         )
         if settings.dry_run:
             _check_inputs(plan, settings)
@@ -192,6 +195,8 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     if plan.study.report and not plan.study.report.exists():
         raise ConfigError(f"the report script {plan.study.report} is not there")
     results = Storage(settings.results)
+    if plan.study.adaptive and results.is_remote:
+        raise ConfigError(f"results: {settings.results} is wrong for this study, what Optuna knows needs a folder")
     if not results.is_remote and results.path.exists() and not results.path.is_dir():
         raise ConfigError(f"results: {settings.results} is a file, it must be a folder")
     if settings.tracking_uri is None:
@@ -242,6 +247,8 @@ def _find_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
 
 def _run_missing(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirror, signals: Signals) -> int:
     """Runs the trials that the tables do not hold, and returns how many failed. Starts Ray only if there are some."""
+    if plan.study.adaptive:
+        return _run_adaptive(plan, settings, folder, mirror, signals)
     searches = plan.searches()
     missing = _missing(searches, "trials", folder)
     evaluations = [] if missing else plan.evaluations(found_genotypes(plan, folder))
@@ -277,6 +284,20 @@ def _run_missing(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirro
         failed += run(searches, "searches", "trials")
         failed += run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations")
     return failed
+
+
+def _run_adaptive(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirror, signals: Signals) -> int:
+    """Runs schedules until as many are finished as the plan has, and returns how many failed."""
+    from pdarts_tune.schedule_sweep import run_schedules
+    from pdarts_tune.sweep import open_sweep
+    from pdarts_tune.tracking import BackgroundMirror
+
+    with (
+        BackgroundMirror(mirror) as background,
+        open_sweep(folder, settings.address, settings.gpus_per_trial, settings.max_failures, background.touch) as sweep,
+    ):
+        signals.install()
+        return run_schedules(plan, folder, sweep, _commit())
 
 
 def _missing(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:

@@ -86,24 +86,53 @@ class Sweep:
             if not specs:
                 return 0
             display = _Display(progress, self.changed, self.storage)
-            try:
-                tune.Tuner(
-                    tune.with_resources(run_trial, self.grants.request),
-                    param_space={"trial": tune.grid_search(list(specs))},
-                    tune_config=tune.TuneConfig(trial_name_creator=_trial_id, trial_dirname_creator=_trial_id, reuse_actors=True),
-                    run_config=tune.RunConfig(
-                        name=what,
-                        **_tune_storage(self.storage),
-                        failure_config=tune.FailureConfig(max_failures=self.max_failures),
-                        callbacks=[display],
-                        verbose=0,
-                    ),
-                ).fit()
-            except Exception:
-                if display.storage_error is not None:
-                    raise display.storage_error from None
-                raise
+            tuner = tune.Tuner(
+                tune.with_resources(run_trial, self.grants.request),
+                param_space={"trial": tune.grid_search(list(specs))},
+                tune_config=tune.TuneConfig(trial_name_creator=_trial_id, trial_dirname_creator=_trial_id, reuse_actors=True),
+                run_config=self._run_config(what, display),
+            )
+            self._fit(tuner, display)
         return progress.failed
+
+    def run_adaptive(self, trainable: Callable[..., None], searcher: Any, scheduler: Any, what: str, total: int, done: int) -> int:
+        """Runs trials that `searcher` chooses as results come in, until `total` are done; `scheduler` may stop them early."""
+        slots = self.slots([])
+        with Progress(what, total, min(done, total), slots) as progress:
+            if done >= total:
+                return 0
+            display = _Display(progress, self.changed, self.storage)
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, self.grants.request),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=scheduler,
+                    num_samples=total - done,
+                    max_concurrent_trials=slots,  # without it a searcher has one trial under way at a time
+                    trial_name_creator=_trial_id,
+                    trial_dirname_creator=_trial_dirname,
+                ),
+                run_config=self._run_config(what, display),
+            )
+            self._fit(tuner, display)
+        return progress.failed
+
+    def _run_config(self, what: str, display: _Display) -> Any:
+        return tune.RunConfig(
+            name=what,
+            **_tune_storage(self.storage),
+            failure_config=tune.FailureConfig(max_failures=self.max_failures),
+            callbacks=[display],
+            verbose=0,
+        )
+
+    def _fit(self, tuner: Any, display: _Display) -> None:
+        try:
+            tuner.fit()
+        except Exception:
+            if display.storage_error is not None:
+                raise display.storage_error from None
+            raise
 
 
 class _Display(tune.Callback):
@@ -177,6 +206,11 @@ def _forget_tune_state(storage: Storage) -> None:
     filesystem, root = open_filesystem(storage.location)
     with suppress(FileNotFoundError):
         filesystem.delete_dir(f"{root}/ray")
+
+
+def _trial_dirname(trial: Any) -> str:
+    """A folder for Tune's own files; a searcher may choose the same point twice."""
+    return f"{_trial_id(trial)}-{trial.trial_id}"
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def run_trial(settings: dict[str, Any]) -> None:
 def run_search(spec: TrialSpec) -> None:
     """Runs or continues one search; writes `trials`, `epochs`, `alphas` and `genotypes`, reports once an epoch."""
     config = from_dict(SearchConfig, spec.config)
-    device = _prepare(spec)
+    device = prepare(spec)
     trial = _TrialRow(spec, config, device)
     try:
         trial.write("running", 0.0)
@@ -134,7 +134,7 @@ def _settled_genotype(config: SearchConfig) -> Genotype | None:
 def run_evaluation(spec: TrialSpec) -> None:
     """Trains or continues training one genotype from scratch, tests it once, writes its row of `evaluations`."""
     epochs = from_dict(EvalConfig, spec.config).epochs
-    device = _prepare(spec)
+    device = prepare(spec)
 
     def report(epoch: EvalEpoch) -> None:
         held_out = not math.isnan(epoch.validation_accuracy)
@@ -205,7 +205,8 @@ class _TrialRow:
         write_rows(self.spec.study_dir, "trials", self.spec.trial_id, [self.row | state])
 
 
-def _prepare(spec: TrialSpec) -> torch.device:
+def prepare(spec: TrialSpec) -> torch.device:
+    """The device that a trial was given, its threads and its memory peak set to the trial's."""
     torch.set_num_threads(spec.threads)
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
     reset_peak_bytes(device)

@@ -1,0 +1,104 @@
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+import schedule_front
+import schedule_search as study
+from pdarts_tune import schedule_sweep, schedule_trial
+from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict, to_dict
+from pdarts_tune.definition import define
+from pdarts_tune.plan import make_plan
+from pdarts_tune.presets import SMOKE
+from pdarts_tune.results import read_rows, read_table
+from pdarts_tune.schedules import point_of
+from pdarts_tune.trainable import TrialSpec
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_front_is_what_no_other_beats_in_everything():
+    values = np.array([[1.0, 5.0, 1.0], [2.0, 1.0, 1.0], [2.0, 5.0, 1.0], [1.0, 5.0, 1.0], [0.5, 9.0, 0.5]])
+    assert schedule_front.find_front(values).tolist() == [True, True, False, True, True]
+    assert schedule_front.find_front(np.empty((0, 3))).tolist() == []
+
+
+def test_schedules_are_not_chosen_by_test_images():
+    plan = make_plan(study.STUDY, "paper")
+    assert plan.evaluation.validation_fraction == 0.1  # the paper itself trains on everything
+    with pytest.raises(ConfigError, match="validation_fraction: 0 is wrong, schedules are chosen by the validation error"):
+        replace(plan, recipes=(replace(plan.evaluation, validation_fraction=0.0),))
+
+
+def test_a_trial_that_was_under_way_is_asked_for_again_before_any_other():
+    known = optuna.create_study(directions=["minimize"] * 3)
+    constants = {"trial": {"config": to_dict(SMOKE.search)}, "evaluation": {}}
+    known.enqueue_trial(point_of(SMOKE.search))
+    first = schedule_sweep.suggest_trial(known.ask(), constants)
+    known.ask()  # killed before it was asked for anything
+    schedule_sweep.take_up_again(known)
+    assert [trial.state.name for trial in known.trials] == ["FAIL", "FAIL", "WAITING"]
+    again = schedule_sweep.suggest_trial(known.ask(), constants)
+    assert again == first
+    assert again["trial"]["trial_id"] == f"schedule-{config_id(SMOKE.search)}"
+
+
+def test_a_schedule_over_its_memory_limit_is_the_worst_there_is(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(schedule_trial.tune, "report", told.append)
+    monkeypatch.setattr("pdarts_tune.trainable.ray.get_gpu_ids", list)  # which would start Ray
+    plan = make_plan(study.STUDY, "smoke", memory_limit=1000)
+    (search,) = plan.searches()
+    spec = asdict(TrialSpec("schedule-x", "s", "x", str(tmp_path), to_dict(search.config), "", 1, ""))
+    schedule_trial.run_schedule({"trial": spec, "evaluation": to_dict(plan.evaluation)})
+    (row,) = read_rows(tmp_path, "trials", "schedule-x")
+    assert row["status"] == "out_of_memory"
+    assert told[1:] == [{"evaluation_error": 100.0, "search_seconds": 0.0, "peak_bytes": row["peak_bytes"]}]
+
+
+def start(results, output):
+    command = [sys.executable, "studies/schedule_search.py", "--preset", "smoke", "--samples", "3", "--results", str(results)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+@pytest.mark.slow  # three schedules through Ray Tune, the driver killed on the way
+@pytest.mark.timeout(1200)
+def test_a_killed_schedule_search_goes_on_and_ends_with_a_pareto_front(tmp_path):
+    with (tmp_path / "output.txt").open("w+") as output:
+        driver = start(tmp_path, output)
+        try:
+            deadline = time.monotonic() + 400
+            while len(list(tmp_path.glob("schedule_search/genotypes/*.parquet"))) < 2:
+                assert driver.poll() is None, (tmp_path / "output.txt").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+        before = read_table(tmp_path, "epochs")
+        assert start(tmp_path, output).wait(timeout=700) == 0, (tmp_path / "output.txt").read_text()
+    trials, epochs, evaluations = (read_table(tmp_path, table) for table in ("trials", "epochs", "evaluations"))
+    assert len(before.merge(epochs, on=["trial_id", "stage", "epoch", "finished"])) == len(before)
+    assert not epochs.duplicated(["trial_id", "stage", "epoch"]).any()
+    assert set(trials["status"]) == {"completed"}
+    assert f"schedule-{config_id(SMOKE.search)}" in set(trials["trial_id"])
+    assert 1 <= len(evaluations) <= len(trials) == 3
+    with sqlite3.connect(tmp_path / "schedule_search" / "optuna.db") as database:
+        states = [state for (state,) in database.execute("select state from trials")]
+    assert states.count("COMPLETE") == 3
+    assert set(states) <= {"COMPLETE", "FAIL"}
+    definition = json.loads((tmp_path / "schedule_search" / "study.json").read_text())
+    assert definition == define(make_plan(study.STUDY, "smoke"))
+    assert from_dict(SearchConfig, definition["variants"]["base"]) == SMOKE.search
+    report = (tmp_path / "schedule_search" / "report" / "schedule_search.md").read_text()
+    assert "Pareto front" in report
+    assert list((tmp_path / "schedule_search" / "report").glob("*pareto_front*.p*"))
