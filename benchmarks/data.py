@@ -6,6 +6,11 @@ takes about a minute on 2 cores. Both sides deliver shuffled float32 batches, sh
 ours also with the 16-pixel cutout of the evaluation recipe. Rounds of the contenders take turns, so that what else the machine
 does hits all of them; each figure is the median over rounds. torchvision's transforms come in both of its forms, and the
 workers stay alive between epochs, as a careful user would have it.
+
+    python benchmarks/data.py --share
+
+needs no data set, and prints instead what part of a search step's time drawing and augmenting its batch takes, at the shapes of
+benchmarks/supernet.py. A step is one of the weights (fast cells); those of the alphas have a batch of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tabulate import tabulate
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
@@ -29,6 +36,8 @@ from torchvision.transforms import v2
 
 from pdarts_tune.command_line import parse
 from pdarts_tune.data import Batches, Dataset, ImageSet, load_dataset
+from pdarts_tune.supernet import Supernet
+from supernet import SHAPES, random_space
 
 PAD = 4
 CUTOUT = 16
@@ -44,6 +53,7 @@ class Arguments:
     rounds: int = 5
     device: str = "cpu"
     seed: int = 0
+    share: bool = False  # the loader's part of a search step, in place of images per second
 
 
 class PerImage(TorchDataset[tuple[Tensor, int]]):
@@ -117,8 +127,56 @@ def seconds(epoch: Callable[[], Iterator[tuple[Tensor, Tensor]]], device: str) -
     return time.perf_counter() - started, images
 
 
+def loader_shares(arguments: Arguments) -> list[dict[str, object]]:
+    """Of each shape, the seconds of a batch and of a step. On a CPU processor time, which bears a busy machine."""
+    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
+    device = torch.device(arguments.device)
+
+    def median(work: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(arguments.rounds + 1):
+            started = clock()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            taken.append(clock() - started)
+        return statistics.median(taken[1:])
+
+    rows: list[dict[str, object]] = []
+    for name, (cells, operations, batch, size, channels) in SHAPES.items():
+        pixels = torch.randint(256, (8 * batch, 3, size, size), dtype=torch.uint8)
+        part = ImageSet(pixels, torch.randint(10, (8 * batch,)))
+        dataset = Dataset("random", part, part, tuple("0123456789"), (0.5,) * 3, (0.2,) * 3, flip=True)
+        batches = Batches(part, dataset, batch, device, augment=True)
+        generator = torch.Generator(device).manual_seed(arguments.seed)
+        images, labels = next(batches.epoch(generator))
+        with torch.device(device):
+            network = Supernet(random_space(operations), cells, channels, 10)
+        optimizer = torch.optim.SGD(network.weight_parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+
+        def step() -> None:
+            optimizer.zero_grad()  # noqa: B023  used before the loop goes on
+            cross_entropy(network(images), labels).backward()  # noqa: B023
+            optimizer.step()  # noqa: B023
+
+        loading = median(lambda: list(batches.epoch(generator))) / len(batches)  # noqa: B023
+        stepping = median(step)
+        rows.append(
+            {
+                "shape": name,
+                "batch_ms": round(1000 * loading, 3),
+                "step_ms": round(1000 * stepping, 1),
+                "loader_percent": round(100 * loading / (loading + stepping), 3),
+            }
+        )
+    return rows
+
+
 def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)  # a share of a machine that trains: the other cores are busy
+    if arguments.share:
+        print(tabulate(loader_shares(arguments), headers="keys"))
+        return
     dataset = load_dataset(arguments.data, train_images=arguments.images)
     part = dataset.train
     assert isinstance(part, ImageSet), "this is about sets that live on the device"

@@ -93,7 +93,8 @@ def run_search(spec: TrialSpec) -> None:
             return
         search = Search(config, device)
         storage = Storage(spec.study_dir)
-        saved = load_checkpoint(storage, spec.checkpoint, device)
+        # To the CPU: Adam keeps its step counts there, and would wait for a GPU at every step to read them.
+        saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
         if saved is not None:
             search.load_state_dict(saved)
             _write_search(spec, search.records, config)
