@@ -23,9 +23,6 @@ PASS_SHARE = 0.2
 # What looks may take of the time of an epoch that trains weights alone, by default; they take less of one that trains alphas too.
 LOOK_SHARE = 0.05
 
-# Images that the agreement between cells is measured on: few, so that it costs next to nothing.
-AGREEMENT_IMAGES = 32
-
 
 @dataclass(frozen=True)
 class Examination:
@@ -40,9 +37,10 @@ class Examination:
 
 def look_every(config: SearchConfig, weight_batches: int, validation_batches: int) -> int:
     """Epochs from one look at the network to the next: what is configured, or as few as stay within LOOK_SHARE."""
-    passes = min(CALIBRATION_BATCHES, weight_batches) + validation_batches
-    epoch = weight_batches + validation_batches / 3  # in steps: forward and backward are three times forward
-    return config.diagnostics_every or max(1, math.ceil(PASS_SHARE * passes / (LOOK_SHARE * epoch)))
+    # Both in steps, of which a pass through the search network is a third; the agreement between cells costs one.
+    look = PASS_SHARE * (min(CALIBRATION_BATCHES, weight_batches) + validation_batches) + 1
+    epoch = weight_batches + validation_batches / 3
+    return config.diagnostics_every or max(1, math.ceil(look / (LOOK_SHARE * epoch)))
 
 
 def examine(
@@ -77,7 +75,7 @@ def examine(
         network.set_skip_dropout(0.0)
         with frozen_statistics(network):
             if look:
-                agreement = measure_agreement(network, images[:AGREEMENT_IMAGES], labels[:AGREEMENT_IMAGES])
+                agreement = measure_agreement(network, images, labels)
             if eigenvalue:
                 value = alpha_eigenvalue(network, images, labels, seed)
         network.set_skip_dropout(dropout)
