@@ -1,0 +1,225 @@
+"""One self-contained HTML page for a results folder: answers, cells, tables, failures, environment, best practices.
+
+python analysis/report.py --results results                 # writes results/report.html
+python analysis/report.py --results results/depth_gap       # of one study
+
+The page opens from disk, needs no network and prints. Works on partial and failed studies and says what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import rq1_depth_gap
+import rq2_approximation
+import rq3_regularization
+import rq4_transfer
+from checklist import StudyFacts, fill_checklist
+from frames import StudyTables, first_line, load_study, measure_trials, write_text
+from pdarts_tune.command_line import parse
+from pdarts_tune.config import ConfigError
+from pdarts_tune.consolidated import read_study_table
+from pdarts_tune.figures import draw_genotype
+from pdarts_tune.genotype import Genotype
+from pdarts_tune.results import SCHEMAS, read_rows
+from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
+from sections import Section
+
+BUILDERS: tuple[Callable[[Path], Section | None], ...] = (
+    rq1_depth_gap.build,
+    rq2_approximation.build,
+    rq3_regularization.build,
+    rq4_transfer.build,
+)
+_LISTS = ("train_accuracies", "validation_accuracies", "correct")
+_EVALUATION_COLUMNS = [name for name in SCHEMAS["evaluations"].names if name not in _LISTS]
+_STATUSES = {"completed": "completed", "failed": "failed", "out_of_memory": "out of memory", "running": "not finished"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    results: Path = Path("results")
+    """The results folder, which holds one folder a study; or the folder of one study."""
+    out: Path | None = None
+    """The page to write; <results>/report.html if not given."""
+
+
+def find_studies(results: Path) -> list[Path]:
+    """The folders that hold trials: `results` itself, or those in it.
+
+    Raises:
+        ConfigError: there is no such folder, or no trial in it.
+    """
+    if not results.is_dir():
+        raise ConfigError(f"{results}: no such results folder")
+    candidates = [results] if (results / "trials").is_dir() else sorted(path for path in results.iterdir() if path.is_dir())
+    found = [folder for folder in candidates if any((folder / "trials").glob("[!.]*.parquet"))]
+    if not found:
+        raise ConfigError(f"{results}: holds no trials; --results is a folder that holds one folder a study, or one study's folder")
+    return found
+
+
+def build_page(results: Path) -> Page:
+    """Everything that the page shows. Raises ConfigError where there is no study, or a table cannot be read."""
+    facts = [read_facts(folder) for folder in find_studies(results)]
+    parts = []
+    for build in BUILDERS:
+        try:
+            section = build(results)
+        except ConfigError as error:  # such as mixed recipes: the question is not answered, and the page says why
+            parts.append(Part(None, build.__module__.split("_", 1)[0].upper(), str(error)))
+            continue
+        if section is not None:
+            parts.append(Part(section, section.title, None))
+    return Page(
+        title=f"Results of {', '.join(study.name for study in facts)}",
+        overview=Block("overview", "Studies: what was started, and how far it came", overview(facts)),
+        parts=parts,
+        studies=[study_block(study) for study in facts],
+        failures=[failure for study in facts for failure in list_failures(study)],
+        environment=Block("environment", "Where the figures come from", environment(facts)),
+        checklist=fill_checklist(facts),
+    )
+
+
+def read_facts(folder: Path) -> StudyFacts:
+    return StudyFacts(folder, read_study_table(folder, "trials"), read_study_table(folder, "evaluations", _EVALUATION_COLUMNS))
+
+
+def overview(facts: Sequence[StudyFacts]) -> pd.DataFrame:
+    """Per study, searches and evaluations by how they ended, and the time that they took."""
+    rows = []
+    for study in facts:
+        for kind, table in (("searches", study.trials), ("evaluations", study.evaluations)):
+            counts = {words: int((table["status"] == status).sum()) for status, words in _STATUSES.items()}
+            row = {"study": study.name, "of": kind, "started": len(table)} | counts
+            rows.append(row | {"device_hours": float(table["seconds"].sum()) / 3600})
+    return pd.DataFrame(rows)
+
+
+def study_block(facts: StudyFacts) -> StudyBlock:
+    """The cells of each variant and the table of all searches of one study."""
+    try:
+        study = load_study(facts.folder, several_settings=True)
+    except ConfigError as error:
+        return StudyBlock(
+            facts.name, str(error), [], Block(f"{facts.name}-trials", f"Searches of {facts.name}", trial_table(facts.trials))
+        )
+    measures = measure_trials(study) if study.evaluations.groupby("data")["recipe_id"].nunique().le(1).all() else study.trials
+    table = Block(f"{facts.name}-trials", f"Searches of {facts.name}", trial_table(measures))
+    return StudyBlock(facts.name, None, list_cells(study), table)
+
+
+def list_cells(study: StudyTables) -> list[Cell]:
+    """Of each variant, the cells that its first completed search ended with."""
+    cells = []
+    for variant, trials in study.trials.groupby("variant", sort=False):
+        done = trials[trials["status"] == "completed"].sort_values(["seed", "split_seed"])
+        if done.empty:
+            cells.append(Cell(str(variant), None, "No search of this variant is completed, so there is no cell.", ""))
+            continue
+        first = done.iloc[0]
+        rows = [row for row in read_rows(study.folder, "genotypes", first["trial_id"]) if row["max_skips"] == first["max_skips"]]
+        if not rows:
+            cells.append(Cell(str(variant), None, f"The table genotypes has no rows of {first['trial_id']}.", ""))
+            continue
+        last = max(rows, key=lambda row: row["stage"])
+        ends = study.cells[study.cells["trial_id"].isin(done["trial_id"])].groupby("trial_id")["stage"].idxmax()
+        different = study.cells.loc[ends, "genotype_id"].nunique()
+        caption = (
+            f"Search {first['trial_id']}: {last['skips']} skip-connects and depth {last['depth']} in the normal cell, "
+            f"{last['params'] / 1e6:.2f} M parameters. The variant's {len(done)} completed searches ended with {different} "
+            f"different genotype{'s' if different != 1 else ''}."
+        )
+        cells.append(Cell(str(variant), draw_genotype(Genotype.parse(last["genotype"])), caption, last["genotype"]))
+    return cells
+
+
+def trial_table(measures: pd.DataFrame) -> pd.DataFrame:
+    """One row a search, in columns that `sections.as_text` knows how to show."""
+    table = measures[["variant", "seed"]].copy()
+    if measures["split_seed"].nunique() > 1:
+        table["split_seed"] = measures["split_seed"]
+    table["status"] = measures["status"].map(_STATUSES)
+    for column, name, scale in (
+        ("search_accuracy", "search_percent", 100.0),
+        ("inherited_accuracy", "inherited_percent", 100.0),
+        ("error_percent", "error_percent", 1.0),
+        ("gap_points", "gap_points", 1.0),
+        ("params", "params_millions", 1e-6),
+        ("seconds", "search_seconds", 1.0),
+        ("peak_bytes", "peak_mebibytes", 2.0**-20),
+    ):
+        if column in measures:
+            table[name] = scale * measures[column].astype(float)
+    table["genotype"] = measures.get("genotype_id", np.nan)
+    return table
+
+
+def list_failures(facts: StudyFacts) -> list[Failure]:
+    """Searches and evaluations that ended in an error, with its whole text."""
+    found = []
+    for row in facts.trials[facts.trials["status"].isin(["failed", "out_of_memory"])].to_dict("records"):
+        text = row["error"] if isinstance(row["error"], str) else "no message was recorded"
+        found.append(
+            Failure(facts.name, f"search {row['variant']}, seed {row['seed']}", _STATUSES[row["status"]], first_line(text), text)
+        )
+    for row in facts.evaluations[facts.evaluations["status"].isin(["failed", "out_of_memory"])].to_dict("records"):
+        text = row["failure"] if isinstance(row["failure"], str) else "no message was recorded"
+        where = f"evaluation of {row['genotype_id']} on {row['data']}, seed {row['seed']}"
+        found.append(Failure(facts.name, where, _STATUSES[row["status"]], first_line(text), text))
+    return found
+
+
+def environment(facts: Sequence[StudyFacts]) -> pd.DataFrame:
+    """One row a study and circumstance, with every value that its trials have and how many have it."""
+    rows = []
+    for study in facts:
+        runs = {"searches": study.trials, "evaluations": study.evaluations}
+        for name, table in runs.items():
+            for column, words in (("data", "data"), ("recipe_id", "recipe"), ("device", "device"), ("commit", "commit")):
+                if column in table and len(table):
+                    rows.append({"study": study.name, "of": name, "what": words, "values": _counted(table[column])})
+            if "versions" in table:
+                texts = table["versions"].dropna()
+                for library in sorted({library for text in texts.unique() for library in json.loads(text)}):
+                    values = texts.map({text: json.loads(text).get(library) for text in texts.unique()})
+                    rows.append({"study": study.name, "of": name, "what": library, "values": _counted(values)})
+            if len(table):
+                times = f"{table['started'].min():%Y-%m-%d %H:%M} to {table['finished'].max():%Y-%m-%d %H:%M} UTC"
+                if table["finished"].isna().all():
+                    times = f"{table['started'].min():%Y-%m-%d %H:%M} UTC, none finished"
+                rows.append({"study": study.name, "of": name, "what": "started, finished", "values": times})
+    return pd.DataFrame(rows, columns=["study", "of", "what", "values"])
+
+
+def _counted(values: pd.Series) -> str:
+    counts = values.fillna("not recorded").astype(str).value_counts(sort=False)
+    return str(counts.index[0]) if len(counts) == 1 else "; ".join(f"{value} ({count})" for value, count in counts.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    settings = parse(Arguments, arguments, description=__doc__ or "")
+    out = settings.out or settings.results / "report.html"
+    try:
+        page = build_page(settings.results)
+        if not out.parent.is_dir():
+            raise ConfigError(f"--out: {out.parent} is no folder")
+        write_text(out, render(page))
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    for part in page.parts:
+        print(part.title, *(part.section.conclusion if part.section else [f"not answered: {part.refusal}"]), "", sep="\n")
+    print(f"report: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+
+
+if __name__ == "__main__":
+    main()
