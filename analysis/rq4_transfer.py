@@ -189,7 +189,7 @@ def correlate_size(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.D
 def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, ...]:
     known = correlations[correlations["tau"].notna()]
     if known.empty:
-        return (f"Cells were evaluated in {len(settings)} setting(s) so far and none share two cells, so nothing can be said yet.",)
+        return (f"Of {len(settings)} setting(s), no two have errors of two cells that differ in both, so nothing can be said yet.",)
     sentences = []
     for row in known.to_dict("records"):
         pair = f"{row['setting']} and {row['with']}"

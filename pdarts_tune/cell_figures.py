@@ -144,7 +144,8 @@ def draw_alpha_evolution(alphas: pd.DataFrame, cell: str = "normal") -> Figure:
     rows = rows.merge(times.rename_axis("running_epoch").reset_index(), on=["stage", "epoch"])
     kept = rows.groupby(["stage", "epoch", "edge"])["operation"].transform("size")
     rows = rows.assign(preference=rows["probability"] * kept).sort_values("running_epoch")
-    figure = Figure(figsize=(12.0, 8.4), layout="constrained")
+    figure = Figure(figsize=(12.0, 8.4))  # laid out by hand: arranging twenty panels automatically takes seconds
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.08, top=0.92, wspace=0.06, hspace=0.22)
     panels = figure.subplots(4, 5, sharex=True, sharey=True)
     for panel in panels.ravel():
         panel.axis("off")

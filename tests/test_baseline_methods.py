@@ -1,0 +1,87 @@
+"""The comparison of search methods on synthetic studies: planted differences are found, against P-DARTS and against chance."""
+
+import numpy as np
+import pytest
+
+import baseline_methods
+from pdarts_tune.results import read_rows, read_table
+from pdarts_tune.searches import PUBLISHED_SEARCHES
+from synthetic import make_study
+
+NAMES = ("pdarts", "darts_first", "pc_darts", "random")
+
+
+def study(root, seeds, names=NAMES, **accuracy):
+    means = dict.fromkeys(names, 0.95) | accuracy
+    variants = {name: PUBLISHED_SEARCHES[name] for name in names}
+    return make_study(
+        root, "baselines", variants, range(seeds), epochs=3, test_images=4000, accuracy=means, evaluation_seeds=(0, 1)
+    )
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    root = tmp_path_factory.mktemp("eight")
+    folder = study(root, 8, pdarts=0.97, darts_first=0.97)
+    return folder, baseline_methods.build(root, figures=False)
+
+
+def test_planted_differences_are_found_and_a_planted_null_is_not(eight):
+    _, section = eight
+    assert dict(section.tables["error_differences"].set_index("variant")["claimed"]) == {
+        "darts_first": False,
+        "pc_darts": True,
+        "random": True,
+    }
+    chance = section.tables["against_random"].set_index("variant")
+    assert dict(chance["claimed"]) == {"pdarts": True, "darts_first": True, "pc_darts": False}
+    assert section.conclusion[-1] == "Shown to find cells that are better than random: pdarts, darts_first."
+
+
+def test_a_planted_null_is_reported_as_null(tmp_path):
+    study(tmp_path, 6)
+    section = baseline_methods.build(tmp_path, figures=False)
+    assert not section.tables["against_random"]["claimed"].any()
+    assert section.conclusion[-1] == "No method is shown to find better or worse cells than random ones with n = 6."
+
+
+def test_what_searching_adds_is_relative_to_random_cells(eight):
+    _, section = eight
+    methods = section.tables["methods"].set_index("variant")
+    errors = methods["error_percent"]
+    assert methods.loc["pdarts", "over_random_percent"] == pytest.approx(
+        100 * (errors["random"] - errors["pdarts"]) / (100 - errors["random"])
+    )
+    assert np.isnan(methods.loc["random", "over_random_percent"])
+    assert list(methods["method"]) == ["first_order", "first_order", "partial_channels", "random"]
+
+
+def test_the_same_images_are_compared_by_what_each_network_gets_right(eight):
+    folder, section = eight
+    row = section.tables["same_images"].set_index("variant").loc["random"]
+    genotypes = (
+        read_table(folder, "genotypes").query("max_skips == 2").sort_values("stage").groupby("trial_id").last()["genotype_id"]
+    )
+    flags = [
+        np.array(read_rows(folder, "evaluations", f"eval-{genotypes[f'baselines-{name}-s0']}-s0")[0]["correct"])
+        for name in ("random", "pdarts")
+    ]
+    assert (row["images"], row["only_it_right"]) == (4000, int(np.sum(flags[0] & ~flags[1])))
+    assert row["only_pdarts_right"] == int(np.sum(flags[1] & ~flags[0]))
+    assert row["p"] < 0.01
+
+
+def test_without_random_cells_or_p_darts_the_report_says_what_it_lacks(tmp_path):
+    study(tmp_path, 1, names=("darts_first",))
+    section = baseline_methods.build(tmp_path, figures=False)
+    assert section.conclusion[0].startswith("No search runs in several stages")
+    assert any("no cells drawn at random" in line for line in section.missing)
+
+
+def test_the_script_writes_what_it_shows(tmp_path, capsys):
+    study(tmp_path, 1, names=("pdarts", "random"))
+    baseline_methods.main(["--results", str(tmp_path)])
+    assert "| pdarts" in capsys.readouterr().out
+    out = tmp_path / "baselines" / "report"
+    assert all((out / f"baselines_{name}.png").exists() for name in ("tradeoff", "learning_curves", "timeline", "cells"))
+    assert "Yang et al." in (out / "baselines.md").read_text()

@@ -1,0 +1,143 @@
+"""RQ3's report on synthetic studies: effects of the 2 x 2 table are found where planted and nowhere else."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import rq3_regularization as rq3
+from pdarts_tune.config import SearchConfig
+from pdarts_tune.genotype import Genotype, random_genotype
+from pdarts_tune.methods import RandomSampling
+from pdarts_tune.results import read_rows, read_table, write_rows
+from pdarts_tune.stages import with_skip_dropout
+from sections import to_text
+from synthetic import START, make_evaluations, make_study
+from synthetic_rows import genotype_row
+
+BASE = SearchConfig()
+VARIANTS = {
+    "with": BASE,
+    "without": replace(BASE, stages=with_skip_dropout(BASE.stages, (0.0, 0.0, 0.0))),
+    "drawn": replace(BASE, method=RandomSampling(exactly=True)),
+}
+
+
+def study(root, seeds, accuracy, folder="regularization"):
+    """A study whose normal cells have 4 skip-connects as derived (M = 8) and 2 refined; `accuracy` by variant and limit."""
+    path = make_study(root, folder, VARIANTS, range(seeds), epochs=1, evaluation_seeds=())
+    for trial in read_table(path, "trials").to_dict("records"):
+        trial_id, variant = trial["trial_id"], trial["variant"]
+        rows = read_rows(path, "genotypes", trial_id)
+        last = max(row["stage"] for row in rows)
+        rng = random.Random(trial_id)
+        cells = {}
+        for limit, skips in ((8, 4), (2, 2)):
+            cell = random_genotype(rng, skips)
+            while cell.normal.skips != skips:
+                cell = random_genotype(rng, skips)
+            cells[limit] = cell
+        kept = [row for row in rows if row["stage"] < last]
+        kept += [genotype_row(trial_id, last, limit, Genotype(cell.normal, cell.reduce), None) for limit, cell in cells.items()]
+        write_rows(path, "genotypes", trial_id, kept)
+        for row in kept[-2:]:
+            mean = accuracy.get((variant, row["max_skips"]))
+            if mean is not None:
+                make_evaluations(path, row, "cifar10", START, (0,), 8000, mean)
+    return path
+
+
+NULL = {("with", 8): 0.97, ("with", 2): 0.97, ("without", 8): 0.97, ("without", 2): 0.97, ("drawn", 2): 0.97}
+
+
+def effects(section):
+    return section.tables["effects"].set_index("effect")
+
+
+def test_planted_dropout_and_refinement_are_found_and_no_interaction(tmp_path):
+    planted = {("with", 8): 0.96, ("with", 2): 0.97, ("without", 8): 0.94, ("without", 2): 0.95, ("drawn", 2): 0.97}
+    study(tmp_path, 8, planted)
+    section = rq3.build(tmp_path, figures=False)
+    found = effects(section)
+    assert found["difference"].to_dict() == pytest.approx({"dropout": -2.0, "refinement": -1.0, "interaction": 0.0}, abs=0.3)
+    assert dict(found["claimed"]) == {"dropout": True, "refinement": True, "interaction": False}
+    assert section.conclusion[0].startswith("Shown in evaluation error: dropout −")
+    assert "refinement to 2 skip-connects −" in section.conclusion[0]
+    assert section.conclusion[1].startswith("Not shown with n = 8: their interaction (")
+    table = section.tables["two_by_two"].set_index("search")
+    assert table.loc["without dropout", "as_derived_percent"] == pytest.approx(6.0, abs=0.3)
+    assert table.loc["with dropout", "at_most_2_skips_percent"] == pytest.approx(3.0, abs=0.3)
+
+
+def test_a_planted_interaction_is_found(tmp_path):
+    planted = NULL | {("without", 8): 0.93}  # either regularizer alone repairs it
+    study(tmp_path, 8, planted)
+    found = effects(rq3.build(tmp_path, figures=False))
+    assert found.loc["interaction", "difference"] == pytest.approx(4.0, abs=0.5)
+    assert found.loc["interaction", "claimed"]
+
+
+def test_a_planted_null_is_reported_as_null_with_what_could_have_been_seen(tmp_path):
+    study(tmp_path, 8, NULL)
+    section = rq3.build(tmp_path, figures=False)
+    assert not effects(section)["claimed"].any()
+    assert section.conclusion[0] == "No effect of either regularizer is shown."
+    assert section.conclusion[1].count("points could have been seen") == 3
+
+
+def test_effects_are_those_of_the_evaluations(tmp_path):
+    path = study(tmp_path, 3, NULL)
+    table = rq3.build(tmp_path, figures=False).tables["effects"].set_index("effect")
+    evaluations = read_table(path, "evaluations").set_index("genotype_id")["error_percent"]
+    genotypes = read_table(path, "genotypes").query("stage == 3").set_index(["trial_id", "max_skips"])["genotype_id"]
+
+    def errors(variant, limit):
+        return np.array([evaluations[genotypes[f"regularization-{variant}-s{seed}", limit]] for seed in range(3)])
+
+    expected = (errors("with", 2) - errors("without", 2)) - (errors("with", 8) - errors("without", 8))
+    assert table.loc["interaction", "difference"] == pytest.approx(expected.mean())
+    assert table.loc["interaction", "p"] >= 0.25
+
+
+def test_a_limit_at_which_cells_were_evaluated_by_chance_does_not_count(tmp_path):
+    path = study(tmp_path, 3, {key: value for key, value in NULL.items() if key != ("without", 8)})
+    chosen = [
+        row for row in read_rows(path, "genotypes", "regularization-without-s0") if row["stage"] == 3 and row["max_skips"] == 8
+    ]
+    make_evaluations(path, chosen[0], "cifar10", START, (0,), 8000, 0.5)
+    section = rq3.build(tmp_path, figures=False)
+    limits = section.tables["by_limit"]
+    assert set(limits.loc[limits["variant"] == "without", "max_skips"]) == {2}
+    assert "without: 1 of 3 searches evaluated at M = 8, left out there" in section.missing
+    assert effects(section)["n"].tolist() == [0, 0, 0]
+    assert "neither regularizer can be judged" in section.conclusion[0]
+
+
+def test_collapsed_searches_are_counted(tmp_path):
+    path = study(tmp_path, 4, NULL)
+    for seed in (0, 1):
+        rows = read_rows(path, "epochs", f"regularization-without-s{seed}")
+        rows[-1 if seed else 0]["collapsed"] = True  # one at the end, one on the way
+        write_rows(path, "epochs", f"regularization-without-s{seed}", rows)
+    table = rq3.build(tmp_path, figures=False).tables["collapse"].set_index("variant")
+    assert table.loc["without", ["n", "collapsed_at_end", "at_any_epoch", "rate_percent"]].tolist() == [4, 1, 2, 25.0]
+    assert table.loc["with", "collapsed_at_end"] == 0
+    assert table.loc["without", "low_percent"] < 25 < table.loc["without", "high_percent"]
+
+
+def test_the_script_writes_what_it_shows_and_a_curve_of_eigenvalues_where_there_are_some(tmp_path):
+    path = study(tmp_path, 1, NULL)
+    rows = read_rows(path, "epochs", "regularization-with-s0")
+    write_rows(path, "epochs", "regularization-with-s0", [row | {"hessian_eigenvalue": 0.1} for row in rows])
+    rq3.main(["--results", str(tmp_path), "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "rq3.md").read_text()
+    assert all(f"](rq3_{name}.png)" in text for name in ("limits", "skips", "eigenvalue", "timeline", "cells"))
+    assert "## Published, not measured here" in text
+
+
+def test_a_study_without_the_plain_variant_says_so(tmp_path):
+    make_study(tmp_path, "regularization", {"with": BASE}, (0,), epochs=1, evaluation_seeds=(0,))
+    text = to_text(rq3.build(tmp_path, figures=False))
+    assert "no two variants that differ in nothing but dropout on skip-connects" in text
+    assert rq3.build(tmp_path / "regularization", figures=False) is not None
