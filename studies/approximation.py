@@ -1,6 +1,6 @@
 """RQ2: does search space approximation keep quality while it cuts memory and time?
 
-python studies/approximation.py                   # laptop: digits, 20 minutes on 2 cores
+python studies/approximation.py                   # laptop: digits, 12 minutes on 2 cores
 python studies/approximation.py --preset paper    # the paper's settings, on a GPU cluster
 python studies/approximation.py --memory-limit 16000000000    # which arms fit into 16 GB? Out of memory is a result
 

@@ -1,6 +1,6 @@
 """RQ3: do dropout on skip-connects and a limit on their number stabilise the search and improve what it finds?
 
-python studies/regularization.py                  # laptop: digits, 25 minutes on 2 cores
+python studies/regularization.py                  # laptop: digits, 16 minutes on 2 cores
 python studies/regularization.py --preset paper   # the paper's settings, on a GPU cluster
 
 Refinement changes what is derived from a search and not the search, so every M is had from the same searches: `dropout` is

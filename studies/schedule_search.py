@@ -1,6 +1,6 @@
 """Which schedule is best? Stages, depths, operations kept, dropout and M, for error, time and memory at once.
 
-python studies/schedule_search.py                     # laptop: 16 schedules on digits, 20 minutes on 2 cores
+python studies/schedule_search.py                     # laptop: 16 schedules on digits, 11 minutes on 2 cores
 python studies/schedule_search.py --preset paper      # 60 schedules at the paper's size, on a GPU cluster
 python studies/schedule_search.py --samples 40        # more schedules in the same folder
 

@@ -1,6 +1,6 @@
 """RQ4: do cells found on CIFAR transfer to ImageNet (mobile setting), and is their ranking the same under another recipe?
 
-python studies/transfer.py                        # laptop: published cells and a random one on digits, 10 minutes on 2 cores
+python studies/transfer.py                        # laptop: published cells and a random one on digits, 4 minutes on 2 cores
 python studies/transfer.py --preset paper         # on CIFAR-10, CIFAR-100 and ImageNet, on a GPU cluster
 python studies/transfer.py --genotypes c10=results/depth_gap,c100=results_c100/depth_gap,PDARTS_C10    # what you found
 
