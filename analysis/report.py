@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+import baseline_methods
 import rq1_depth_gap
 import rq2_approximation
 import rq3_regularization
 import rq4_transfer
+import schedule_front
 from checklist import StudyFacts, fill_checklist
 from frames import StudyTables, first_line, load_study, measure_trials, write_text
 from pdarts_tune.command_line import parse
@@ -32,12 +34,14 @@ from pdarts_tune.results import SCHEMAS, read_rows
 from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
 from sections import Section
 
-BUILDERS: tuple[Callable[[Path], Section | None], ...] = (
-    rq1_depth_gap.build,
-    rq2_approximation.build,
-    rq3_regularization.build,
-    rq4_transfer.build,
-)
+BUILDERS: Mapping[str, Callable[[Path], Section | None]] = {
+    "RQ1": rq1_depth_gap.build,
+    "RQ2": rq2_approximation.build,
+    "RQ3": rq3_regularization.build,
+    "RQ4": rq4_transfer.build,
+    "Baselines": baseline_methods.build,
+    "Schedules": schedule_front.build,
+}
 _LISTS = ("train_accuracies", "validation_accuracies", "correct")
 _EVALUATION_COLUMNS = [name for name in SCHEMAS["evaluations"].names if name not in _LISTS]
 _STATUSES = {"completed": "completed", "failed": "failed", "out_of_memory": "out of memory", "running": "not finished"}
@@ -70,11 +74,11 @@ def build_page(results: Path) -> Page:
     """Everything that the page shows. Raises ConfigError where there is no study, or a table cannot be read."""
     facts = [read_facts(folder) for folder in find_studies(results)]
     parts = []
-    for build in BUILDERS:
+    for name, build in BUILDERS.items():
         try:
             section = build(results)
         except ConfigError as error:  # such as mixed recipes: the question is not answered, and the page says why
-            parts.append(Part(None, build.__module__.split("_", 1)[0].upper(), str(error)))
+            parts.append(Part(None, name, str(error)))
             continue
         if section is not None:
             parts.append(Part(section, section.title, None))

@@ -29,7 +29,7 @@ SHOWN = ["schedule", "depths", "operations", "skip_dropout", "max_skips", *OBJEC
 
 def build(results: Path) -> Section | None:
     folder = find_study(results, STUDY)
-    if folder is None:
+    if folder is None or folder.name != STUDY:  # another study's folder, of which --results was the path
         return None
     schedules = measure_schedules(folder)
     finished = schedules.dropna(subset=OBJECTIVES)
