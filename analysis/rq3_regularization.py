@@ -50,8 +50,9 @@ refined minus as derived, mean over both. *interaction*: effect of dropout on re
 Searches whose normal cell, before refinement, was more than half skip-connects (5 of 8): at the end of the last stage, and at any
 epoch. Intervals: Wilson, 95 %.""",
     "spread_between_seeds": """\
-Standard deviation of the test error over search seeds, and the Brown-Forsythe test of equal spreads against the first variant with
-dropout (Holm-adjusted; it needs three seeds on both sides and has little power below ten).""",
+Standard deviation of the test error over search seeds, and the Brown-Forsythe test of equal spreads: of each variant against the
+first with dropout, and of cells as derived against the same searches' refined ones (those two are not independent, which makes the
+test cautious). Holm-adjusted; it needs three seeds on both sides and has little power below ten.""",
     "spread": SPREAD_NOTES,
     "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest seed.",
     "eigenvalue": "Largest eigenvalue of the validation loss's Hessian by the alphas, where it was measured.",
@@ -92,7 +93,7 @@ def build(results: Path, *, figures: bool = True) -> Section | None:
         tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
         hypothesis = "another regularizer than the first variant's changes what is found"
         conclusion += conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
-        tables["spread_between_seeds"] = compare_spreads(measures, baseline)
+        tables["spread_between_seeds"] = compare_spreads(measures, limits, baseline)
     tables["by_limit"] = summarize_limits(limits)
     tables["collapse"] = count_collapses(study)
     tables["spread"] = spread_table(study, measures)
@@ -147,9 +148,10 @@ def cross(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> pd.Da
     rows = []
     for variant, name in ((dropout, "with dropout"), (plain, "without dropout")):
         row: dict[str, object] = {"search": name, "variant": variant}
-        for limit, column in ((UNLIMITED, "as_derived_percent"), (refined, f"at_most_{refined}_skips_percent")):
+        for limit, place in ((UNLIMITED, "as_derived"), (refined, f"at_most_{refined}_skips")):
+            column = f"{place}_percent"
             errors = limits.loc[(limits["variant"] == variant) & (limits["max_skips"] == limit), "error_percent"]
-            row[f"n_{limit}"] = len(errors)
+            row[f"n_{place}"] = len(errors)
             row[column], row[f"{column}_sd"] = mean_sd(errors) if len(errors) else (np.nan, np.nan)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -222,19 +224,28 @@ def count_collapses(study: StudyTables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_spreads(measures: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Between-seed standard deviation of each variant, and whether it differs from the baseline's."""
-    errors = {name: trials["error_percent"].dropna().to_numpy(float) for name, trials in measures.groupby("variant", sort=False)}
+def compare_spreads(measures: pd.DataFrame, limits: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Between-seed standard deviation of each variant, and whether it differs from the baseline's.
+
+    And without refinement, where cells were evaluated as derived: against the same variant refined.
+    """
+    errors = {str(name): _errors(trials) for name, trials in measures.groupby("variant", sort=False)}
+    pairs = [(name, values, errors[baseline] if name != baseline else None) for name, values in errors.items()]
+    derived = limits[(limits["max_skips"] == UNLIMITED) & (limits["own_limit"] != UNLIMITED)]
+    pairs += [(f"{name}, as derived", _errors(cells), errors[str(name)]) for name, cells in derived.groupby("variant", sort=False)]
     rows = []
-    for variant, values in errors.items():
+    for name, values, against in pairs:
         sd = mean_sd(values)[1] if len(values) else np.nan
-        both = variant != baseline and min(len(values), len(errors[baseline])) > 0
-        p = brown_forsythe(values, errors[baseline]) if both else np.nan
-        rows.append({"variant": variant, "n": len(values), "between_seeds_points": sd, "p": p})
-    table = pd.DataFrame(rows)
+        p = brown_forsythe(values, against) if against is not None and min(len(values), len(against)) else np.nan
+        rows.append({"variant": name, "n": len(values), "between_seeds_points": sd, "p": p})
+    table = pd.DataFrame(rows).astype({"p": float})
     tested = table["p"].notna()
     table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
     return table.reindex(columns=["variant", "n", "between_seeds_points", "p", "p_holm"])
+
+
+def _errors(rows: pd.DataFrame) -> NDArray[np.float64]:
+    return rows["error_percent"].dropna().to_numpy(dtype=float)
 
 
 def draw(study: StudyTables, limits: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import read_rows, read_table, write_rows
-from pdarts_tune.stages import PDARTS_CIFAR10, with_depths
+from pdarts_tune.stages import PDARTS_CIFAR10, with_budget, with_depths, with_operations
 from synthetic import make_study, make_trial, shrink
 
 ANALYSIS = Path(__file__).parents[1] / "analysis"
@@ -166,6 +167,63 @@ def test_stages_are_shown_with_their_depth_and_the_evaluation_of_earlier_cells_i
     assert table.loc[table["stage"] != 3, "error_percent"].isna().all()
     assert table.loc[table["stage"] == 3, "error_percent"].notna().all()
     assert "random" not in set(table["variant"])
+
+
+SHORT = tuple(replace(stage, epochs=5, warmup_epochs=1) for stage in PDARTS_CIFAR10)
+DEEP = with_depths(SHORT, (17, 17, 17))
+EQUAL = {
+    "progressive": replace(BASE, stages=SHORT),
+    "deep": replace(BASE, stages=DEEP),
+    "deep_equal_budget": replace(BASE, stages=with_budget(DEEP, SHORT)),
+    "deep_all": replace(BASE, stages=with_operations(DEEP, (8, 8, 8))),
+}
+
+
+@pytest.mark.parametrize("mean", [0.93, 0.97])
+def test_a_search_of_equal_cost_tells_depth_from_its_cost(tmp_path, mean):
+    accuracy = dict.fromkeys(EQUAL, 0.97) | {"deep_equal_budget": mean}
+    make_study(tmp_path, "depth_gap", EQUAL, range(6), epochs=None, test_images=1000, accuracy=accuracy, evaluation_seeds=(0,))
+    section = rq1.build(tmp_path, figures=False)
+    table = section.tables["equal_budget"]
+    assert list(table["variant"]) == ["deep_equal_budget"]  # neither the dearer one nor one that drops other operations
+    assert table["planned_cost_ratio"].iloc[0] == pytest.approx(1, abs=0.05)
+    assert bool(table["claimed"].iloc[0]) == (mean == 0.93)
+    expected = (
+        "At equal cost, shown to differ from progressive in evaluation error: deep_equal_budget +"
+        if mean == 0.93
+        else ("At equal cost (deep_equal_budget) no difference from progressive is shown; ")
+    )
+    assert section.conclusion[2].startswith(expected)
+
+
+def test_ranks_and_spread_are_those_of_the_evaluations(tmp_path):
+    folder = study(tmp_path, 3, evaluation_seeds=(0, 1, 2))
+    section = rq1.build(tmp_path, figures=False)
+    evaluations = read_table(folder, "evaluations").pivot_table(index="genotype_id", columns="seed", values="accuracy")
+    measures = frames.measure_trials(frames.load_study(folder)).dropna(subset=["search_accuracy"])
+    row = section.tables["ranks"].set_index("measure").loc["search network"]
+    means = evaluations.loc[measures["genotype_id"]].mean(axis=1)
+    assert row["n"] == 12
+    assert row["tau"] == pytest.approx(stats.kendalltau(measures["search_accuracy"], means).statistic)
+    chosen = evaluations.loc[measures["genotype_id"]]
+    taus = [stats.kendalltau(chosen[one], chosen[other]).statistic for one, other in ((0, 1), (0, 2), (1, 2))]
+    assert row["seed_tau"] == pytest.approx(np.mean(taus))
+    spread = section.tables["spread"].set_index("variant")
+    assert spread.loc["all variants", ["searches", "evaluations"]].tolist() == [15, 45]
+    within = 100 * np.sqrt(evaluations.var(axis=1, ddof=1).mean())
+    assert spread.loc["all variants", "evaluation_sd_points"] == pytest.approx(within)
+
+
+def test_the_gap_is_ordered_by_depth_with_its_interval(three):
+    table = rq1.build(three, figures=False).tables["gap_by_depth"]
+    assert table[["variant", "last_cells"]].to_numpy().tolist() == [
+        ["shallow", 5],
+        ["reversed", 5],
+        ["progressive", 17],
+        ["deep", 17],
+    ]
+    assert (table["ci_low"] < table["gap_points"]).all()
+    assert (table["gap_points"] < table["ci_high"]).all()
 
 
 def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):

@@ -142,3 +142,17 @@ def test_a_study_without_the_plain_variant_says_so(tmp_path):
     text = to_text(rq3.build(tmp_path, figures=False))
     assert "no two variants that differ in nothing but dropout on skip-connects" in text
     assert rq3.build(tmp_path / "regularization", figures=False) is not None
+
+
+def test_spread_between_seeds_is_compared_with_and_without_each_regularizer(tmp_path):
+    path = study(tmp_path, 6, NULL)
+    for seed in range(6):  # without dropout, seeds are spread far more widely
+        rows = [row for row in read_rows(path, "genotypes", f"regularization-without-s{seed}") if row["stage"] == 3]
+        chosen = next(row for row in rows if row["max_skips"] == 2)
+        make_evaluations(path, chosen, "cifar10", START, (0,), 8000, 0.70 + 0.05 * seed)
+    table = rq3.build(tmp_path, figures=False).tables["spread_between_seeds"].set_index("variant")
+    assert list(table.index) == ["with", "without", "drawn", "with, as derived", "without, as derived"]
+    assert np.isnan(table.loc["with", "p"])
+    assert table.loc["without", "between_seeds_points"] > 5
+    assert table.loc["without", "p_holm"] < 0.05
+    assert table.loc["with, as derived", "p"] > 0.05
