@@ -49,8 +49,9 @@ Means over the seeds of completed searches, at the end of each stage: the search
 that cell trained from scratch, where it was (a study evaluates the last stage's cells)."""
 
 BUDGET_NOTES = """\
-Searches that do not grow and drop what the growing one drops, planned to take as long within 10 % (*planned cost*: cells x operations x epochs,
-relative; *seconds ratio*: as measured). Evaluation error in points; a family of its own for Holm's correction."""
+Searches that do not grow and drop what the growing one drops, planned to take as long within 10 % (*planned cost*: cells x
+operations x epochs, relative; *seconds ratio*: as measured). Evaluation error in points; a family of its own for Holm's
+correction."""
 
 RANKED = {"search_accuracy": "search network", "inherited_accuracy": "derived cell, inherited weights"}
 

@@ -68,7 +68,7 @@ def test_help_is_printed_as_a_whole_and_is_no_error(capsys):
     assert output.err == ""
 
 
-@pytest.mark.parametrize("script", ["analysis/rq1_depth_gap.py", "analysis/diagnostics.py", "studies/depth_gap.py"])
+@pytest.mark.parametrize("script", ["analysis/rq4_transfer.py", "analysis/diagnostics.py", "studies/depth_gap.py"])
 def test_scripts_refuse_an_unknown_option_in_one_line(script):
     command = [sys.executable, ROOT / script, "--bogus", "3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
