@@ -257,6 +257,7 @@ def _run_missing(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirro
         return 0
 
     from pdarts_tune.forecast import predict_needs
+    from pdarts_tune.mobile_gate import refuse_large
     from pdarts_tune.sweep import open_sweep
     from pdarts_tune.tracking import BackgroundMirror
 
@@ -269,6 +270,10 @@ def _run_missing(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirro
 
         def run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str) -> int:
             missing = _missing(trials, table, folder)
+            refused = len(missing)
+            searches = [trial for trial in missing if isinstance(trial, SearchTrial)]
+            missing = [*searches, *refuse_large([trial for trial in missing if isinstance(trial, EvalTrial)], folder)]
+            refused -= len(missing)
             if 0 < len(missing) < len(trials):
                 names = ", ".join(trial.trial_id for trial in missing[:_NAMES])
                 more = f" and {len(missing) - _NAMES} more" if len(missing) > _NAMES else ""
@@ -279,7 +284,7 @@ def _run_missing(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirro
                 _spec(trial, plan, folder, sweep.threads(need), need, settings.keep_weights)
                 for trial, need in zip(missing, needed, strict=True)
             ]
-            return sweep.run(specs, what, total=len(trials))
+            return refused + sweep.run(specs, what, total=len(trials) - refused)
 
         failed += run(searches, "searches", "trials")
         failed += run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations")
