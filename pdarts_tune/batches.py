@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from pdarts_tune.augmentation import cutout, flip, shift
 from pdarts_tune.config import ConfigError
 from pdarts_tune.splits import Dataset, Part
+from pdarts_tune.workers import Place, Workers
 
 
 class Batches:
@@ -53,6 +54,13 @@ class Batches:
         Raises:
             ConfigError: batches of a single image.
         """
+        return ((images, labels) for images, labels, _ in self.shared_epoch(generator, Workers()))
+
+    def shared_epoch(self, generator: torch.Generator, workers: Workers) -> Iterator[tuple[Tensor, Tensor, Place]]:
+        """The same, each of several processes with its own share of every batch, and where it stands in the batch.
+
+        The shares of a batch put together are the batch that one process would get. No process reads the images of another.
+        """
         if self.batch_size == 1 or len(self) == 0:
             raise ConfigError(
                 f"batch_size: {self.batch_size} of {len(self.part)} images gives batches of one image, "
@@ -61,24 +69,35 @@ class Batches:
         home = self.part.labels.device
         order = torch.randperm(len(self.part), generator=generator, device=generator.device).to(home)
         batches = order.split(self.batch_size)[: len(self)]
-        for images, labels in self.part.fetch(batches, generator if self._augment else None):
-            if len(labels) < 2:  # all others of a batch were left out because they are damaged
+        for images, labels, place in self._fetch(batches, generator if self._augment else None, workers):
+            if place.total < 2:  # all others of a batch were left out because they are damaged
                 continue
-            images = self._normalise(images)
             if self._augment:
+                where = place.start, place.total
                 if self._pad:
-                    images = shift(images, self._pad, generator)
+                    images = shift(images, self._pad, generator, where)
                 if self._flip:
-                    images = flip(images, generator)
+                    images = flip(images, generator, where)
                 if self._cutout:
-                    images = cutout(images, self._cutout, generator)
-            yield images, labels
+                    images = cutout(images, self._cutout, generator, where)
+            yield images, labels, place
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields every image once, in file order and never augmented, in the same form: for validation and test."""
+        return ((images, labels) for images, labels, _ in self.shared_in_order(Workers()))
+
+    def shared_in_order(self, workers: Workers) -> Iterator[tuple[Tensor, Tensor, Place]]:
+        """The same, each of several processes with its own share of every batch, and where it stands in the batch."""
         order = torch.arange(len(self.part), device=self.part.labels.device)
-        for images, labels in self.part.fetch(order.split(self.batch_size), None):
-            yield self._normalise(images), labels
+        return self._fetch(order.split(self.batch_size), None, workers)
+
+    def _fetch(
+        self, batches: Sequence[Tensor], generator: torch.Generator | None, workers: Workers
+    ) -> Iterator[tuple[Tensor, Tensor, Place]]:
+        for batch, (images, labels) in zip(batches, self.part.fetch(batches, generator, workers.share), strict=True):
+            # Only then do processes have to ask each other, which on a GPU stalls every step.
+            place = workers.find_place(len(labels), self.device) if self.part.skip_bad else workers.place(len(batch))
+            yield self._normalise(images), labels, place
 
     def _normalise(self, images: Tensor) -> Tensor:
         return (images.float() - self._offset) / self._scale

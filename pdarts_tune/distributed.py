@@ -21,6 +21,7 @@ for _name, _value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME
 import ray  # noqa: E402
 import ray.train  # noqa: E402
 import torch  # noqa: E402
+from ray.train import WorkerGroupError  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 
 from pdarts_tune.config import ConfigError, EvalConfig, from_dict  # noqa: E402
@@ -70,13 +71,20 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
         except Exception as error:  # Ray wraps whatever ended the training
             rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
             if not rows or rows[0]["status"] not in ("failed", "out_of_memory"):
-                lost = {"status": "failed", "failure": "a process of the training died (killed, or its node was lost)"}
+                lost = {"status": "failed", "failure": _reason(error)}
                 write_eval_row(job, lost, "unknown", None, datetime.now(UTC), 1)
                 rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
             raise RuntimeError(str(rows[0]["failure"]).splitlines()[0]) from error
     finally:
         ray.shutdown()
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """What ended a training of whose processes the first could not say it: another one's error, or a process that was killed."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    own = [failure for failure in failures if isinstance(failure, ConfigError | ArithmeticError | RuntimeError)]
+    return f"{type(own[0]).__name__}: {own[0]}" if own else "a process of the training died (killed, or its node was lost)"
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -88,6 +96,8 @@ def _work(settings: dict[str, Any]) -> None:
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
+    else:
+        torch.cuda.set_device(device)  # where objects that processes exchange pass through
     reset_peak_bytes(device)
 
     def report(epoch: EvalEpoch) -> None:

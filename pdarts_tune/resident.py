@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,11 @@ class ImageSet:
         """How far augmentation shifts an image, in pixels: 4 at 32 pixels, as is usual on CIFAR, in proportion elsewhere."""
         return self.side // 8
 
+    @property
+    def skip_bad(self) -> bool:
+        """Never: images that cannot be used were left out when the set was decoded."""
+        return False
+
     def select(self, indices: Tensor) -> ImageSet:
         """The images at `indices`, int64 (M,), in that order."""
         return ImageSet(self.images[indices], self.labels[indices])
@@ -56,9 +61,15 @@ class ImageSet:
         """The same images on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
-    def fetch(self, batches: Sequence[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
-        """Yields images, uint8 (B, C, H, W), and labels for each batch of indices. No randomness: the batch is shifted later."""
-        for indices in batches:
+    def fetch(
+        self,
+        batches: Sequence[Tensor],
+        generator: torch.Generator | None,  # noqa: ARG002
+        share: Callable[[int], slice],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images, uint8 (B, C, H, W), and labels for the share of each batch. No randomness: they are shifted later."""
+        for batch in batches:
+            indices = batch[share(len(batch))]
             yield self.images[indices], self.labels[indices]
 
 

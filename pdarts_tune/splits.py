@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pdarts_tune.config import ConfigError
+
+Share = Callable[[int], slice]  # of a batch of so many images, those that this process takes
+
+
+def whole(total: int) -> slice:
+    """All of a batch."""
+    return slice(0, total)
 
 
 class Part(Protocol):
@@ -33,6 +40,10 @@ class Part(Protocol):
     def pad(self) -> int:
         """How far augmentation shifts an image each way, in pixels; 0 where images are cropped at random as they are read."""
 
+    @property
+    def skip_bad(self) -> bool:
+        """Whether `fetch` may give fewer images than were asked for, since some cannot be used."""
+
     def __len__(self) -> int: ...
 
     def select(self, indices: Tensor) -> Self:
@@ -44,8 +55,8 @@ class Part(Protocol):
     def to(self, device: torch.device) -> Self:
         """The same images, on the device or to be delivered there."""
 
-    def fetch(self, batches: Sequence[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images, uint8 (B, C, H, W), and labels for each batch of indices. With a generator, for training."""
+    def fetch(self, batches: Sequence[Tensor], generator: torch.Generator | None, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images, uint8 (B, C, H, W), and labels for the share of each batch of indices. With a generator, for training."""
 
 
 @dataclass(frozen=True)

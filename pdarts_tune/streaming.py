@@ -18,7 +18,7 @@ from pdarts_tune.config import ConfigError
 from pdarts_tune.decoding import ImageError, core_count, decode
 from pdarts_tune.ranges import ImageRanges, read_range
 from pdarts_tune.resident import pixel_moments
-from pdarts_tune.splits import first_of_each_class
+from pdarts_tune.splits import Share, first_of_each_class, whole
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}
 TEST_RESIZE = 8 / 7  # of the side, before the centre crop: 256 pixels for 224
@@ -26,7 +26,7 @@ MAX_WORKERS = 16
 MOMENT_IMAGES = 512
 
 Item = tuple[str, int, int, int]  # file, offset and length of an image's bytes, and the seed of its crop
-Fetched = tuple[Tensor | None, list[int], list[tuple[int, str]]]  # images, their places in the batch, what is wrong with others
+Fetched = tuple[Tensor, list[int], list[tuple[int, str]]]  # images, their places in the batch, what is wrong with others
 
 
 @dataclass(frozen=True)
@@ -59,36 +59,36 @@ class StreamedSet:
         """The same images, to be delivered to a device."""
         return replace(self, device=device)
 
-    def fetch(self, batches: Sequence[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def fetch(self, batches: Sequence[Tensor], generator: torch.Generator | None, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields images, uint8 (B, C, H, W), and labels for each batch of indices: cropped and jittered at random with a
-        generator, the plain centre without.
+        generator, the plain centre without. Of each batch only the share is read.
 
-        What an image becomes depends on the generator alone, not on how many workers there are. Images that cannot be used are
-        left out of their batch if `skip_bad` is on, and counted in one warning at the end.
+        What an image becomes depends on the generator alone, not on how many workers there are or on the share. Images that
+        cannot be used are left out of their batch if `skip_bad` is on, and counted in one warning at the end; a batch may then
+        have none.
 
         Raises:
             ConfigError: an image cannot be used and `skip_bad` is off; the message names it.
         """
         device = self.device or torch.device("cpu")
-        seeds = [_draw_seeds(batch, generator) for batch in batches]
+        seeds = [_draw_seeds(batch, generator)[share(len(batch))] for batch in batches]
+        batches = [batch[share(len(batch))].cpu() for batch in batches]
         loader = DataLoader(
             _Reader(self.channels, self.side, augment=generator is not None),
-            batch_sampler=_requests(self.source, (self.rows[batch.cpu()] for batch in batches), seeds),
+            batch_sampler=_requests(self.source, (self.rows[batch] for batch in batches), seeds),
             num_workers=min(core_count(), MAX_WORKERS, len(batches)),
-            collate_fn=_collate,
+            collate_fn=_Collate(self.channels, self.side),
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # or else it would draw from the global one
         )
         skipped: list[str] = []
-        for batch, (images, places, wrong) in zip(batches, loader, strict=True):
-            indices = batch.cpu()
+        for indices, (images, places, wrong) in zip(batches, loader, strict=True):
             for place, error in wrong:
                 line = f"{self.source.where(int(self.rows[indices[place]]))}: {error}"
                 if not self.skip_bad:
                     raise ConfigError(line)
                 skipped.append(line)
-            if images is not None:
-                yield images.to(device, non_blocking=True), self.labels[indices[places]].to(device)
+            yield images.to(device, non_blocking=True), self.labels[indices[places]].to(device)
         self.left_out.update(skipped)
         if skipped:
             warnings.warn(f"data: left out {len(skipped)} images that cannot be used, the first is {skipped[0]}", stacklevel=2)
@@ -101,10 +101,10 @@ def sample_moments(images: StreamedSet) -> tuple[tuple[float, ...], tuple[float,
         ConfigError: one of them cannot be used and `skip_bad` is off, or none of them can.
     """
     rows = torch.from_numpy(first_of_each_class(images.labels.numpy(), MOMENT_IMAGES))
-    seen = [batch for batch, _ in images.select(rows).fetch(torch.arange(len(rows)).split(32), None)]
-    if not seen:
+    seen = torch.cat([batch for batch, _ in images.select(rows).fetch(torch.arange(len(rows)).split(32), None, whole)])
+    if len(seen) == 0:
         raise ConfigError(f"{images.source.where(0)}: like the first {len(rows)} images of the set it cannot be used")
-    return pixel_moments(torch.cat(seen))
+    return pixel_moments(seen)
 
 
 class _Reader(Dataset[tuple[Tensor | None, str]]):
@@ -145,8 +145,13 @@ def _requests(source: ImageRanges, batches: Iterable[Tensor], seeds: Iterable[li
         yield [(*source.location(row), seed) for row, seed in zip(rows.tolist(), crops, strict=True)]
 
 
-def _collate(fetched: list[tuple[Tensor | None, str]]) -> Fetched:
-    places = [place for place, (image, _) in enumerate(fetched) if image is not None]
-    wrong = [(place, error) for place, (image, error) in enumerate(fetched) if image is None]
-    images = torch.stack([image for image, _ in fetched if image is not None]) if places else None
-    return images, places, wrong
+@dataclass(frozen=True)
+class _Collate:
+    channels: int
+    side: int
+
+    def __call__(self, fetched: list[tuple[Tensor | None, str]]) -> Fetched:
+        places = [place for place, (image, _) in enumerate(fetched) if image is not None]
+        wrong = [(place, error) for place, (image, error) in enumerate(fetched) if image is None]
+        none = torch.empty((0, self.channels, self.side, self.side), dtype=torch.uint8)
+        return torch.stack([image for image, _ in fetched if image is not None]) if places else none, places, wrong

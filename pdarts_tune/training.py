@@ -172,7 +172,9 @@ class Evaluation:
         if len(self.records) < self.config.epochs:
             raise ValueError(f"test: only {len(self.records)} of {self.config.epochs} epochs are trained, train all of them first")
         batches = Batches(self.dataset.test, self.dataset, self.config.batch_size, self.device, augment=False)
-        return evaluate(self.network, batches, self.config, self.workers)
+        result = evaluate(self.network, batches, self.config, self.workers)
+        self.dataset.left_out.update(self.workers.union(self.dataset.left_out))
+        return result
 
     def _run_epoch(self, epoch: int) -> EvalEpoch:
         started = time.perf_counter()
@@ -183,6 +185,7 @@ class Evaluation:
         self.network.set_drop_path(config.drop_path * epoch / config.epochs)
         loss, accuracy = self._train(epoch)
         self.workers.align_buffers(self.network)
+        self.dataset.left_out.update(self.workers.union(self.dataset.left_out))
         validation_accuracy = math.nan
         if self.validation_batches is not None:
             validation_accuracy = evaluate(self.network, self.validation_batches, config, self.workers).accuracy
@@ -194,30 +197,27 @@ class Evaluation:
         losses, objectives = [], []
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         total = 0
-        for images, labels in self.batches.epoch(self.generators["batches"]):
-            count = len(labels)
-            if not config.sync_batch_norm and count < 2 * workers.count:
+        for images, labels, place in self.batches.shared_epoch(self.generators["batches"], workers):
+            if not config.sync_batch_norm and place.fewest < 2:
                 continue  # batch norm cannot train on one image
-            share = workers.share(count)
-            labels = labels[share]
-            self.network.set_share(share.start, count)
+            self.network.set_share(place.start, place.total)
             self.optimizer.zero_grad()
             with autocast(config, self.device):
-                logits, auxiliary = model(images[share].contiguous(memory_format=self._memory_format))
+                logits, auxiliary = model(images.contiguous(memory_format=self._memory_format))
             loss = objective = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=config.label_smoothing)
             if auxiliary is not None:
                 smoothing = config.label_smoothing
                 extra = cross_entropy(auxiliary.float(), labels, reduction="sum", label_smoothing=smoothing)
                 objective = loss + config.auxiliary_weight * extra
             # Workers' gradients are averaged, and their shares may differ by an image.
-            (objective * (workers.count / count)).backward()
+            (objective * (workers.count / place.total)).backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
             self.optimizer.step()
             # Kept on the device until the end of the epoch: reading a number back after each step would stall a GPU.
             losses.append(loss.detach())
             objectives.append(objective.detach())
             correct += (logits.argmax(dim=1) == labels).sum()
-            total += count
+            total += place.total
         for step, value in enumerate(workers.total(torch.stack(objectives)).tolist()):
             if not math.isfinite(value):
                 raise FloatingPointError(f"epoch {epoch}, step {step}: the training loss is {value}")
@@ -231,18 +231,19 @@ def autocast(config: EvalConfig, device: torch.device) -> torch.autocast:
 
 @torch.no_grad()
 def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, workers: Workers = ALONE) -> TestResult:
-    """What a network makes of images that are never augmented, nothing dropped. Each worker takes its part of the batches."""
+    """What a network makes of images that are never augmented, nothing dropped. Each worker takes its part of each batch."""
     network.eval()
     outcomes = []  # per image: is it right, is it among the first five, its loss
-    for index, (images, labels) in enumerate(batches.in_order()):
-        outcome = torch.zeros(3, len(labels), dtype=torch.float64, device=batches.device)
-        if index % workers.count == workers.rank:
+    for images, labels, place in batches.shared_in_order(workers):
+        outcome = torch.zeros(3, place.total, dtype=torch.float64, device=batches.device)
+        if len(labels):
             with autocast(config, batches.device):
                 logits = network(images)[0].float()
             first_five = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            outcome[0] = first_five[:, 0]
-            outcome[1] = first_five.any(dim=1)
-            outcome[2] = cross_entropy(logits, labels, reduction="none")
+            own = slice(place.start, place.start + len(labels))
+            outcome[0, own] = first_five[:, 0].double()
+            outcome[1, own] = first_five.any(dim=1).double()
+            outcome[2, own] = cross_entropy(logits, labels, reduction="none").double()
         outcomes.append(outcome)
     correct, top5, losses = workers.total(torch.cat(outcomes, dim=1))
     cost = network_cost(network.genotype, network.config)

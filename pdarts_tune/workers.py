@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+class Place(NamedTuple):
+    """Where a process's images stand in a batch that several processes share."""
+
+    start: int  # of them
+    total: int  # images in the batch
+    fewest: int  # images that any of the processes has
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,24 @@ class Workers:
     def share(self, total: int) -> slice:
         """This process's images of a batch of `total`: consecutive, as equal in number as can be."""
         return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
+
+    def place(self, total: int) -> Place:
+        """Where this process's share of a batch of `total` stands."""
+        return Place(self.share(total).start, total, total // self.count)
+
+    def find_place(self, own: int, device: torch.device) -> Place:
+        """The same where only each process knows how many images it has, since it left some out."""
+        counts = torch.zeros(self.count, dtype=torch.int64, device=device)
+        counts[self.rank] = own
+        each = self.total(counts).tolist()
+        return Place(sum(each[: self.rank]), sum(each), min(each))
+
+    def union(self, lines: set[str]) -> set[str]:
+        """What any of the processes has in its set."""
+        every: list[Any] = [lines] * self.count
+        if self.count > 1:
+            dist.all_gather_object(every, lines)
+        return set().union(*every)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of all processes' values, the same in each of them."""

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from pdarts_tune import training
+from images import write_folders
+from pdarts_tune import streaming, training
 from pdarts_tune.config import EvalConfig
+from pdarts_tune.data import Batches, load_dataset
 from pdarts_tune.genotype import PUBLISHED, CellGenotype, Genotype
+from pdarts_tune.ranges import read_range
 from pdarts_tune.workers import Workers
 
 CPU = torch.device("cpu")
@@ -51,11 +55,15 @@ class DoubleNetwork(training.EvalNetwork):
 def train(genotype, config, workers):
     """Trains in float64, where rounding is too small to grow into a difference."""
     training.EvalNetwork = DoubleNetwork
-    evaluation = training.Evaluation(genotype, config, CPU, workers)
-    for batches in (evaluation.batches, evaluation.validation_batches):
-        batches._scale = batches._scale.double()
-    records = [replace(record, seconds=0.0) for record in evaluation.epochs()]
-    return evaluation.network.state_dict(), records
+    streaming.MAX_WORKERS = 0  # reading processes below these would take longer to start than all of the training
+    with warnings.catch_warnings(action="ignore"):
+        evaluation = training.Evaluation(genotype, config, CPU, workers)
+        test = Batches(evaluation.dataset.test, evaluation.dataset, config.batch_size, CPU, augment=False)
+        for batches in (evaluation.batches, evaluation.validation_batches, test):
+            batches._scale = batches._scale.double()
+        records = [replace(record, seconds=0.0) for record in evaluation.epochs()]
+        result = training.evaluate(evaluation.network, test, config, workers)
+    return evaluation.network.state_dict(), records, result.correct, evaluation.dataset.left_out
 
 
 def work(rank, port, genotype, config, folder):
@@ -74,26 +82,67 @@ def train_in_two(genotype, config, folder):
     multiprocessing.spawn(work, (port, genotype, config, folder), nprocs=2)
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
-    assert first[1] == second[1]
+    assert first[1:] == second[1:]
     return first
 
 
 @pytest.mark.parametrize("genotype", [PDARTS, DEAD_ENDS], ids=["PDARTS", "dead ends"])
 def test_two_processes_train_the_network_that_one_trains(tmp_path, monkeypatch, genotype):
     monkeypatch.setattr(training, "EvalNetwork", training.EvalNetwork)
-    weights, records = train(genotype, CONFIG, Workers())
-    others, other_records = train_in_two(genotype, CONFIG, tmp_path)
+    assert_same(train(genotype, CONFIG, Workers()), train_in_two(genotype, CONFIG, tmp_path))
+
+
+def assert_same(one, two):
+    (weights, records, *result), (others, other_records, *other_result) = one, two
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(others[name], tensor, rtol=1e-9, atol=1e-11)
-    for one, other in zip(records, other_records, strict=True):
-        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-6)
-        assert (other.train_accuracy, other.validation_accuracy) == (one.train_accuracy, one.validation_accuracy)
+    for first, second in zip(records, other_records, strict=True):
+        assert second.train_loss == pytest.approx(first.train_loss, rel=1e-6)
+        assert (second.train_accuracy, second.validation_accuracy) == (first.train_accuracy, first.validation_accuracy)
+    assert other_result == result
+
+
+@pytest.mark.parametrize("bad", [0, 9], ids=["all usable", "nine bad"])
+def test_two_processes_read_half_of_a_set_that_streams_and_train_the_network_that_one_trains(tmp_path, monkeypatch, bad):
+    monkeypatch.setattr(training, "EvalNetwork", training.EvalNetwork)
+    monkeypatch.setenv("PDARTS_TUNE_DATA", str(tmp_path / "data"))
+    name = write_folders(tmp_path / "set", train=40, test=11, size=12)
+    files = sorted((tmp_path / "set" / "train").rglob("*.png"))
+    for file in files[:bad]:
+        file.write_bytes(b"not an image")
+    config = replace(CONFIG, data=name, train_images=None, test_images=None, image_size=10, skip_bad_images=True, batch_size=4)
+    monkeypatch.setattr(streaming, "MAX_WORKERS", 0)
+    one = train(PDARTS, replace(config, epochs=2), Workers())
+    assert len(one[-1]) == bad
+    assert_same(one, train_in_two(PDARTS, replace(config, epochs=2), tmp_path))
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_shares_of_a_streamed_epoch_are_read_apart_and_together_are_the_batches_of_one(tmp_path, monkeypatch, skip_bad):
+    monkeypatch.setattr(streaming, "MAX_WORKERS", 0)
+    read = []
+    monkeypatch.setattr(streaming, "read_range", lambda path, *where: read.append(path) or read_range(path, *where))
+    dataset = load_dataset(write_folders(tmp_path / "set", train=26, size=12), image_size=10, skip_bad_images=skip_bad)
+    batches = Batches(dataset.train, dataset, 8, CPU, augment=True, cutout=3)
+    expected = list(batches.epoch(torch.Generator().manual_seed(1)))
+    parts = []
+    for rank in range(3):
+        workers = Workers(rank, 3)
+        # Stands for asking the others, which have all of their images here.
+        monkeypatch.setattr(Workers, "find_place", lambda self, own, _: self.place(8 if own > 1 else 2))
+        read.clear()
+        parts.append(list(batches.shared_epoch(torch.Generator().manual_seed(1), workers)))
+        assert len(read) == sum(len(labels) for _, labels, _ in parts[-1])
+        assert 8 <= len(read) <= 9
+    for (images, labels), *shares in zip(expected, *parts, strict=True):
+        assert torch.equal(torch.cat([share[0] for share in shares]), images)
+        assert torch.equal(torch.cat([share[1] for share in shares]), labels)
 
 
 def test_statistics_of_each_share_give_another_network_but_the_same_one_in_both_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "EvalNetwork", training.EvalNetwork)
     config = replace(CONFIG, sync_batch_norm=False, epochs=2)
-    weights, _ = train(PDARTS, config, Workers())
-    others, _ = train_in_two(PDARTS, config, tmp_path)
+    weights, *_ = train(PDARTS, config, Workers())
+    others, *_ = train_in_two(PDARTS, config, tmp_path)
     assert not torch.allclose(others["classifier.weight"], weights["classifier.weight"], rtol=1e-6)
