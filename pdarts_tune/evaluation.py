@@ -1,30 +1,36 @@
-"""Trains or tests one genotype outside a study: the command line. The training itself is in training.py.
+"""Trains or tests genotypes outside a study: the command line. The training itself is in training.py.
 
     python -m pdarts_tune.evaluation --genotype PDARTS_C10 --data cifar10 --recipe cifar
     python -m pdarts_tune.evaluation --genotype PDARTS_C10 --data cifar10 --weights cifar10_model.pt
     python -m pdarts_tune.evaluation --genotype results/depth_gap --max-skips 0..8 --data cifar10 --recipe cifar
+    python -m pdarts_tune.evaluation --genotype PDARTS_C10 random:0 random:1 --seeds 2 --data cifar10 --recipe cifar-short
 
-The same command continues a training that was stopped or killed, and prints the result of one that is complete.
+Several genotypes, or several seeds, end in a table, with what each genotype adds to the random ones. The same command continues
+what was stopped or killed, and prints the results that are complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, EvalConfig, config_id, to_dict
 from pdarts_tune.cost import network_cost, peak_bytes, reset_peak_bytes
-from pdarts_tune.data import Batches, check_dataset, load_dataset
-from pdarts_tune.eval_job import EvalJob, describe_device, epoch_line, run_eval_job, test_columns, write_eval_row
+from pdarts_tune.data import Batches, Dataset, load_dataset
+from pdarts_tune.eval_job import EvalJob, data_columns, describe_device, epoch_line, run_eval_job, test_columns, write_eval_row
+from pdarts_tune.eval_table import compare_genotypes
 from pdarts_tune.genotype import PUBLISHED, Genotype
-from pdarts_tune.genotype_source import find_genotypes
+from pdarts_tune.genotype_source import RANDOM, find_genotypes, has_limits
 from pdarts_tune.interop import load_darts_state_dict
 from pdarts_tune.network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
 from pdarts_tune.network_shape import network_shape
@@ -39,8 +45,8 @@ __all__ = ["Arguments", "EvalEpoch", "Evaluation", "TestResult", "main"]
 class Arguments:
     """The command line. What is left out is as the recipe has it; whatever is changed gives the recipe another id."""
 
-    genotype: str
-    """A published name (PDARTS_C10), a genotype's text, a file that holds one, random:SEED, or a study's results folder."""
+    genotype: tuple[str, ...]
+    """One or more: published names (PDARTS_C10), texts of genotypes, files that hold one, random:SEED, studies' results folders."""
     data: str
     """Data set: digits, cifar10, cifar100, imagenet, folder:PATH or parquet:PATH."""
     recipe: str = "cifar"
@@ -50,12 +56,14 @@ class Arguments:
     results: Path = Path("results")
     """Folder for the tables, in its folder `trainings`."""
     max_skips: str | None = None
-    """Of a results folder: the skip limits whose cells are evaluated, each distinct one once: 2, 0,2 or 0..8."""
+    """Of results folders and random genotypes: the skip limits whose cells are taken, each distinct one once: 2, 0,2 or 0..8."""
     devices: int = 1
     """Train on so many GPUs together (without GPUs: so many processes), through Ray Train."""
     address: str | None = None
     """A running Ray cluster for more than one device, e.g. auto; without it, this machine."""
     seed: int = 0
+    seeds: int = 1
+    """Trainings of each genotype, with seeds from `seed` on."""
     split_seed: int = 0
     epochs: int | None = None
     cells: int | None = None
@@ -91,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0, 1 (a training failed), 2 (bad input) or 130 (Ctrl-C; every finished epoch is kept)."""
     settings = parse(Arguments, arguments, prog="python -m pdarts_tune.evaluation", description=__doc__ or "")
     try:
-        run(settings)
+        with _warnings_in_one_line():
+            run(settings)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -103,27 +112,72 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Each warning once, as `warning: ...`, without the place in the code that it is from."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
 def run(settings: Arguments) -> None:
     """Trains or tests every genotype that the settings name. Raises ConfigError for bad input, before any work."""
     config = build_config(settings)
-    if settings.devices < 1:
-        raise ConfigError(f"devices: {settings.devices} is wrong, it must be at least 1")
+    for name in ("devices", "seeds"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"{name}: {getattr(settings, name)} is wrong, it must be at least 1")
     if settings.weights is not None and not settings.weights.is_file():
         raise ConfigError(f"weights: {settings.weights} is not a file")
-    genotypes = find_genotypes(settings.genotype, settings.max_skips)
-    if settings.weights is not None and len(genotypes) > 1:
-        raise ConfigError(f"weights: {settings.weights} are of one network, --genotype gives {len(genotypes)}")
-    info = check_dataset(
-        config.data, config.train_images, config.test_images, config.image_size, skip_bad_images=config.skip_bad_images
+    genotypes, controls = find_all(settings.genotype, settings.max_skips)
+    if settings.weights is not None and len(genotypes) * settings.seeds > 1:
+        raise ConfigError(f"weights: {settings.weights} are of one network, --genotype and --seeds ask for more")
+    # Loaded whole before anything is written: a damaged image, or one in both parts, is told here and not in a worker.
+    dataset = load_dataset(
+        config.data,
+        config.split_seed,
+        config.train_images,
+        config.test_images,
+        config.image_size,
+        skip_bad_images=config.skip_bad_images,
     )
     folder = settings.results.absolute() / "trainings"
-    for label, genotype in genotypes.items():
-        shape = network_shape(genotype, config, info)
-        print(describe(label, genotype, shape, config))
-        if settings.weights is None:
-            train(label, genotype, config, settings, folder)
-        else:
-            test_weights(label, genotype, config, shape, settings.weights, folder)
+    rows: dict[str, list[dict[str, Any]]] = {label: [] for label in genotypes}
+    for seed in range(config.seed, config.seed + settings.seeds):
+        for label, genotype in genotypes.items():
+            shape = network_shape(genotype, config, dataset)
+            print(describe(label, genotype, shape, config))
+            if settings.weights is None:
+                rows[label].append(train(label, genotype, replace(config, seed=seed), settings, folder))
+            else:
+                test_weights(label, genotype, config, dataset, settings.weights, folder)
+    if len(genotypes) * settings.seeds > 1:
+        print(compare_genotypes(rows, controls))
+
+
+def find_all(sources: Sequence[str], max_skips: str | None) -> tuple[dict[str, Genotype], set[str]]:
+    """The distinct genotypes of all sources by label, and the labels of those drawn at random.
+
+    Raises:
+        ConfigError: a source that stands for no genotype; skip limits where no source has any.
+    """
+    labels: dict[Genotype, list[str]] = {}
+    drawn: set[Genotype] = set()
+    limited = [source for source in sources if has_limits(source)]
+    if max_skips is not None and not limited:
+        raise ConfigError(f"max_skips: {max_skips} is for results folders and random genotypes, --genotype has none")
+    for source in sources:
+        for label, genotype in find_genotypes(source, max_skips if source in limited else None).items():
+            labels.setdefault(genotype, []).append(label)
+            drawn |= {genotype} if source.startswith(RANDOM) else set()
+    genotypes = {"; ".join(dict.fromkeys(names)): genotype for genotype, names in labels.items()}
+    return genotypes, {label for label, genotype in genotypes.items() if genotype in drawn}
 
 
 def build_config(settings: Arguments) -> EvalConfig:
@@ -165,8 +219,11 @@ def _millions(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}M"
 
 
-def train(label: str, genotype: Genotype, config: EvalConfig, settings: Arguments, folder: Path) -> None:
-    """Trains or continues, with a line an epoch; a training that the tables hold as completed is only shown again."""
+def train(label: str, genotype: Genotype, config: EvalConfig, settings: Arguments, folder: Path) -> dict[str, Any]:
+    """Trains or continues, with a line an epoch; a training that the tables hold as completed is only shown again.
+
+    Returns its row of `evaluations`.
+    """
     trial_id = f"{genotype.genotype_id}-{config.recipe_id}-seed{config.seed}-{config_id(config)}"
     job = EvalJob(trial_id, str(folder), str(genotype), to_dict(config), keep_weights=True)
     rows = read_rows(folder, "evaluations", trial_id)
@@ -182,16 +239,19 @@ def train(label: str, genotype: Genotype, config: EvalConfig, settings: Argument
             run_eval_job(job, device, lambda epoch: print(epoch_line(epoch, config), flush=True))
         rows = read_rows(folder, "evaluations", trial_id)
     row = rows[0]
-    print(f"{label}: {_result(row['accuracy'], row['top5_accuracy'], len(row['correct']))}, {row['seconds']:.0f} s")
+    result = _result(row["accuracy"], row["top5_accuracy"], len(row["correct"]))
+    left_out = f", {row['left_out']} images left out" if row["left_out"] else ""
+    print(f"{label}, seed {config.seed}: {result}, {row['seconds']:.0f} s{left_out}")
     print(f"weights {folder / job.weights}\n")
+    return row
 
 
-def test_weights(label: str, genotype: Genotype, config: EvalConfig, shape: NetworkConfig, weights: Path, folder: Path) -> None:
+def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Dataset, weights: Path, folder: Path) -> None:
     """Tests weights from a file and writes their row, under a recipe of their own: nobody knows how they were trained."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reset_peak_bytes(device)
     started = datetime.now(UTC)
-    network = EvalNetwork(genotype, shape, auxiliary=False)
+    network = EvalNetwork(genotype, network_shape(genotype, config, dataset), auxiliary=False)
     try:
         saved = torch.load(weights, map_location="cpu", weights_only=True)
         if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
@@ -200,18 +260,11 @@ def test_weights(label: str, genotype: Genotype, config: EvalConfig, shape: Netw
     except Exception as error:  # a file of any kind may be given, and PyTorch's readers raise many kinds of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"weights: {weights}: {reason}") from None
-    dataset = load_dataset(
-        config.data,
-        config.split_seed,
-        config.train_images,
-        config.test_images,
-        config.image_size,
-        skip_bad_images=config.skip_bad_images,
-    )
     result = evaluate(network.to(device), Batches(dataset.test, dataset, config.batch_size, device, augment=False), config)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     job = EvalJob(f"{genotype.genotype_id}-weights-{digest}-{config_id(config)}", str(folder), str(genotype), to_dict(config))
     own = {"status": "completed", "recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}
+    own |= data_columns(dataset)
     write_eval_row(job, own | test_columns(result), describe_device(device), peak_bytes(device), started, 1)
     print(f"{label}: {_result(result.accuracy, result.top5_accuracy, len(result.correct))}\n")
 

@@ -10,30 +10,43 @@ from pdarts_tune.config import ConfigError, derive_seed
 from pdarts_tune.genotype import PUBLISHED, Genotype, random_genotype
 from pdarts_tune.results import read_table
 
-RANDOM_MAX_SKIPS = 2  # as P-DARTS refines its cells, so that random ones are a fair control
+MAX_SKIPS = "2"  # as P-DARTS refines its cells; random ones are drawn under the same limit, so that they are a fair control
+RANDOM = "random:"
+
+
+def has_limits(source: str) -> bool:
+    """Whether skip limits decide which genotypes a source stands for."""
+    return source.startswith(RANDOM) or (not _is_text(source) and Path(source).is_dir())
+
+
+def _is_text(source: str) -> bool:
+    return "Genotype(" in source or source.lstrip().startswith("{")
 
 
 def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Genotype]:
     """The genotypes that `source` stands for, each distinct one once, under a label to print.
 
-    `random:SEED` has at most two skip-connects in its normal cell, like P-DARTS' own. Of a study's results folder all genotypes
-    that its searches ended with are taken, at the skip limits `max_skips` (2, 0,2 or 0..8; by default 2).
+    Of a study's results folder all genotypes that its searches ended with are taken, at the skip limits `max_skips` (2, 0,2 or
+    0..8; by default 2). `random:SEED` is drawn from all whose normal cell has no more skip-connects than the limit; several
+    limits, several draws.
 
     Raises:
-        ConfigError: no such name, file or text; skip limits that are not between 0 and 8, or without a results folder.
+        ConfigError: no such name, file or text; skip limits that are not between 0 and 8, or for a source that has none.
     """
-    is_text = "Genotype(" in source or source.lstrip().startswith("{")
-    if not is_text and Path(source).is_dir():
-        return _from_results(Path(source), parse_limits("2" if max_skips is None else max_skips))
-    if max_skips is not None:
-        raise ConfigError(f"max_skips: {max_skips} is for the searches of a results folder, and {source[:60]!r} is none")
+    is_text = _is_text(source)
+    if max_skips is not None and not has_limits(source):
+        raise ConfigError(f"max_skips: {max_skips} is for results folders and random genotypes, and {source[:60]!r} is neither")
+    limits = parse_limits(MAX_SKIPS if max_skips is None else max_skips)
+    if has_limits(source) and not source.startswith(RANDOM):
+        return _from_results(Path(source), limits)
     if source in PUBLISHED:
         return {source: PUBLISHED[source].genotype}
-    if source.startswith("random:"):
-        seed = source.removeprefix("random:")
+    if source.startswith(RANDOM):
+        seed = source.removeprefix(RANDOM)
         if not seed.isdecimal():
             raise ConfigError(f"genotype: {source!r} is wrong, it must be random: and a whole number")
-        return {source: random_genotype(random.Random(derive_seed(int(seed), "genotype")), RANDOM_MAX_SKIPS)}
+        found = [(limit, random_genotype(random.Random(derive_seed(int(seed), "genotype")), limit)) for limit in limits]
+        return {source if max_skips is None else f"{source} M={limit}": genotype for limit, genotype in found}
     if not is_text and not Path(source).is_file():
         raise ConfigError(f"genotype: {source!r} is neither a file nor a published name, known are {', '.join(PUBLISHED)}")
     try:

@@ -1,7 +1,8 @@
 """Genotypes from the literature, with where they come from and what their authors measured.
 
 A cell is data from its paper's figure or from what its authors released. Each is held to its published number of parameters by a
-test, which would catch a wrong operation; where our count and the paper's differ, `note` says so.
+test, to the one decimal that papers print; that would catch a wrong operation. Where our count and the paper's differ, `note` says
+so, and of which figures no printed source was at hand.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ PUBLISHED: Mapping[str, Published] = {
         imagenet_params_millions=5.3,
         imagenet_madds_millions=581,
         gpu_days=0.21,
-        note="the ImageNet figures are with 50 channels (581M multiply-accumulates)",
+        note="on ImageNet with 50 channels (authors' README: GDAS_V1 50 14), where it has 5.3M and its convolutions take 581M; "
+        "unconfirmed, for want of a printed source: the 581M itself, and the ImageNet errors",
     ),
     "NASNET_A": Published(
         Genotype(
@@ -204,7 +206,7 @@ PUBLISHED: Mapping[str, Published] = {
         imagenet_madds_millions=564,
         gpu_days=2000,
         note="figures of its authors' own network, which stacks cells in another way; in DARTS' it has 3.8M with 36 channels, and "
-        "the 3.1M of DARTS' authors' retraining (2.83) with 32",
+        "the 3.1M of DARTS' authors' retraining (2.83 %; arXiv 1806.09055, table 1) with 32",
     ),
     "AMOEBANET_A": Published(
         Genotype(
@@ -228,6 +230,6 @@ PUBLISHED: Mapping[str, Published] = {
         imagenet_madds_millions=555,
         gpu_days=3150,
         note="figures of its authors' own network, which stacks cells in another way; in DARTS' it has 3.1M, as in DARTS' authors' "
-        "retraining (3.12)",
+        "retraining (3.12 %, 3.1M; arXiv 1806.09055, table 1)",
     ),
 }

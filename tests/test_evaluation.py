@@ -1,11 +1,13 @@
 """The command line trains, continues, tests weights and says in one line what is wrong."""
 
 import json
+import warnings
 
 import pandas as pd
 import pytest
 import torch
 
+from images import write_folders
 from pdarts_tune import eval_job
 from pdarts_tune.config import ConfigError, EvalConfig
 from pdarts_tune.evaluation import main
@@ -16,6 +18,7 @@ from pdarts_tune.results import read_table, write_rows
 from pdarts_tune.rows import genotype_row
 
 PDARTS = PUBLISHED["PDARTS_C10"].genotype
+(RANDOM,) = find_genotypes("random:0").values()
 SHORT = [
     *("--data", "digits", "--recipe", "cifar-short", "--epochs", "2", "--cells", "3", "--channels", "4"),
     *("--cutout", "2", "--train-images", "60", "--test-images", "30", "--batch-size", "20"),
@@ -112,6 +115,27 @@ def test_a_genotype_is_a_name_a_text_a_file_or_a_seed(tmp_path):
     assert first.normal.skips <= 2
 
 
+def test_random_genotypes_are_drawn_under_the_limits_that_searched_ones_are_evaluated_at(tmp_path):
+    for limit in (0, 1, 3):
+        assert find_genotypes("random:3", str(limit))[f"random:3 M={limit}"].normal.skips <= limit
+    assert find_genotypes("random:3", "2")["random:3 M=2"] == find_genotypes("random:3")["random:3"]
+
+
+def test_several_genotypes_and_seeds_end_in_one_table_with_each_distinct_one_once(tmp_path, capsys):
+    main(["--genotype", "PDARTS_C10", str(PDARTS), "random:0", *SHORT, "--epochs", "1", "--seeds", "2", "--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")][2:]
+    rows = read_table(tmp_path / "trainings", "evaluations")
+    assert sorted(rows.seed) == [0, 0, 1, 1]
+    errors = rows.groupby("genotype_id").error_percent.mean()
+    gain = 100 * (errors[RANDOM.genotype_id] - errors[PDARTS.genotype_id]) / (100 - errors[RANDOM.genotype_id])
+    assert [(line[0], line[1], line[-1]) for line in table] == [
+        (f"PDARTS_C10; {PDARTS.genotype_id}", "2", f"{gain:+.2f}"),
+        ("random:0", "2", "+0.00"),
+    ]
+    assert float(table[0][2].split(" ± ")[0]) == pytest.approx(errors[PDARTS.genotype_id], abs=0.01)
+
+
 def test_skip_limits_are_a_number_a_list_or_a_range():
     assert parse_limits("2") == [2]
     assert parse_limits("0,2") == [0, 2]
@@ -136,10 +160,15 @@ def other_width(tmp_path):
         ("PDARTS_C11", [], "genotype: 'PDARTS_C11' is neither a file nor a published name, known are PDARTS_C10"),
         (str(PDARTS)[:-40], [], "cut off"),
         ("random:x", [], "genotype: 'random:x' is wrong, it must be random: and a whole number"),
-        ("PDARTS_C10", ["--max-skips", "2"], "max_skips: 2 is for the searches of a results folder"),
+        ("PDARTS_C10", ["--max-skips", "2"], "max_skips: 2 is for results folders and random genotypes, --genotype has none"),
         ("PDARTS_C10", ["--recipe", "cifra"], "recipe: 'cifra' is unknown, known are cifar"),
         ("PDARTS_C10", ["--data", "cifar11"], "data: unknown data set 'cifar11'"),
         ("PDARTS_C10", ["--precision", "fp8"], "precision: 'fp8' is wrong"),
+        ("PDARTS_C10", ["--seeds", "0"], "seeds: 0 is wrong, it must be at least 1"),
+        ("random:1", ["--max-skips", "9"], "max_skips: '9' is wrong, skip limits are between 0 and 8"),
+        (str(PDARTS).replace("dil_conv_3x3", "dil_conv_9x9"), [], "unknown operation 'dil_conv_9x9', known are max_pool_3x3"),
+        (str(PDARTS).replace("'dil_conv_5x5', 4", "'dil_conv_5x5', 5"), [], "state 5 does not exist yet, node 3 can read 0 to 4"),
+        (str(PDARTS).replace("('dil_conv_5x5', 4)", ""), [], "7 edges: a cell has two for each node"),
         ("PDARTS_C10", ["--devices", "0"], "devices: 0 is wrong, it must be at least 1"),
         ("PDARTS_C10", ["--weights", "nowhere.pt"], "weights: nowhere.pt is not a file"),
         ("PDARTS_C10", ["--weights", broken], "weights.pt: "),
@@ -155,6 +184,31 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, genotype, ar
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_a_damaged_image_is_refused_before_anything_is_written_or_left_out_and_counted(tmp_path, capsys):
+    name = write_folders(tmp_path / "set")
+    (tmp_path / "set" / "train" / "ant" / "004.png").write_bytes(b"not an image")
+    copied = tmp_path / "set" / "val" / "ant" / "000.png"
+    copied.write_bytes((tmp_path / "set" / "train" / "ant" / "000.png").read_bytes())
+    arguments = ["--genotype", "PDARTS_C10", *SHORT, "--data", name, "--train-images", "12", "--test-images", "6"]
+    arguments += ["--epochs", "1", "--batch-size", "4", "--results", str(tmp_path / "results")]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    damaged = "not an image that can be read (12 bytes)"
+    assert f"train/ant/004.png: {damaged}" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        main([*arguments, "--skip-bad-images"])
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        f"warning: data: left out 1 images that cannot be used, the first is {tmp_path}/set/train/ant/004.png: {damaged}",
+        f"warning: data: 1 of {name}'s test images are among its training images too",
+    ]
+    assert "1 images left out" in printed.out
+    assert (row(tmp_path / "results")["left_out"], row(tmp_path / "results")["shared"]) == (1, 1)
 
 
 def test_the_row_keeps_the_whole_configuration(tmp_path):

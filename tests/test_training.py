@@ -251,10 +251,19 @@ def test_a_batch_of_less_than_two_images_a_device_is_refused():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch's compiler warns of itself
 def test_compiled_cells_give_the_same_training(monkeypatch):
-    # The graphs are captured and run as they are: C++ compilers take minutes for them.
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager", fullgraph=True))
-    plain, compiled = trained(), trained(dataclasses.replace(TINY, compile=True))
+    # Forward and backward are captured whole, and run as they are: C++ compilers take minutes for them.
+    compile_module, graphs = torch.nn.Module.compile, []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend, fullgraph=True))
+    plain = trained()
+    assert not graphs
+    compiled = trained(dataclasses.replace(TINY, compile=True))
+    # The three cells differ in shape, with and without drop path, in training and in evaluation, in whole and in smaller batches.
+    assert len(graphs) >= 3
     for one, other in zip(plain.records, compiled.records, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)
 
