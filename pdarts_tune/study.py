@@ -13,32 +13,30 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pdarts_tune.command_line import parse
-from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, to_dict
+from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig
 from pdarts_tune.definition import DEFINITION, check_definition
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.guards import STOPPED, exclusive, explain_storage_error, stop_on_signals
 from pdarts_tune.methods import Given
-from pdarts_tune.plan import EvalTrial, Plan, SearchTrial, Study, Variant, describe, make_plan
+from pdarts_tune.plan import Plan, Study, Variant, describe, make_plan
 from pdarts_tune.storage import Storage
+from pdarts_tune.trials import Demands, run_missing
 
 if TYPE_CHECKING:
-    from pdarts_tune.guards import Signals
-    from pdarts_tune.tracking import Mirror
+    pass
 
 __all__ = ["Arguments", "Study", "Variant", "main", "run_study"]
 
 COMPLETED = "completed.json"  # in the study's folder once everything is done and nothing failed: what scripts shall look for
-_NAMES = 8  # of missing trials that are printed
 
 
 @dataclass(frozen=True)
@@ -150,17 +148,19 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         folder.remove(COMPLETED)
         folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
 
+        from pdarts_tune.ledger import forget_checkpoints, image_warnings, over_limit
         from pdarts_tune.tracking import Mirror, TrackingError, default_tracking_uri
 
         uri = settings.tracking_uri or default_tracking_uri(settings.results)
         mirror = Mirror(folder, uri)
         try:
-            failed = _run_missing(plan, settings, folder, mirror, signals)
+            demands = Demands(settings.address, settings.gpus_per_trial, settings.max_failures, settings.keep_weights)
+            failed = run_missing(plan, demands, folder, mirror, signals)
         except KeyboardInterrupt:
             with suppress(TrackingError):
                 mirror.stop()
             raise
-        _forget_checkpoints(folder)
+        forget_checkpoints(folder)
         try:
             mirror.finish_patiently(ok=not failed)
         except TrackingError as error:
@@ -245,107 +245,6 @@ def _find_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
     return found
 
 
-def _run_missing(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirror, signals: Signals) -> int:
-    """Runs the trials that the tables do not hold, and returns how many failed. Starts Ray only if there are some."""
-    if plan.study.adaptive:
-        return _run_adaptive(plan, settings, folder, mirror, signals)
-    searches = plan.searches()
-    missing = _missing(searches, "trials", folder)
-    evaluations = [] if missing else plan.evaluations(found_genotypes(plan, folder))
-    if not missing and not _missing(evaluations, "evaluations", folder):
-        print(f"{len(searches)} searches and {len(evaluations)} evaluations, all of them done", flush=True)
-        return 0
-
-    from pdarts_tune.forecast import predict_needs
-    from pdarts_tune.mobile_gate import refuse_large
-    from pdarts_tune.sweep import open_sweep
-    from pdarts_tune.tracking import BackgroundMirror
-
-    failed = 0
-    with (
-        BackgroundMirror(mirror) as background,
-        open_sweep(folder, settings.address, settings.gpus_per_trial, settings.max_failures, background.touch) as sweep,
-    ):
-        signals.install()  # again: Ray's start installs a handler that aborts
-
-        def run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str) -> int:
-            missing = _missing(trials, table, folder)
-            refused = len(missing)
-            searches = [trial for trial in missing if isinstance(trial, SearchTrial)]
-            missing = [*searches, *refuse_large([trial for trial in missing if isinstance(trial, EvalTrial)], folder)]
-            refused -= len(missing)
-            if 0 < len(missing) < len(trials):
-                names = ", ".join(trial.trial_id for trial in missing[:_NAMES])
-                more = f" and {len(missing) - _NAMES} more" if len(missing) > _NAMES else ""
-                print(f"missing {what}: {names}{more}", flush=True)
-            needs = predict_needs(missing) if sweep.grants.gpu_bytes else {}
-            needed = [needs.get(trial.trial_id, 0) for trial in missing]
-            specs = [
-                _spec(trial, plan, folder, sweep.threads(need), need, settings.keep_weights)
-                for trial, need in zip(missing, needed, strict=True)
-            ]
-            return refused + sweep.run(specs, what, total=len(trials) - refused)
-
-        failed += run(searches, "searches", "trials")
-        failed += run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations")
-    return failed
-
-
-def _run_adaptive(plan: Plan, settings: Arguments, folder: Storage, mirror: Mirror, signals: Signals) -> int:
-    """Runs schedules until as many are finished as the plan has, and returns how many failed."""
-    from pdarts_tune.schedule_sweep import run_schedules
-    from pdarts_tune.sweep import open_sweep
-    from pdarts_tune.tracking import BackgroundMirror
-
-    with (
-        BackgroundMirror(mirror) as background,
-        open_sweep(folder, settings.address, settings.gpus_per_trial, settings.max_failures, background.touch) as sweep,
-    ):
-        signals.install()
-        return run_schedules(plan, folder, sweep, _commit())
-
-
-def _missing(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:
-    """Those of the trials that the table does not hold as completed or over their limit."""
-    finished = _finished(folder, table) | (over_limit(folder) if table == "trials" else set())
-    return [trial for trial in trials if trial.trial_id not in finished]
-
-
-def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
-    """The distinct genotypes (id to text) that the plan's finished searches ended with, at the skip limits of their variants."""
-    from pdarts_tune.results import read_table
-
-    finished = _finished(folder, "trials")
-    if not finished:
-        return {}
-    rows = read_table(folder, "genotypes", ["trial_id", "stage", "max_skips", "genotype_id", "genotype"])
-    last = rows[rows.stage == rows.groupby("trial_id").stage.transform("max")]
-    found = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in last.itertuples(index=False)}
-    limits = {variant.name: variant.limits for variant in plan.variants}
-    return dict(
-        found[trial.trial_id, limit] for trial in plan.searches() if trial.trial_id in finished for limit in limits[trial.variant]
-    )
-
-
-def _finished(folder: Path | Storage, table: str) -> set[str]:
-    from pdarts_tune.results import read_table
-
-    if not Storage(folder).stamps(table):
-        return set()
-    rows = read_table(folder, table, ["trial_id", "status"])
-    return set(rows.trial_id[rows.status == "completed"])
-
-
-def _forget_checkpoints(folder: Storage) -> None:
-    """Removes what trials left that were killed between their last row and the end."""
-    names = folder.stamps("checkpoints")
-    if names:
-        finished = _finished(folder, "trials") | _finished(folder, "evaluations")
-        for name in names:
-            if name.removesuffix(".pt") in finished:
-                folder.remove(f"checkpoints/{name}")
-
-
 def _report(script: Path, folder: Storage) -> bool:
     """Runs the report script on the tables, on a copy of them where they are in an object store. Returns whether it worked."""
     print(flush=True)
@@ -359,64 +258,3 @@ def _report(script: Path, folder: Storage) -> bool:
         for path in sorted((copy / "report").glob("*.*")):
             folder.write(f"report/{path.name}", path.read_bytes())
     return done.returncode == 0
-
-
-def image_warnings(folder: Path | Storage) -> list[str]:
-    """What the evaluations found wrong with the images of their data sets: the processes that saw it have no terminal."""
-    from pdarts_tune.results import read_table
-
-    counts = read_table(folder, "evaluations", ["data", "left_out", "shared"]).groupby("data").max()
-    says = {
-        "left_out": "images of {} cannot be used and were left out",
-        "shared": "of {}'s test images are among its training images too",
-    }
-    return [
-        f"{row[column]:.0f} {says[column].format(name)}" for name, row in counts.iterrows() for column in says if row[column] > 0
-    ]
-
-
-def over_limit(folder: Path | Storage) -> set[str]:
-    """The searches that were ended because a stage would take more than their memory limit, as another attempt's would."""
-    from pdarts_tune.results import read_table
-
-    if not Storage(folder).stamps("trials"):
-        return set()
-    rows = read_table(folder, "trials", ["trial_id", "status", "error"])
-    return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError")])
-
-
-def _spec(
-    trial: SearchTrial | EvalTrial, plan: Plan, folder: Storage, threads: int, needed_bytes: int, keep_weights: bool
-) -> dict[str, Any]:
-    from pdarts_tune.trainable import TrialSpec
-
-    if isinstance(trial, SearchTrial):
-        variant, genotype = trial.variant, ""
-    else:
-        variant, genotype = "", trial.genotype
-    return asdict(
-        TrialSpec(
-            trial_id=trial.trial_id,
-            study=plan.study.name,
-            variant=variant,
-            study_dir=str(folder),
-            config=to_dict(trial.config),
-            genotype=genotype,
-            threads=threads,
-            commit=_commit(),
-            needed_bytes=needed_bytes,
-            keep_weights=keep_weights,
-        )
-    )
-
-
-@cache
-def _commit() -> str:
-    """The commit of the code that runs, with + if it was changed; `unknown` outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"

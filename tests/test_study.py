@@ -21,11 +21,12 @@ from pdarts_tune import sweep
 from pdarts_tune.config import ConfigError, EvalConfig
 from pdarts_tune.definition import define
 from pdarts_tune.genotype import PUBLISHED, Genotype
+from pdarts_tune.ledger import found_genotypes, image_warnings, over_limit
 from pdarts_tune.plan import make_plan
 from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.rows import alpha_rows
 from pdarts_tune.search import Search
-from pdarts_tune.study import Study, Variant, found_genotypes, image_warnings, main, over_limit
+from pdarts_tune.study import Study, Variant, main
 from synthetic import make_trial
 from synthetic_rows import evaluation_row
 

@@ -1,0 +1,67 @@
+"""What a study's tables say of it: which of its trials are finished, which are missing, and what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pdarts_tune.plan import EvalTrial, Plan, SearchTrial
+from pdarts_tune.results import read_table
+from pdarts_tune.storage import Storage
+
+
+def missing_trials(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:
+    """Those of the trials that the table does not hold as completed or over their limit."""
+    finished = _finished(folder, table) | (over_limit(folder) if table == "trials" else set())
+    return [trial for trial in trials if trial.trial_id not in finished]
+
+
+def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
+    """The distinct genotypes (id to text) that the plan's finished searches ended with, at the skip limits of their variants."""
+    finished = _finished(folder, "trials")
+    if not finished:
+        return {}
+    rows = read_table(folder, "genotypes", ["trial_id", "stage", "max_skips", "genotype_id", "genotype"])
+    last = rows[rows.stage == rows.groupby("trial_id").stage.transform("max")]
+    found = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in last.itertuples(index=False)}
+    limits = {variant.name: variant.limits for variant in plan.variants}
+    return dict(
+        found[trial.trial_id, limit] for trial in plan.searches() if trial.trial_id in finished for limit in limits[trial.variant]
+    )
+
+
+def _finished(folder: Path | Storage, table: str) -> set[str]:
+    if not Storage(folder).stamps(table):
+        return set()
+    rows = read_table(folder, table, ["trial_id", "status"])
+    return set(rows.trial_id[rows.status == "completed"])
+
+
+def over_limit(folder: Path | Storage) -> set[str]:
+    """The searches that were ended because a stage would take more than their memory limit, as another attempt's would."""
+    if not Storage(folder).stamps("trials"):
+        return set()
+    rows = read_table(folder, "trials", ["trial_id", "status", "error"])
+    return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError")])
+
+
+def image_warnings(folder: Path | Storage) -> list[str]:
+    """What the evaluations found wrong with the images of their data sets: the processes that saw it have no terminal."""
+    counts = read_table(folder, "evaluations", ["data", "left_out", "shared"]).groupby("data").max()
+    says = {
+        "left_out": "images of {} cannot be used and were left out",
+        "shared": "of {}'s test images are among its training images too",
+    }
+    return [
+        f"{row[column]:.0f} {says[column].format(name)}" for name, row in counts.iterrows() for column in says if row[column] > 0
+    ]
+
+
+def forget_checkpoints(folder: Storage) -> None:
+    """Removes what trials left that were killed between their last row and the end."""
+    names = folder.stamps("checkpoints")
+    if names:
+        finished = _finished(folder, "trials") | _finished(folder, "evaluations")
+        for name in names:
+            if name.removesuffix(".pt") in finished:
+                folder.remove(f"checkpoints/{name}")
