@@ -30,7 +30,7 @@ def draw_depth_gap(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9.0, 1.5 + 0.85 * len(variants)), layout="constrained")
     axes = figure.subplots()
     margin: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 11, "color": INK}
-    axes.text(1.13, -0.55, "gap, points", **margin)
+    axes.text(1.13, -0.55, "gap, points", **(margin | {"va": "bottom"}))
     for place, variant in enumerate(variants):
         rows = frame[frame["variant"] == variant]
         means = {str(name): 100 * mean for name, mean in rows.groupby("measure")["mean"].first().items()}
