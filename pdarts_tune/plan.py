@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, config_id, content_id, to_dict
+from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, content_id
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.methods import Given, Method
@@ -238,56 +238,3 @@ def _choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
     if name not in known:
         raise ConfigError(f"{what}: {name!r} is unknown, known are {', '.join(known)}")
     return known[name]
-
-
-def difference(config: Any, base: Any) -> str:
-    """The fields in which two configurations differ, as `field: value (base value)`; stages are summed up by column."""
-    parts = []
-    for (name, value), (_, reference) in zip(_summary(config).items(), _summary(base).items(), strict=True):
-        if value != reference:
-            parts.append(f"{name} {value} (base: {reference})")
-    return "; ".join(parts) or "the base"
-
-
-def stage_columns(config: SearchConfig) -> dict[str, str]:
-    """The stage plan as it is printed and stored: one text per swept field, a number per stage, joined by dashes."""
-
-    def joined(field: str) -> str:
-        return "-".join(str(getattr(stage, field)) for stage in config.stages)
-
-    return {
-        "depths": joined("cells"),
-        "operations": joined("operations"),
-        "skip_dropout": joined("skip_dropout"),
-        "epochs": joined("epochs"),
-    }
-
-
-_FURTHER = ("warmup_epochs", "dropout_decay", "dropout_restart")
-
-
-def _summary(config: SearchConfig) -> dict[str, Any]:
-    settings = to_dict(config)
-    del settings["stages"]
-    other = {f"stage {name}": [stage[name] for stage in to_dict(config)["stages"]] for name in _FURTHER}
-    execution: dict[str, Any] = settings.pop("execution")
-    return stage_columns(config) | other | settings | execution
-
-
-def describe(plan: Plan, folder: Path | str) -> str:
-    """The text that `--dry-run` prints: every trial with its difference from the base."""
-    searches = plan.searches()
-    counts = (
-        f"{len(plan.variants)} variants x {plan.seeds} seeds = {len(searches)} searches on {plan.base.data}; "
-        f"then each distinct genotype (at most {plan.most_genotypes}) x {plan.evaluation_seeds} evaluation seeds "
-        f"with recipe {' and '.join(f'{recipe.recipe_id} on {recipe.data}' for recipe in plan.recipes)}"
-    )
-    base = (
-        f"base: {', '.join(f'{name} {value}' for name, value in stage_columns(plan.base).items())}; "
-        f"{plan.base.channels} channels, batch {plan.base.batch_size}, at most {plan.base.max_skips} skip-connects"
-    )
-    lines = [f"{plan.study.name}: {plan.study.question}", counts, base, f"results: {folder}", ""]
-    width = max(len(trial.trial_id) for trial in searches)
-    differences = {variant.name: difference(variant.search, plan.base) for variant in plan.variants}
-    lines += [f"  {t.trial_id:{width}}  {config_id(t.config)}  {differences[t.variant]}" for t in searches]
-    return "\n".join(lines)

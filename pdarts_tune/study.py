@@ -27,9 +27,10 @@ from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.guards import STOPPED, exclusive, explain_storage_error, stop_on_signals
 from pdarts_tune.methods import Given
-from pdarts_tune.plan import Plan, Study, Variant, describe, make_plan
+from pdarts_tune.plan import Plan, Study, Variant, make_plan
 from pdarts_tune.storage import Storage
 from pdarts_tune.trials import Demands, run_missing
+from pdarts_tune.wording import describe
 
 if TYPE_CHECKING:
     pass

@@ -38,13 +38,13 @@ from pdarts_tune.execution import cell_evaluation
 from pdarts_tune.genotype import Genotype, random_genotype
 from pdarts_tune.memory import MemoryLimitError, StageMemoryError
 from pdarts_tune.methods import Given, RandomSampling, RandomSearch, plan_rounds
-from pdarts_tune.plan import stage_columns
 from pdarts_tune.records import EpochRecord
 from pdarts_tune.results import read_rows, write_rows
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.search import Search
 from pdarts_tune.storage import Storage
 from pdarts_tune.training import EvalEpoch
+from pdarts_tune.wording import stage_columns
 
 
 @dataclass(frozen=True)

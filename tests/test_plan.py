@@ -5,11 +5,13 @@ import pytest
 
 from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.definition import check_definition
-from pdarts_tune.methods import PartialChannels, RandomSearch, Snas
-from pdarts_tune.plan import Study, Variant, describe, difference, make_plan
+from pdarts_tune.genotype import PUBLISHED
+from pdarts_tune.methods import PartialChannels, RandomSampling, RandomSearch, Snas
+from pdarts_tune.plan import Study, Variant, make_plan
 from pdarts_tune.presets import PRESETS
 from pdarts_tune.stages import PDARTS_CIFAR10, Stage, with_depths
 from pdarts_tune.study import main
+from pdarts_tune.wording import describe, difference
 
 
 def two_variants(base):
@@ -167,3 +169,12 @@ def test_a_mistake_in_a_studys_code_keeps_its_traceback():
     study = Study("own", "Does it?", lambda base: [Variant("wrong", base + 1)])
     with pytest.raises(TypeError, match="unsupported operand"):
         make_plan(study, "smoke")
+
+
+def test_a_method_is_told_by_its_name_and_settings_and_a_given_genotype_by_its_source():
+    base = SearchConfig()
+    cell = PUBLISHED["DARTS_V1"].genotype
+    given = make_plan(STUDY, "paper", genotypes={"darts": ("DARTS_V1", cell)}).variants[0].search
+    assert difference(given, base) == "method given (source DARTS_V1) (base: first_order); max_skips 3 (base: 2)"
+    exactly = replace(base, method=RandomSampling(exactly=True))
+    assert difference(exactly, base) == "method random (exactly True) (base: first_order)"

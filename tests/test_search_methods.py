@@ -12,13 +12,14 @@ from pdarts_tune import search as search_module
 from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.examination import look_every
 from pdarts_tune.methods import PartialChannels, RandomSearch, SecondOrder, Snas
-from pdarts_tune.plan import make_plan, stage_columns
+from pdarts_tune.plan import make_plan
 from pdarts_tune.presets import PRESETS
 from pdarts_tune.records import EpochRecord
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_rows
 from pdarts_tune.search import Search
 from pdarts_tune.searches import PUBLISHED_SEARCHES
 from pdarts_tune.stages import Stage
+from pdarts_tune.wording import stage_columns
 
 CPU = torch.device("cpu")
 TINY = SearchConfig(

@@ -15,10 +15,11 @@ from pdarts_tune.cost import network_cost, predict_stage_bytes
 from pdarts_tune.data import DatasetInfo
 from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.network_shape import check_madds, network_shape
-from pdarts_tune.plan import difference, make_plan
+from pdarts_tune.plan import make_plan
 from pdarts_tune.presets import PRESETS
 from pdarts_tune.recipes import RECIPES
 from pdarts_tune.stages import search_work
+from pdarts_tune.wording import difference
 
 STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines)]
 IMAGENET = DatasetInfo(3, 224, 1000, 1_281_167, 50_000)
