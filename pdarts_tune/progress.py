@@ -78,7 +78,9 @@ class Progress:
         A warning is printed at once, on a line that stays.
         """
         if warning:
-            self.console.print(f"{self._count()} {trial_id}: [yellow]warning[/yellow]: {escape(warning)}", highlight=False)
+            self.console.print(
+                f"{self._count()} {trial_id}: [yellow]warning[/yellow]: {escape(warning)}", highlight=False, soft_wrap=True
+            )
         row = self.running.setdefault(trial_id, _Running())
         row.position, row.accuracy = position, accuracy
         row.left = (total_epochs - done_epochs) * epoch_seconds

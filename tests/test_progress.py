@@ -24,8 +24,8 @@ def test_a_log_file_gets_a_line_per_finished_trial_and_none_of_the_redrawing():
     assert progress.failed == 1
 
 
-def test_a_warning_is_printed_at_once_and_stays():
-    console = plain_console()
+def test_a_warning_is_printed_at_once_on_one_line_and_stays():
+    console = Console(file=io.StringIO(), width=40, force_terminal=False)
     with Progress("searches", total=2, done=0, slots=1, console=console) as progress:
         progress.epoch("a-seed0", "stage 1/1, epoch 3/9", 0.5, 3, 9, 2.0, "stage 1, epoch 3: 5 of 8 [...]")
         progress.epoch("a-seed0", "stage 1/1, epoch 4/9", 0.5, 4, 9, 2.0)
