@@ -70,7 +70,7 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
             trainer.fit()
         except Exception as error:  # Ray wraps whatever ended the training
             rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
-            if not rows or rows[0]["status"] not in ("failed", "out_of_memory"):
+            if not rows or rows[0]["status"] not in ("failed", "out_of_memory") or _reason(error).startswith("ConfigError"):
                 lost = {"status": "failed", "failure": _reason(error)}
                 write_eval_row(job, lost, "unknown", None, datetime.now(UTC), 1)
                 rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
@@ -83,8 +83,11 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
 def _reason(error: Exception) -> str:
     """What ended a training of whose processes the first could not say it: another one's error, or a process that was killed."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    own = [failure for failure in failures if isinstance(failure, ConfigError | ArithmeticError | RuntimeError)]
-    return f"{type(own[0]).__name__}: {own[0]}" if own else "a process of the training died (killed, or its node was lost)"
+    # Ray gives the text of a traceback for an error in our code; the others' then says that a connection was closed.
+    said = [str(failure).strip().splitlines()[-1].removeprefix("pdarts_tune.config.") for failure in failures]
+    own = [text for text, failure in zip(said, failures, strict=True) if "Traceback" in str(failure)]
+    own.sort(key=lambda text: not text.startswith("ConfigError"))
+    return own[0] if own else "a process of the training died (killed, or its node was lost)"
 
 
 def _work(settings: dict[str, Any]) -> None:

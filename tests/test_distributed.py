@@ -99,6 +99,22 @@ def worker_pids():
 
 
 @pytest.mark.slow
+def test_the_error_of_any_process_is_the_reason_and_not_that_its_fellows_lost_it():
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+    from pdarts_tune.distributed import _reason
+
+    closed = UserExceptionWithTraceback(RuntimeError(), "Traceback (most recent call last):\nRuntimeError: connection closed")
+    bad = "Traceback (most recent call last):\npdarts_tune.config.ConfigError: a/004.png: not an image"
+    bad_image = UserExceptionWithTraceback(ConfigError("a/004.png: not an image"), bad)
+    assert _reason(WorkerGroupError("two", {0: closed, 1: bad_image})) == "ConfigError: a/004.png: not an image"
+    assert _reason(WorkerGroupError("one", {0: closed})) == "RuntimeError: connection closed"
+    lost = WorkerHealthCheckFailedError("gone", failure=RuntimeError("actor died"))
+    assert _reason(WorkerGroupError("lost", {1: lost})).startswith("a process of the training died")
+
+
+@pytest.mark.slow
 def test_more_devices_than_there_are_is_refused(tmp_path):
     from pdarts_tune.distributed import train_on_devices
 
