@@ -20,8 +20,10 @@ from pdarts_tune.config import ConfigError
 from pdarts_tune.consolidated import read_study_table
 from pdarts_tune.results import read_rows
 from pdarts_tune.schemas import SCHEMAS
+from pdarts_tune.space import EDGES, PRIMITIVES
 
 NOTHING = "–"
+CELLS = ("normal", "reduce")
 # Without what is large, or as many columns as all the others together, and never compared.
 _LONG = ("versions", "_3x3_count", "_5x5_count")
 _SHORT_COLUMNS = {table: [name for name in SCHEMAS[table].names if not name.endswith(_LONG)] for table in ("trials", "epochs")}
@@ -194,13 +196,33 @@ def describe_study(study: StudyTables) -> str:
     )
 
 
-def read_candidates(study: StudyTables) -> pd.DataFrame:
-    """The candidate operations that each stage of each completed search had, with `variant`: one row an edge and operation."""
-    columns = ["trial_id", "stage", "cell", "edge", "operation"]
-    found = read_study_table(study.folder, "alphas", columns, last_epochs=True)
-    names = found.select_dtypes("category").columns
-    completed = study.trials.loc[study.trials["status"] == "completed", ["trial_id", "variant"]]
-    return completed.merge(found.astype(dict.fromkeys(names, str)), on="trial_id")
+def read_candidates(study: StudyTables) -> tuple[list[str], NDArray[np.int64]]:
+    """The candidate operations of completed searches: their trial ids, and (trials, stages, cells, edges) sets of operations.
+
+    A set is a sum of 2^k for the operations PRIMITIVES[k] that are in it, 0 where a search has no such stage; cells are normal and
+    reduction cells. Compact, since large studies have millions of rows even of the last epochs alone.
+    """
+    found = read_study_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], last_epochs=True)
+    completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
+    trials = sorted(set(found["trial_id"].unique()) & set(completed))
+
+    def place(column: str, names: Sequence[str]) -> NDArray[np.int64]:
+        values = found[column].astype("category")
+        return pd.Index(names).get_indexer(values.cat.categories)[values.cat.codes].astype(np.int64)
+
+    places = [
+        place("trial_id", trials),
+        found["stage"].to_numpy(np.int64) - 1,
+        place("cell", CELLS),
+        found["edge"].to_numpy(np.int64),
+    ]
+    known = (places[0] >= 0) & (places[1] >= 0)
+    shape = (len(trials), int(places[1].max(initial=0)) + 1, len(CELLS), len(EDGES))
+    if not known.any():
+        return trials, np.zeros(shape, dtype=np.int64)
+    at = np.ravel_multi_index(tuple(values[known] for values in places), shape)
+    sets = np.bincount(at, weights=2.0 ** place("operation", PRIMITIVES)[known], minlength=math.prod(shape))
+    return trials, sets.reshape(shape).astype(np.int64)
 
 
 def read_correct(study: StudyTables) -> dict[tuple[str, int], NDArray[np.bool_]]:

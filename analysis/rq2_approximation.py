@@ -8,6 +8,7 @@ supports. Which variant drops what is read from the configurations, so any study
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -187,27 +188,19 @@ def summarize_stages(study: StudyTables) -> pd.DataFrame:
 
 def count_dropped(study: StudyTables) -> pd.DataFrame:
     """What was dropped where: for each variant, cell and stage, the percentage of edges that lost each operation after it."""
-    kept = frames.read_candidates(study)
-    if kept.empty:
-        return pd.DataFrame()
-    following = kept.assign(stage=kept["stage"] - 1)[["trial_id", "stage", "cell", "edge", "operation"]]
-    joined = kept.merge(following, how="left", indicator=True)
-    joined["lost"] = 100.0 * (joined["_merge"] == "left_only")
-    last = joined.groupby("trial_id")["stage"].transform("max")
-    joined = joined[joined["stage"] < last]
-    grouped = joined.groupby(["variant", "stage", "cell", "operation"], sort=False, as_index=False)["lost"].sum()
-    searches = joined.groupby("variant")["trial_id"].nunique()
-    edges = joined["edge"].nunique()
-    grouped["lost"] = grouped["lost"] / (edges * grouped["variant"].map(searches))
-    if grouped.empty:
-        return pd.DataFrame()
-    table = grouped.pivot(index=["variant", "stage", "cell"], columns="operation", values="lost").fillna(0.0)
-    table = table[[name for name in PRIMITIVES if name in table.columns]]
-    table.columns = pd.Index([f"{name}_percent" for name in table.columns])
-    order = {name: index for index, name in enumerate(study.trials["variant"].unique())}
-    return table.reset_index().sort_values(
-        ["variant", "stage"], key=lambda column: column.map(order) if column.name == "variant" else column
-    )
+    trials, sets = frames.read_candidates(study)
+    variants = study.trials.set_index("trial_id")["variant"].reindex(trials).to_numpy()
+    rows = []
+    for variant in study.trials["variant"].unique():
+        own = sets[variants == variant]
+        for stage, cell in itertools.product(range(sets.shape[1] - 1), range(len(frames.CELLS))):
+            before, after = own[:, stage, cell], own[:, stage + 1, cell]
+            before, after = before[after.any(axis=1)], after[after.any(axis=1)]  # of searches that have a next stage
+            if len(after):
+                lost = {name: 100.0 * np.mean((before & ~after) >> bit & 1) for bit, name in enumerate(PRIMITIVES)}
+                row = {"variant": variant, "stage": stage + 1, "cell": frames.CELLS[cell]}
+                rows.append(row | {f"{name}_percent": share for name, share in lost.items()})
+    return pd.DataFrame(rows)
 
 
 def draw(study: StudyTables, measures: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:
