@@ -94,6 +94,8 @@ def build(results: Path, *, figures: bool = True) -> Section | None:
         hypothesis = "another regularizer than the first variant's changes what is found"
         conclusion += conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
         tables["spread_between_seeds"] = compare_spreads(measures, limits, baseline)
+    if study.epochs["hessian_eigenvalue"].isna().all():
+        missing.append("the Hessian's largest eigenvalue was not measured (eigenvalue_every is 0), so there are no curves of it")
     tables["by_limit"] = summarize_limits(limits)
     tables["collapse"] = count_collapses(study)
     tables["spread"] = spread_table(study, measures)

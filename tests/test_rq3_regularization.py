@@ -133,6 +133,7 @@ def test_the_script_writes_what_it_shows_and_a_curve_of_eigenvalues_where_there_
     write_rows(path, "epochs", "regularization-with-s0", [row | {"hessian_eigenvalue": 0.1} for row in rows])
     rq3.main(["--results", str(tmp_path), "--out", str(tmp_path / "out")])
     text = (tmp_path / "out" / "rq3.md").read_text()
+    assert "eigenvalue was not measured" not in text
     assert all(f"](rq3_{name}.png)" in text for name in ("limits", "skips", "eigenvalue", "learning_curves"))
     assert "## Published, not measured here" in text
 
@@ -141,6 +142,7 @@ def test_a_study_without_the_plain_variant_says_so(tmp_path):
     make_study(tmp_path, "regularization", {"with": BASE}, (0,), epochs=1, evaluation_seeds=(0,))
     text = to_text(rq3.build(tmp_path, figures=False))
     assert "no two variants that differ in nothing but dropout on skip-connects" in text
+    assert "eigenvalue was not measured" in text
     assert rq3.build(tmp_path / "regularization", figures=False) is not None
 
 
