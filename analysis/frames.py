@@ -25,7 +25,7 @@ from pdarts_tune.space import EDGES, PRIMITIVES
 NOTHING = "–"
 CELLS = ("normal", "reduce")
 # Without what is large, or as many columns as all the others together, and never compared.
-_LONG = ("versions", "_3x3_count", "_5x5_count")
+_LONG = ("versions", "_3x3_count", "_5x5_count", "_skip_mass", "train_loss", "train_accuracy", "validation_loss", "learning_rate")
 _SHORT_COLUMNS = {table: [name for name in SCHEMAS[table].names if not name.endswith(_LONG)] for table in ("trials", "epochs")}
 _EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
 _GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]

@@ -239,7 +239,7 @@ def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | N
     schema = SCHEMAS[table]
     source = pa.BufferReader(study.read(name)) if study.is_remote else study.path / name
     try:
-        with pq.ParquetFile(source) as file:
+        with pq.ParquetFile(source, pre_buffer=False) as file:  # whose threads cost more than a small file gives
             found = file.schema_arrow
             # Compared whole: a column that is missing would otherwise be read as nulls. Those that joined later may be missing.
             whole = found.equals(schema)
