@@ -180,12 +180,12 @@ def predict_needs(trials: Sequence[SearchTrial | EvalTrial]) -> dict[str, int]:
 
 
 @lru_cache
-def _checked(name: str, train_images: int | None, test_images: int | None, image_size: int | None) -> DatasetInfo:
-    return check_dataset(name, train_images, test_images, image_size)
+def _checked(name: str, train_images: int | None, test_images: int | None, image_size: int | None, skip_bad: bool) -> DatasetInfo:
+    return check_dataset(name, train_images, test_images, image_size, skip_bad_images=skip_bad)
 
 
 def _info(config: SearchConfig | EvalConfig) -> DatasetInfo:
-    return _checked(config.data, config.train_images, config.test_images, config.image_size)
+    return _checked(config.data, config.train_images, config.test_images, config.image_size, config.skip_bad_images)
 
 
 def data_key(config: SearchConfig | EvalConfig) -> str:

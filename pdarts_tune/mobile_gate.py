@@ -25,7 +25,9 @@ def refuse_large(trials: Sequence[EvalTrial], folder: Storage) -> list[EvalTrial
         if config.stem != "imagenet":
             allowed.append(trial)
             continue
-        info = check_dataset(config.data, config.train_images, config.test_images, config.image_size)
+        info = check_dataset(
+            config.data, config.train_images, config.test_images, config.image_size, skip_bad_images=config.skip_bad_images
+        )
         genotype = Genotype.parse(trial.genotype)
         try:
             check_madds(genotype, config, info, f"genotype {genotype.genotype_id}")
