@@ -19,9 +19,11 @@ from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict, 
 from pdarts_tune.definition import define
 from pdarts_tune.plan import make_plan
 from pdarts_tune.presets import SMOKE
-from pdarts_tune.results import read_rows, read_table
+from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.schedules import point_of
 from pdarts_tune.trainable import TrialSpec
+from synthetic import make_trial
+from synthetic_rows import evaluation_row
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,6 +65,33 @@ def test_a_schedule_over_its_memory_limit_is_the_worst_there_is(tmp_path, monkey
     (row,) = read_rows(tmp_path, "trials", "schedule-x")
     assert row["status"] == "out_of_memory"
     assert told[1:] == [{"evaluation_error": 100.0, "search_seconds": 0.0, "peak_bytes": row["peak_bytes"]}]
+
+
+def test_the_report_has_the_front_and_says_what_was_stopped_early(tmp_path):
+    folder = tmp_path / "schedule_search"
+    plan = make_plan(study.STUDY, "smoke")
+    names = [config_id(SMOKE.search), "aaa", "bbb"]
+    for name, config in zip(
+        names, (SMOKE.search, replace(SMOKE.search, channels=6), replace(SMOKE.search, channels=8)), strict=True
+    ):
+        make_trial(folder, f"schedule-{name}", name, config, evaluation_seeds=())
+    (folder / "study.json").write_text(json.dumps(define(plan)))
+    for name, accuracy, seconds in ((names[0], 0.8, 10.0), ("aaa", 0.7, 20.0)):
+        (row,) = read_rows(folder, "trials", f"schedule-{name}")
+        write_rows(folder, "trials", f"schedule-{name}", [row | {"seconds": seconds, "peak_bytes": 2**30}])
+        found = read_rows(folder, "genotypes", f"schedule-{name}")[0]
+        evaluation = f"schedule-{name}-smoke-0-seed0"
+        made = evaluation_row(evaluation, found, plan.evaluation, np.random.default_rng(0), row["started"], 0.9)
+        write_rows(folder, "evaluations", evaluation, [made | {"last_validation_accuracy": accuracy}])
+    section = schedule_front.build(tmp_path)
+    front = section.main_table
+    assert list(front["schedule"]) == [names[0]]  # less error in less time than the other, and the same memory
+    assert front["validation_error_percent"].tolist() == pytest.approx([20.0])
+    assert section.missing == ("bbb: stopped early",)
+    assert section.conclusion[0].startswith(
+        f"1 of 3 schedules are on the Pareto front; the base's own ({names[0]}) is on the front"
+    )
+    assert "pareto_front" in section.figures
 
 
 def start(results, output):
