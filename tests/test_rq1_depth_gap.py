@@ -300,7 +300,9 @@ def test_two_trials_of_one_variant_and_seed_are_refused(tmp_path):
         rq1.build(tmp_path, figures=False)
 
 
-def test_the_command_prints_the_main_table_and_three_sentences(three, capsys):
+def test_the_command_prints_the_main_table_and_three_sentences(three, capsys, monkeypatch):
+    for draw in ("draw", "draw_search"):
+        monkeypatch.setattr(rq1, draw, lambda *_: {})  # slow, and the test of the report draws them
     rq1.main(["--results", str(three)])
     lines = capsys.readouterr().out.splitlines()
     table = lines[: lines.index("")]
@@ -324,8 +326,9 @@ def test_a_folder_without_the_study_has_no_section_and_the_script_says_so(tmp_pa
     assert "holds no study depth_gap" in capsys.readouterr().err
 
 
-def test_the_script_imports_neither_torch_nor_ray():
-    code = "import sys, rq1_depth_gap; print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
+def test_the_scripts_import_neither_torch_nor_ray():
+    scripts = "rq1_depth_gap, rq2_approximation, rq3_regularization, rq4_transfer, baseline_methods, report"
+    code = f"import sys, {scripts}; print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ANALYSIS, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
