@@ -174,6 +174,21 @@ def test_the_whole_study_is_printed_as_it_is_resolved(tmp_path, capsys):
     assert not (tmp_path / "results").exists()
 
 
+def test_known_genotypes_are_evaluated_under_the_names_that_they_are_given(tmp_path, capsys):
+    arguments = ["--preset", "smoke", "--results", str(tmp_path / "results"), "--print-config"]
+    main(STUDY, [*arguments, "--genotypes", "mine=DARTS_V1,PDARTS_C10"])
+    variants = json.loads(capsys.readouterr().out)["variants"]
+    assert {name: settings["method"]["source"] for name, settings in variants.items()} == {
+        "mine": "DARTS_V1",
+        "PDARTS_C10": "PDARTS_C10",
+    }
+    code, output = run_main([*arguments, "--genotypes", "a=DARTS_V1,a=DARTS_V2"], capsys)
+    assert (code, output.err) == (2, "error: genotypes: two are called a; give each source a name, as in NAME=DARTS_V2\n")
+    code, output = run_main([*arguments, "--genotypes", "NO_SUCH"], capsys)
+    assert code == 2
+    assert "'NO_SUCH' is neither a file nor a published name" in output.err
+
+
 @contextmanager
 def depth_gap(results, *arguments):
     """The study's command in a process group of its own, and the file that it prints to."""
