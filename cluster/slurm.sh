@@ -36,7 +36,8 @@ cd "$checkout"
 # Nothing of one job meets another's: ports and folders are named by the job. A short name, since sockets are made below it.
 job=$SLURM_JOB_ID
 port=$((20000 + job % 20000))
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\n'*}
 run=$checkout/.slurm-$job
 mkdir -p "$run"
 export RAY_TMPDIR=$scratch/ray-$job

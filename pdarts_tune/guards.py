@@ -20,6 +20,10 @@ STOPPED = 130  # the exit code of a study that Ctrl-C or SIGTERM ended
 _OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG)
 
 
+class ClusterLostError(RuntimeError):
+    """All nodes of a study's Ray cluster are gone. The message is one line."""
+
+
 @contextmanager
 def exclusive(storage: Storage) -> Iterator[None]:
     """Holds a study's folder against a second driver, which would run every trial twice. Freed when the process ends.

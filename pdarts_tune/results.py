@@ -30,6 +30,7 @@ __all__ = [
     "SCHEMAS",
     "SCHEMA_VERSION",
     "STATUSES",
+    "GrowingTable",
     "read_file",
     "read_rows",
     "read_table",
@@ -77,27 +78,49 @@ def write_rows(study_dir: Path | str | Storage, table: str, trial_id: str, rows:
             trial. The message names table, trial, column and row.
         OSError: the folder cannot be written.
     """
-    storage = Storage(study_dir)
-    name = table_file(storage.name, table, trial_id)
-    schema = SCHEMAS[table]
-    where = f"table {table}, trial {trial_id}"
-    known = set(schema.names)
-    for index, row in enumerate(rows):
-        if row.keys() != known:
-            unknown = [name for name in row if name not in known]
-            missing = [name for name in schema.names if name not in row]
-            parts = [f"{kind} column {', '.join(names)}" for kind, names in (("unknown", unknown), ("missing", missing)) if names]
-            raise ConfigError(f"{where}, row {index}: {'; '.join(parts)}")
-        if row["trial_id"] != trial_id:
-            raise ConfigError(f"{where}, row {index}: is of trial {row['trial_id']!r}")
-    keys: dict[tuple[Any, ...], int] = {}
-    for index, row in enumerate(rows):
-        key = tuple(row[name] for name in PRIMARY_KEYS[table])
-        if keys.setdefault(key, index) != index:
-            described = ", ".join(f"{name}={row[name]}" for name in PRIMARY_KEYS[table])
-            raise ConfigError(f"{where}: rows {keys[key]} and {index} have the same key ({described})")
-    columns = [_to_array([row[field.name] for row in rows], field, where) for field in schema]
-    storage.write(name, _to_parquet(pa.Table.from_arrays(columns, schema=schema)))
+    GrowingTable(study_dir, table, trial_id).add(rows)
+
+
+class GrowingTable:
+    """The rows of one trial and table, to which more are added: each time the whole file is written, but only the new are checked.
+
+    Raises:
+        ConfigError: as `table_file`.
+    """
+
+    def __init__(self, study_dir: Path | str | Storage, table: str, trial_id: str) -> None:
+        self._storage = Storage(study_dir)
+        self._name = table_file(self._storage.name, table, trial_id)
+        self._table, self._trial_id = table, trial_id
+        self._keys: dict[tuple[Any, ...], int] = {}
+        self._written = SCHEMAS[table].empty_table()
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes what was added before and these rows. Raises what `write_rows` does; then nothing has been added."""
+        table, trial_id, schema = self._table, self._trial_id, SCHEMAS[self._table]
+        where = f"table {table}, trial {trial_id}"
+        known = set(schema.names)
+        for index, row in enumerate(rows):
+            if row.keys() != known:
+                unknown = [name for name in row if name not in known]
+                missing = [name for name in schema.names if name not in row]
+                parts = [
+                    f"{kind} column {', '.join(names)}" for kind, names in (("unknown", unknown), ("missing", missing)) if names
+                ]
+                raise ConfigError(f"{where}, row {index}: {'; '.join(parts)}")
+            if row["trial_id"] != trial_id:
+                raise ConfigError(f"{where}, row {index}: is of trial {row['trial_id']!r}")
+        keys = dict(self._keys)
+        for index, row in enumerate(rows, start=len(keys)):
+            key = tuple(row[name] for name in PRIMARY_KEYS[table])
+            if keys.setdefault(key, index) != index:
+                described = ", ".join(f"{name}={row[name]}" for name in PRIMARY_KEYS[table])
+                raise ConfigError(f"{where}: rows {keys[key]} and {index} have the same key ({described})")
+        columns = [_to_array([row[field.name] for row in rows], field, where) for field in schema]
+        added = pa.Table.from_arrays(columns, schema=schema)
+        whole = pa.concat_tables([self._written, added]).unify_dictionaries().combine_chunks()
+        self._storage.write(self._name, _to_parquet(whole))
+        self._keys, self._written = keys, whole
 
 
 def _to_array(values: list[Any], field: Any, where: str) -> Any:

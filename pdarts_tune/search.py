@@ -7,6 +7,7 @@ business (`steps.py`); random search runs through the same loop, a network per c
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -49,6 +50,7 @@ class Search:
         self.device = device
         self.rounds = plan_rounds(config.method, config.stages)
         self.records: list[EpochRecord] = []
+        self._texts: list[str] = []  # of the records, as far as they were saved
         self.dataset = load_dataset(
             config.data,
             config.split_seed,
@@ -111,7 +113,7 @@ class Search:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
-            "records": [asdict(record) for record in self.records],
+            "records": self._records_as_text(),
             "left_out": sorted(self.dataset.left_out),
         }
 
@@ -126,8 +128,15 @@ class Search:
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         for purpose, generator in self.generators.items():
             generator.set_state(state["generators"][purpose].cpu())
-        self.records = [EpochRecord(**record) for record in state["records"]]
+        # Older checkpoints hold them as dicts.
+        records = [json.loads(record) if isinstance(record, str) else record for record in state["records"]]
+        self.records, self._texts = [EpochRecord(**record) for record in records], []
         self.dataset.left_out.update(state["left_out"])
+
+    def _records_as_text(self) -> list[str]:
+        """A line of JSON each: pickled, their thousands of numbers would take as long as an epoch of a small search."""
+        self._texts += [json.dumps(asdict(record)) for record in self.records[len(self._texts) :]]
+        return list(self._texts)
 
     def _space(self, index: int) -> SearchSpace:
         """What a round's network offers: everything, what is left of the round before, or one candidate's operations."""

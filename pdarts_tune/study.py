@@ -25,7 +25,7 @@ from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, Searc
 from pdarts_tune.definition import DEFINITION, check_definition
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
-from pdarts_tune.guards import STOPPED, exclusive, explain_storage_error, stop_on_signals
+from pdarts_tune.guards import STOPPED, ClusterLostError, exclusive, explain_storage_error, stop_on_signals
 from pdarts_tune.methods import Given
 from pdarts_tune.plan import Plan, Study, Variant, make_plan
 from pdarts_tune.storage import Storage
@@ -126,6 +126,9 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues the study from the last finished epochs", file=sys.stderr)
         sys.exit(STOPPED)
+    except ClusterLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         explanation = explain_storage_error(error)
         if explanation is None:

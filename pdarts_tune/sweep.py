@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ray import tune  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from pdarts_tune.config import ConfigError  # noqa: E402
+from pdarts_tune.guards import ClusterLostError  # noqa: E402
 from pdarts_tune.packing import gpu_fraction  # noqa: E402
 from pdarts_tune.progress import Progress  # noqa: E402
 from pdarts_tune.storage import Storage, open_filesystem  # noqa: E402
@@ -81,6 +83,7 @@ class Sweep:
 
         Raises:
             OSError: a trial failed, and the study's folder cannot be written: no other trial could do better.
+            ClusterLostError: no node is left, and Ray would wait for ever.
         """
         with Progress(what, total, total - len(specs), self.slots(specs)) as progress:
             if not specs:
@@ -122,7 +125,7 @@ class Sweep:
             name=what,
             **_tune_storage(self.storage),
             failure_config=tune.FailureConfig(max_failures=self.max_failures),
-            callbacks=[display],
+            callbacks=[display, display.watch],
             verbose=0,
         )
 
@@ -130,8 +133,9 @@ class Sweep:
         try:
             tuner.fit()
         except Exception:
-            if display.storage_error is not None:
-                raise display.storage_error from None
+            error = display.storage_error or display.watch.error
+            if error is not None:
+                raise error from None
             raise
 
 
@@ -143,6 +147,7 @@ class _Display(tune.Callback):
         self.changed = changed
         self.storage = storage
         self.storage_error: OSError | None = None
+        self.watch = _NodeWatch()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored, and a display cannot be pickled
@@ -185,6 +190,28 @@ class _Display(tune.Callback):
             self.storage_error = error  # Tune wraps what its callbacks raise
             raise
         return reason.splitlines()[0]
+
+
+class _NodeWatch(tune.Callback):
+    """Ends the sweep when the last node is lost."""
+
+    def __init__(self, every: float = 15.0) -> None:
+        self.every = every  # seconds
+        self.looked = time.monotonic()
+        self.error: ClusterLostError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self.looked < self.every:
+            return
+        self.looked = time.monotonic()
+        if not any(node["Alive"] for node in ray.nodes()):
+            self.error = ClusterLostError(
+                "no node of the Ray cluster is alive any more; the same command continues the study on a new one"
+            )
+            raise self.error
 
 
 def _trial_id(trial: Any) -> str:

@@ -110,14 +110,17 @@ class Mirror:
         Raises:
             TrackingError, ConfigError: as `sync`.
         """
-        end = time.monotonic() + patience
+        end: float | None = None
         while True:
             try:
                 self.finish(ok)
-            except TrackingError:
+            except TrackingError as error:
+                if end is None:
+                    end = time.monotonic() + patience
+                    print(f"warning: {error}; the tables are not affected, it is tried again", file=sys.stderr, flush=True)
                 if time.monotonic() > end:
                     raise
-                time.sleep(2.0)
+                time.sleep(min(2.0, patience / 10))
             else:
                 return
 

@@ -39,7 +39,7 @@ from pdarts_tune.genotype import Genotype, random_genotype
 from pdarts_tune.memory import MemoryLimitError, StageMemoryError
 from pdarts_tune.methods import Given, RandomSampling, RandomSearch, plan_rounds
 from pdarts_tune.records import EpochRecord
-from pdarts_tune.results import read_rows, write_rows
+from pdarts_tune.results import GrowingTable, read_rows, write_rows
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.search import Search
 from pdarts_tune.storage import Storage
@@ -93,14 +93,15 @@ def run_search(spec: TrialSpec) -> None:
             return
         search = Search(config, device)
         storage = Storage(spec.study_dir)
+        rows = _SearchRows(spec, config)
         # To the CPU: Adam keeps its step counts there, and would wait for a GPU at every step to read them.
         saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
         if saved is not None:
             search.load_state_dict(saved)
-            _write_search(spec, search.records, config)
+            rows.write(search.records)
         for _ in search.epochs():
             save_checkpoint(search.state_dict(), storage, spec.checkpoint)
-            _write_search(spec, search.records, config)
+            rows.write(search.records)
             trial.write("running", sum(r.seconds for r in search.records))
             tune.report(_progress(search.records, config))
         if spec.keep_weights:
@@ -214,13 +215,25 @@ def prepare(spec: TrialSpec) -> torch.device:
     return device
 
 
-def _write_search(spec: TrialSpec, records: list[EpochRecord], config: SearchConfig) -> None:
-    def write(table: str, rows: Iterable[dict[str, Any]]) -> None:
-        write_rows(spec.study_dir, table, spec.trial_id, [{"trial_id": spec.trial_id} | row for row in rows])
+class _SearchRows:
+    """The rows of a search in `epochs`, `alphas` and `genotypes`. After an epoch only what is new is made and checked."""
 
-    write("epochs", map(epoch_row, records))
-    write("alphas", (row for record in records for row in alpha_rows(record)))
-    write("genotypes", genotype_rows(records, config))
+    def __init__(self, spec: TrialSpec, config: SearchConfig) -> None:
+        self.spec, self.config = spec, config
+        self.epochs, self.alphas = (GrowingTable(spec.study_dir, table, spec.trial_id) for table in ("epochs", "alphas"))
+        self.done = 0  # records
+
+    def write(self, records: list[EpochRecord]) -> None:
+        """Brings the tables up to all records of the search so far."""
+        new = records[self.done :]
+        self.epochs.add(self._named(map(epoch_row, new)))
+        self.alphas.add(self._named(row for record in new for row in alpha_rows(record)))
+        if self.done == 0 or any(record.derived_epoch is not None for record in new):  # a stage has ended
+            write_rows(self.spec.study_dir, "genotypes", self.spec.trial_id, self._named(genotype_rows(records, self.config)))
+        self.done = len(records)
+
+    def _named(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"trial_id": self.spec.trial_id} | row for row in rows]
 
 
 def _progress(records: list[EpochRecord], config: SearchConfig) -> dict[str, Any]:

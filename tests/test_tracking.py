@@ -400,6 +400,56 @@ def test_the_background_mirror_warns_once_and_catches_up(root, drawn, capfd, mon
     assert "ConnectionError: refused; the tables are not affected, it is tried again" in warning
 
 
+def test_the_end_of_a_study_waits_for_a_server_that_is_away_but_not_for_ever(root, drawn, capfd, monkeypatch):
+    make_trial(root / "study", "t", "random", RANDOM)
+    mirror = open_mirror(root)
+    calls = []
+    real = mirror._store._client.log_batch
+
+    def log_batch(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) < 3:
+            raise ConnectionError("refused")
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(mirror._store._client, "log_batch", log_batch)
+    mirror.finish_patiently(ok=True, patience=2.0)
+    assert runs(root) == {"study": "FINISHED", "t": "FINISHED"}
+    assert capfd.readouterr().err.count("ConnectionError: refused; the tables are not affected") == 1
+    make_trial(root / "study", "u", "random", RANDOM)
+    calls.clear()
+    monkeypatch.setattr(mirror._store._client, "log_batch", lambda *_, **__: log_batch() if calls.clear() is None else None)
+    with pytest.raises(TrackingError, match="ConnectionError: refused"):
+        mirror.finish_patiently(ok=True, patience=0.3)
+
+
+def test_a_study_that_is_stopped_leaves_no_run_running_and_goes_on_later(root, drawn):
+    make_trial(root / "study", "t", "pdarts", SMALL, status="running", epochs_done=1)
+    mirror = open_mirror(root)
+    mirror.sync()
+    assert runs(root) == {"study": "RUNNING", "t": "RUNNING"}
+    mirror.stop()
+    assert runs(root) == {"study": "KILLED", "t": "KILLED"}
+    again = open_mirror(root)
+    make_trial(root / "study", "t", "pdarts", SMALL, status="running", epochs_done=2)
+    again.sync()
+    assert runs(root) == {"study": "RUNNING", "t": "RUNNING"}
+
+
+def test_a_study_in_which_nothing_has_changed_is_finished_without_reading_its_runs(root, drawn, monkeypatch):
+    make_study(root, "study", {"pdarts": SMALL}, (0,), epochs=2)
+    open_mirror(root).finish(ok=True)
+    again = open_mirror(root)
+
+    def refuse(*arguments):
+        raise AssertionError("a trial is looked at")
+
+    monkeypatch.setattr(again, "_known_runs", refuse)
+    monkeypatch.setattr(study_folder, "read_rows", refuse)
+    again.finish(ok=True)
+    assert runs(root)["study"] == "FINISHED"
+
+
 def test_mlflow_is_imported_late_and_is_silent(tmp_path):
     code = (
         "import sys; from pathlib import Path; from pdarts_tune.tracking import Mirror, default_tracking_uri\n"

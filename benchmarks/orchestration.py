@@ -1,0 +1,265 @@
+"""What the machinery around the trials costs: scheduling, writing results, and studies of many trials.
+
+python benchmarks/orchestration.py --folder FOLDER                   # 10,000 finished trials: 3 GB, made once
+python benchmarks/orchestration.py --folder FOLDER --trials 100      # does it run?
+
+1. 200 trials of one second through the project's own sweep, two at a time: seconds from the first start to the last end.
+2. What a search writes after an epoch, late in a search of the paper's size, against an epoch of 30 seconds.
+3. A study of many finished searches, each of 75 epochs with 224 alphas and with a genotype and an evaluation of its own: opening
+   it, planning it, and resuming it with nothing to do, each in a process of its own. One search's rows are the project's own
+   writer's, the others are copies with other ids; nobody's results. MLflow holds a run for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from pdarts_tune.config import SearchConfig  # noqa: E402
+from pdarts_tune.genotype import random_genotype  # noqa: E402
+from pdarts_tune.plan import make_plan  # noqa: E402
+from pdarts_tune.storage import Storage  # noqa: E402
+from pdarts_tune.study import Study, Variant, main  # noqa: E402
+from synthetic import make_study  # noqa: E402
+
+SHORT_TRIALS, SLOTS, EPOCH_SECONDS = 200, 2, 30.0
+EIGHT = tuple(replace(stage, operations=8) for stage in SearchConfig().stages)  # 224 alphas in every epoch
+STUDY = Study("many", "How long does it take to do nothing?", lambda base: [Variant("all", replace(base, stages=EIGHT))])
+
+
+def time_short_trials(folder: Path) -> tuple[float, float]:
+    """Seconds from the first trial's start to the last one's end, and those in which Ray starts and stops."""
+    import ray
+
+    from pdarts_tune import sweep
+    from pdarts_tune.results import read_table
+
+    def one_second(settings: dict[str, Any]) -> None:
+        import torch
+        from ray import tune
+
+        from pdarts_tune.config import from_dict
+        from pdarts_tune.trainable import TrialSpec, _TrialRow
+
+        started = time.monotonic()
+        spec = TrialSpec(**settings["trial"])
+        row = _TrialRow(spec, from_dict(SearchConfig, spec.config), torch.device("cpu"))
+        row.write("running", 0.0)
+        tune.report({"epoch": 0})
+        time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))
+        row.write("completed", 1.0)
+
+    from pdarts_tune.study import _spec
+
+    plan = make_plan(STUDY, "paper", seeds=SHORT_TRIALS)
+    storage = Storage(folder / "short" / "many")
+    specs = [_spec(trial, plan, storage, 1, 0, False) for trial in plan.searches()]
+    sweep.run_trial = one_second
+    begun = time.perf_counter()
+    ray.init(num_cpus=SLOTS, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    grants = sweep.Grants([{"CPU": float(SLOTS)}], 1.0, None)
+    failed = sweep.Sweep(storage, grants, 0, lambda _: None).run(specs, "searches", len(specs))
+    ray.shutdown()
+    whole = time.perf_counter() - begun
+    assert not failed
+    trials = read_table(storage, "trials")
+    seconds = (trials["finished"].max() - trials["started"].min()).total_seconds()
+    return seconds, whole - seconds
+
+
+def time_writing(folder: Path) -> float:
+    """Seconds that a search of the paper's size takes to write its checkpoint and rows after an epoch: its last, the longest."""
+    import torch
+
+    from pdarts_tune.eval_job import save_checkpoint
+    from pdarts_tune.search import Search
+    from pdarts_tune.space import SearchSpace
+    from pdarts_tune.trainable import TrialSpec, _SearchRows, _TrialRow
+
+    config = SearchConfig(stages=EIGHT, data="digits", train_images=100, batch_size=24)
+    search = Search(
+        replace(config, channels=2, stages=(replace(EIGHT[0], cells=3, epochs=1, warmup_epochs=0),)), torch.device("cpu")
+    )
+    (record,) = search.epochs()
+    search = Search(config, torch.device("cpu"))
+    search._start_stage(2, SearchSpace.full())
+    search.records = [
+        dataclasses.replace(record, stage=number, epoch=epoch, derived_epoch=epoch if epoch == stage.epochs - 1 else None)
+        for number, stage in enumerate(EIGHT, start=1)
+        for epoch in range(stage.epochs)
+    ]
+    for group in search.weight_optimizer.param_groups:  # momentum, as large as the weights
+        for weight in group["params"]:
+            search.weight_optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    spec = TrialSpec("t", "many", "all", str(folder / "writing" / "many"), {}, "", 1, "")
+    row = _TrialRow(spec, config, torch.device("cpu"))
+    rows, whole, seconds = _SearchRows(spec, config), search.records, []
+    search.records = whole[:-5]
+    rows.write(search.records)
+    search.state_dict()
+    for done in range(len(whole) - 4, len(whole) + 1):
+        search.records = whole[:done]
+        begun = time.perf_counter()
+        save_checkpoint(search.state_dict(), Storage(spec.study_dir), spec.checkpoint)
+        rows.write(search.records)
+        row.write("running", 1.0)
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
+
+
+def make_many(folder: Path, count: int) -> None:
+    """Writes a finished study of `count` searches and as many evaluations, and its MLflow store."""
+    from pdarts_tune.definition import DEFINITION, define
+
+    plan = make_plan(STUDY, "paper", data="digits", seeds=count)
+    parts = [list(range(start, min(start + 100, count))) for start in range(0, count, 100)]
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(2) as pool:
+        (template,) = [make_study(Path(scratch), "many", {"all": plan.variants[0].search}, (0,), epochs=None, test_images=10_000)]
+        for done, _ in enumerate(pool.map(write_copies, [template] * len(parts), [folder / "many"] * len(parts), parts)):
+            if sys.stderr.isatty():
+                print(f"\r{done + 1} of {len(parts)}", end="", file=sys.stderr)
+    import json
+
+    Storage(folder / "many").write(DEFINITION, json.dumps(define(plan)).encode())
+    mirror_many(folder)
+
+
+def write_copies(template: Path, folder: Path, seeds: Sequence[int]) -> None:
+    """The template's trial under other ids, with a genotype of its own for each seed."""
+    plan = make_plan(STUDY, "paper", data="digits")
+    tables = {path.parent.name: pq.read_table(path) for path in sorted(template.glob("*/*.parquet"))}
+    for table in tables:
+        (folder / table).mkdir(parents=True, exist_ok=True)
+    limit = plan.variants[0].search.max_skips
+    for seed in seeds:
+        genotype = random_genotype(random.Random(seed), limit)
+        (evaluation,) = plan.evaluations({genotype.genotype_id: str(genotype)})
+        found = {"genotype_id": genotype.genotype_id, "genotype": str(genotype)}
+        for table, rows in tables.items():
+            name = evaluation.trial_id if table == "evaluations" else f"all-seed{seed}"
+            changes: dict[str, Any] = {"trial_id": name}
+            if table == "trials":
+                changes["seed"] = seed
+            if table == "evaluations":
+                changes["genotype_id"] = genotype.genotype_id
+            for column, value in changes.items():
+                rows = fill(rows, column, [value] * len(rows))
+            if table == "genotypes":
+                final = [
+                    stage == 3 and skips == limit
+                    for stage, skips in zip(rows["stage"].to_pylist(), rows["max_skips"].to_pylist(), strict=True)
+                ]
+                for column, value in found.items():
+                    rows = fill(
+                        rows, column, [value if mine else old for mine, old in zip(final, rows[column].to_pylist(), strict=True)]
+                    )
+            pq.write_table(rows, folder / table / f"{name}.parquet", compression="zstd")
+
+
+def fill(rows: Any, column: str, values: list[Any]) -> Any:
+    index = rows.schema.get_field_index(column)
+    return rows.set_column(index, rows.schema.field(index), pa.array(values, rows.schema.field(index).type))
+
+
+def mirror_many(folder: Path) -> None:
+    """An MLflow store that says of every trial that it is mirrored; runs without their figures, which nobody reads back."""
+    from pdarts_tune import tracking
+
+    mirror = tracking.Mirror(folder / "many", tracking.default_tracking_uri(folder))
+    run = mirror._study_run()
+    mirror._store.set_tags(run, {tracking.DONE: mirror._folder.whole_stamp()})
+    mirror._store.set_status(run, "FINISHED")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        cursor = database.execute("select * from runs")
+        names = [column[0] for column in cursor.description]
+        (one,) = cursor.fetchall()
+        ids = mirror._folder.trial_ids()
+        first = dict(zip(names, one, strict=True))
+        new = [first | {"run_uuid": f"{number:032x}", "name": trial_id} for number, trial_id in enumerate(ids)]
+        marks = ", ".join("?" * len(names))
+        database.executemany(f"insert into runs values ({marks})", [tuple(row[name] for name in names) for row in new])
+        tags = [
+            (key, value, row["run_uuid"])
+            for row in new
+            for key, value in ((tracking.FOLDER, mirror._folder_id), (tracking.TRIAL, row["name"]))
+        ]
+        database.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", tags)
+
+
+def measure(command: Sequence[str]) -> tuple[float, float, float]:
+    """Seconds, seconds of CPU time and peak memory in GiB of a process that must succeed."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{said[-2000:]}")
+    return time.perf_counter() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+
+
+def time_many(folder: Path, trials: int) -> None:
+    """Prints the rows of the third part. Called before torch is imported, whose memory the processes would seem to have."""
+    if not (folder / "mlflow.db").exists():
+        make_many(folder, trials)
+    me = [sys.executable, str(Path(__file__)), "study", "--preset", "paper", "--data", "digits", "--seeds", str(trials)]
+    read = "import sys; from pdarts_tune.results import read_table; r = sys.argv[1]; "
+    read += "print(len(read_table(r, 'trials')), len(read_table(r, 'evaluations', ['trial_id', 'status', 'accuracy'])))"
+    commands = {
+        "opening": [sys.executable, "-c", read, str(folder)],
+        "dry run, without a probe": [*me, "--results", str(folder), "--dry-run", "--probe-seconds", "0"],
+        "resuming with nothing to do": [*me, "--results", str(folder)],
+    }
+    for what, command in commands.items():
+        seconds, cpu, memory = measure(command)
+        name = f"{what}, {trials:,} finished trials"
+        print(f"| {name} | {seconds:.1f} s | {cpu:.1f} | {memory:.2f} | 20 s, 2 GiB |", flush=True)
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--parts", default="short,writing,many")
+    settings = parser.parse_args()
+    parts, folder = settings.parts.split(","), settings.folder.absolute()
+    print("| what | measured | CPU seconds | peak GiB | asked for |\n|---|---|---|---|---|", flush=True)
+    if "many" in parts:
+        time_many(folder, settings.trials)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        if "writing" in parts:
+            seconds = time_writing(Path(scratch))
+            share = 100 * seconds / EPOCH_SECONDS
+            print(f"| writing results after an epoch of 30 s | {seconds:.2f} s, {share:.2f} % | – | – | 1 % |", flush=True)
+        if "short" in parts:
+            seconds, start = time_short_trials(Path(scratch))
+            ideal = SHORT_TRIALS / SLOTS
+            what = f"{SHORT_TRIALS} trials of 1 s on {SLOTS} slots, after {start:.0f} s of start and stop"
+            print(f"| {what} | {seconds:.0f} s, {seconds / ideal:.2f} x ideal | – | – | 1.15 x |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["study"]:
+        main(STUDY, sys.argv[2:])
+    else:
+        run()
