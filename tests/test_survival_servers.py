@@ -104,7 +104,7 @@ def test_a_study_in_an_object_store_outlives_a_restart_of_its_mlflow_server(buck
         with serving(command, port, tmp_path / "mlflow.log"):
             assert process.wait(timeout=400) == 0, output.read_text()
             said = output.read_text()
-            assert "Traceback" not in said
+            assert "\nTraceback" not in said
             assert_whole(bucket, undisturbed)
             assert_mirrored(database)
             before = {table: study.stamps(table) for table in ("trials", "epochs", "alphas", "genotypes", "evaluations")}
