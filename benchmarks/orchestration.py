@@ -69,7 +69,7 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
         time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))
         row.write("completed", 1.0)
 
-    from pdarts_tune.study import _spec
+    from pdarts_tune.trials import _spec
 
     plan = make_plan(STUDY, "paper", seeds=SHORT_TRIALS)
     storage = Storage(folder / "short" / "many")
@@ -87,8 +87,8 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
     return seconds, whole - seconds
 
 
-def time_writing(folder: Path) -> float:
-    """Seconds that a search of the paper's size takes to write its checkpoint and rows after an epoch: its last, the longest."""
+def time_writing(folder: Path) -> tuple[float, float]:
+    """Seconds, and seconds of CPU time, that a search of the paper's size takes to write its checkpoint and rows after an epoch: its last, the longest."""
     import torch
 
     from pdarts_tune.eval_job import save_checkpoint
@@ -113,18 +113,19 @@ def time_writing(folder: Path) -> float:
             search.weight_optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     spec = TrialSpec("t", "many", "all", str(folder / "writing" / "many"), {}, "", 1, "")
     row = _TrialRow(spec, config, torch.device("cpu"))
-    rows, whole, seconds = _SearchRows(spec, config), search.records, []
+    rows, whole, seconds, cpu = _SearchRows(spec, config), search.records, [], []
     search.records = whole[:-5]
     rows.write(search.records)
     search.state_dict()
     for done in range(len(whole) - 4, len(whole) + 1):
         search.records = whole[:done]
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         save_checkpoint(search.state_dict(), Storage(spec.study_dir), spec.checkpoint)
         rows.write(search.records)
         row.write("running", 1.0)
         seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
+        cpu.append(time.process_time() - used)
+    return statistics.median(seconds), statistics.median(cpu)
 
 
 def make_many(folder: Path, count: int) -> None:
@@ -248,9 +249,9 @@ def run() -> None:
         time_many(folder, settings.trials)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if "writing" in parts:
-            seconds = time_writing(Path(scratch))
+            seconds, cpu = time_writing(Path(scratch))
             share = 100 * seconds / EPOCH_SECONDS
-            print(f"| writing results after an epoch of 30 s | {seconds:.2f} s, {share:.2f} % | – | – | 1 % |", flush=True)
+            print(f"| writing results after an epoch of 30 s | {seconds:.2f} s, {share:.2f} % | {cpu:.2f} | – | 1 % |", flush=True)
         if "short" in parts:
             seconds, start = time_short_trials(Path(scratch))
             ideal = SHORT_TRIALS / SLOTS

@@ -61,7 +61,7 @@ class MlflowStore:
                 from mlflow import MlflowClient
 
                 for logger in ("mlflow", "alembic"):
-                    logging.getLogger(logger).setLevel(logging.ERROR)
+                    logging.getLogger(logger).setLevel(logging.CRITICAL)  # what goes wrong is raised, in one line
                 self._client = MlflowClient(uri)
                 found = self._client.get_experiment_by_name(experiment)
                 if found is not None and found.lifecycle_stage == "deleted":
