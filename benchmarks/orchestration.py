@@ -88,7 +88,7 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
 
 
 def time_writing(folder: Path) -> tuple[float, float]:
-    """Seconds, and seconds of CPU time, that a search of the paper's size takes to write its checkpoint and rows after an epoch: its last, the longest."""
+    """Seconds, and of these CPU time, for what a search of the paper's size writes after its last epochs, the longest to write."""
     import torch
 
     from pdarts_tune.eval_job import save_checkpoint
