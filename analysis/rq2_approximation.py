@@ -90,6 +90,8 @@ def build(results: Path, *, figures: bool = True) -> Section | None:
         conclusion += conclude_dropping(tables["non_inferiority"])
     if measures["peak_mebibytes"].isna().all():
         missing.append("peak memory was not measured on this device, so nothing is said about it")
+    elif study.trials["device"].str.startswith("cpu").all():
+        missing.append("peak memory on a CPU is that of the whole process, libraries included, so variants hardly differ in it")
     tables["stages"] = summarize_stages(study)
     tables["dropped"] = count_dropped(study)
     tables["published"] = published_cifar()
@@ -162,7 +164,7 @@ def conclude_dropping(judged: pd.DataFrame) -> tuple[str, ...]:
     if shown:
         return (f"Shown to cost less than {MARGIN} points of error: {', '.join(shown)}.",)
     most = int(judged["n"].max())
-    reason = f"; {most} pairs cannot show it, six are needed" if most < 6 else ""
+    reason = f"; n = {most} cannot show it, six pairs are needed" if most < 6 else ""
     return (f"That dropping costs less than {MARGIN} points of error is not shown for any variant{reason}.",)
 
 

@@ -62,7 +62,7 @@ def test_three_seeds_cannot_show_that_dropping_is_no_worse(tmp_path):
     study(tmp_path, 3, accuracy={"any_name": 1.0})
     section = rq2.build(tmp_path, figures=False)
     assert not section.tables["non_inferiority"]["shown"].any()
-    assert section.conclusion[-1].endswith("is not shown for any variant; 3 pairs cannot show it, six are needed.")
+    assert section.conclusion[-1].endswith("is not shown for any variant; n = 3 cannot show it, six pairs are needed.")
 
 
 def test_costs_are_those_of_the_tables_and_an_exact_difference_has_no_interval(eight):
