@@ -37,7 +37,12 @@ from synthetic import make_study  # noqa: E402
 
 CORES = 2
 NOISE = 0.01  # relative
-SCRIPTS = {"rq1_depth_gap.py": "depth_gap"}
+SCRIPTS = {
+    "rq1_depth_gap.py": "depth_gap",
+    "rq2_approximation.py": "approximation",
+    "rq3_regularization.py": "regularization",
+    "baseline_methods.py": "baselines",
+}
 
 
 def variants_of(study: str) -> dict[str, SearchConfig]:
