@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.grad import conv2d_weight
 
-from pdarts_tune.cell_kernels import channels_last, rows
+from pdarts_tune.cell_layout import channels_last, rows
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
@@ -39,11 +38,18 @@ def depthwise_input_grad(grad: Tensor, weight: Tensor, shape: torch.Size, stride
     return channels_last(F.conv_transpose2d(grad, weight, None, stride, padding, beyond, weight.shape[0], dilation))
 
 
-@dataclass
-class Reading:
-    """An image that depthwise convolutions have read: what the gradients of their weights need of it."""
+Scratch = dict[tuple[str, torch.Size], Tensor]  # memory to use again, by purpose and shape
 
-    image: Tensor
+
+class Reading:
+    """An image that depthwise convolutions have read, or its ReLU: what the gradients of their weights need of it.
+
+    `scratch` keeps the memory of images with a border of zeros, so that the border is written once; one reading for each purpose
+    is in use at a time.
+    """
+
+    def __init__(self, source: Tensor, scratch: Scratch, purpose: str, relu: bool = False) -> None:
+        self.source, self.scratch, self.purpose, self.relu = source, scratch, purpose, relu
 
     def weight_grad(self, grad: Tensor, kernel: int, stride: int = 1, dilation: int = 1) -> Tensor:
         """The gradient of the weight, (channels, 1, kernel, kernel). Kernels are 3 or 5; dilation 2 comes with stride 1."""
@@ -56,20 +62,30 @@ class Reading:
         return torch.cat([left, right[..., 1:]], dim=3)
 
     @cached_property
+    def image(self) -> Tensor:
+        return self.source.relu() if self.relu else self.source
+
+    @cached_property
     def column_triples(self) -> tuple[Tensor, Tensor]:
         """The image as the first three and as the last three columns of a 5x5 weight read it, its border of zeros included."""
-        batch, channels, height, width = self.image.shape
+        batch, channels, height, width = self.source.shape
         height, width = height + 4, width + 2
         pixels = batch * height * width
-        matrix = self.image.new_zeros(pixels + 2, channels)
-        inside = matrix[:pixels].view(batch, height, width, channels)[:, 2:-2, 2:]
-        inside.copy_(self.image.permute(0, 2, 3, 1))
+        key = self.purpose, self.source.shape
+        if key not in self.scratch:
+            self.scratch[key] = self.source.new_zeros(pixels + 2, channels)
+        matrix = self.scratch[key]
+        inside = matrix[:pixels].view(batch, height, width, channels)[:, 2:-2, 2:].permute(0, 3, 1, 2)
+        if self.relu:
+            torch.clamp_min(self.source, 0, out=inside)
+        else:
+            inside.copy_(self.source)
         first, last = (part.view(batch, height, width, channels).permute(0, 3, 1, 2) for part in (matrix[:pixels], matrix[2:]))
         return first, last
 
     @cached_property
     def phases(self) -> Reading:
-        return Reading(phases(self.image))
+        return Reading(phases(self.image), self.scratch, self.purpose)
 
 
 def phases(images: Tensor) -> Tensor:
@@ -87,14 +103,3 @@ def within(weight: Tensor, shape: torch.Size, dilation: int) -> Tensor:
     reach = min(weight.shape[-1] // 2, (max(shape[-2:]) - 1) // dilation)
     border = weight.shape[-1] // 2 - reach
     return weight[..., border : weight.shape[-1] - border, border : weight.shape[-1] - border] if border else weight
-
-
-def box_filter(images: Tensor, stride: int) -> Tensor:
-    """The sum of the 3x3 pixels around each pixel."""
-    ones = images.new_ones(images.shape[1], 1, 3, 3)
-    return depthwise(images, ones, stride)
-
-
-def box_filter_grad(grad: Tensor, size: torch.Size, stride: int) -> Tensor:
-    ones = grad.new_ones(grad.shape[1], 1, 3, 3)
-    return depthwise_input_grad(grad, ones, size, stride)

@@ -1,10 +1,10 @@
-"""What the fast evaluation of a cell does in which order, decided once from the cell's operations; and its batch statistics."""
+"""What the fast evaluation of a cell does in which order, decided once from the cell's operations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,36 @@ from pdarts_tune.ops import DilConv, FactorizedReduce, PoolBN, SepConv
 from pdarts_tune.space import EDGES, NUM_NODES, CellOps
 
 POOLS = ("max_pool_3x3", "avg_pool_3x3")
+MANY = 4  # branches above which the zeros around a 3x3 kernel that is evaluated as a 5x5 one cost more than a further call
+
+
+class Run(NamedTuple):
+    """Consecutive branches that end in consecutive nodes."""
+
+    branches: slice
+    nodes: slice
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive convolution branches that are evaluated side by side."""
+    """Convolution branches that are evaluated side by side."""
 
-    branches: slice
-    nodes: tuple[int, ...]
+    branches: slice  # of the state's convolution branches: separable ones, then dilated ones
     kernels: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def kernel(self) -> int:
+        return max(self.kernels)
 
     @property
     def count(self) -> int:
-        return len(self.nodes)
+        return self.branches.stop - self.branches.start
+
+
+# For large images and for small ones. Side by side, large images would no longer fit the processor's cache and zeros around small
+# kernels cost more than they save: at most two branches of one kernel. Small images: as few chunks as possible.
+Chunks = tuple[tuple[Chunk, ...], tuple[Chunk, ...]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +57,8 @@ class StatePlan:
     skips: tuple[int, ...]  # skip-connects of stride 1
     mixed: tuple[tuple[int, str], ...]  # (edge, operation) of everything above, in order: where the mixing weights are
 
-    separable_chunks: tuple[tuple[Chunk, ...], tuple[Chunk, ...]]  # one branch each; all side by side
-    dilated_chunks: tuple[tuple[Chunk, ...], tuple[Chunk, ...]]  # these branches come after the separable ones
+    separable_chunks: Chunks
+    dilated_chunks: Chunks
 
     def parameters(self) -> list[Tensor]:
         """Grouped as `split` takes them apart."""
@@ -100,14 +117,35 @@ def _plan_state(edges: Sequence[dict[str, nn.Module]], source: int, stride: int)
     )
 
 
-def _chunks(branches: list[tuple[int, str]], start: int) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...]]:
-    nodes = tuple(EDGES[edge][1] for edge, _ in branches)
-    kernels = tuple(int(name[-1]) for _, name in branches)
-    single = tuple(
-        Chunk(slice(start + index, start + index + 1), nodes[index : index + 1], kernels[index : index + 1])
-        for index in range(len(branches))
-    )
-    return single, (Chunk(slice(start, start + len(branches)), nodes, kernels),) if branches else ()
+def _chunks(branches: Sequence[tuple[int, str]], start: int) -> Chunks:
+    """Chunks of branches, which come sorted by kernel."""
+    kernels = [int(name[-1]) for _, name in branches]
+    by_kernel = [[size for size in kernels if size == kernel] for kernel in (3, 5)]
+    pairs = [sizes[first : first + 2] for sizes in by_kernel for first in range(0, len(sizes), 2)]
+    large = tuple(_cut(branches, pairs, start))
+    return large, tuple(_cut(branches, by_kernel if len(kernels) > MANY else [kernels], start))
+
+
+def _cut(branches: Sequence[tuple[int, str]], groups: Sequence[Sequence[int]], start: int) -> Iterator[Chunk]:
+    first = 0
+    for kernels in filter(None, groups):
+        last = first + len(kernels)
+        runs = runs_of([edge for edge, _ in branches[first:last]])
+        yield Chunk(slice(start + first, start + last), tuple(kernels), runs)
+        first = last
+
+
+def runs_of(edges: Sequence[int]) -> tuple[Run, ...]:
+    """The nodes that edges end in, as few runs as possible."""
+    return tuple(_runs([EDGES[edge][1] for edge in edges]))
+
+
+def _runs(nodes: Sequence[int]) -> Iterator[Run]:
+    start = 0
+    for stop in range(1, len(nodes) + 1):
+        if stop == len(nodes) or nodes[stop] != nodes[stop - 1] + 1:
+            yield Run(slice(start, stop), slice(nodes[start], nodes[stop - 1] + 1))
+            start = stop
 
 
 def mixing_order(plans: Sequence[StatePlan], operations: CellOps) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,50 +163,10 @@ def mixing_order(plans: Sequence[StatePlan], operations: CellOps) -> tuple[Tenso
     return torch.tensor(order, dtype=torch.long), torch.tensor(inverse), incidence
 
 
-def split(items: Sequence[Any], sizes: Sequence[int]) -> list[Sequence[Any]]:
-    """Consecutive groups of the given sizes."""
+def split(items: Any, sizes: Sequence[int]) -> list[Any]:
+    """Consecutive groups of the given sizes, of a sequence or of a tensor's rows."""
     groups, start = [], 0
     for size in sizes:
         groups.append(items[start : start + size])
         start += size
     return groups
-
-
-class Statistics:
-    """The batch norms of one forward pass: where their statistics come from, and go to."""
-
-    def __init__(self, training: bool) -> None:
-        self.training = training
-        self._norms: list[nn.BatchNorm2d] = []
-        self._means: list[Tensor] = []
-        self._variances: list[Tensor] = []
-
-    def record(self, norms: Sequence[nn.BatchNorm2d], means: Tensor, variances: Tensor, pixels: int) -> None:
-        """Notes the batch statistics of norms, (norms, channels). Variances are the biased ones, running ones are not."""
-        if pixels < 2:
-            raise ValueError("batch norm: a single pixel has no variance, train with larger images or batches")
-        self._norms.extend(norms)
-        self._means.extend(means.unbind())
-        self._variances.extend((variances * (pixels / (pixels - 1))).unbind())
-
-    def update_running(self) -> None:
-        """Moves the running statistics towards what was recorded, as the modules themselves would."""
-        if not self._norms:
-            return
-        momentum = self._norms[0].momentum
-        assert momentum is not None
-        torch._foreach_lerp_([_buffer(norm.running_mean) for norm in self._norms], self._means, momentum)
-        torch._foreach_lerp_([_buffer(norm.running_var) for norm in self._norms], self._variances, momentum)
-        torch._foreach_add_([_buffer(norm.num_batches_tracked) for norm in self._norms], 1)
-
-
-def running_statistics(norms: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation, (norms, channels)."""
-    mean = torch.stack([_buffer(norm.running_mean) for norm in norms])
-    var = torch.stack([_buffer(norm.running_var) for norm in norms])
-    return mean, (var + norms[0].eps).rsqrt()
-
-
-def _buffer(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from pdarts_tune.cell_backward import AdaptFunction, CellFunction, Settings, full_precision
-from pdarts_tune.cell_kernels import channels_last
+from pdarts_tune.cell_adapt import AdaptFunction, full_precision
+from pdarts_tune.cell_backward import CellFunction, Settings
+from pdarts_tune.cell_layout import channels_last
+from pdarts_tune.cell_norms import unit
 from pdarts_tune.cell_plan import mixing_order, plan_states
 from pdarts_tune.execution import CellEvaluation, Precision
 from pdarts_tune.genotype import CellGenotype, Genotype, Probs
@@ -20,7 +22,6 @@ from pdarts_tune.ops import OPERATIONS, FactorizedReduce, ReLUConvBN
 from pdarts_tune.space import EDGES, NUM_NODES, CellOps, SearchSpace
 from pdarts_tune.stages import reduction_cells
 
-Images = tuple[Tensor, ...]  # images whose concatenation along the channels is meant
 Mixing = tuple[Tensor, Tensor]  # weights of the candidate operations, normal and reduction, shaped like the alphas
 
 
@@ -57,6 +58,7 @@ class Cell(nn.Module):
         self.register_buffer("mixing_order", order, persistent=False)
         self.register_buffer("mixing_inverse", inverse, persistent=False)
         self.register_buffer("incidence", incidence, persistent=False)
+        self.register_buffer("unit", unit(9 * channels), persistent=False)  # enough for 4 branches and for a 3x3 sum
 
     def stride(self, edge: int) -> int:
         return 2 if self.reduction and EDGES[edge][0] < 2 else 1
@@ -89,17 +91,18 @@ class Cell(nn.Module):
             states.append(total)
         return torch.cat(states[-NUM_NODES:], dim=1)
 
-    def fast(self, before2: Images, before1: Images, weights: Tensor, skip_masks: Tensor | None, kept: float) -> tuple[Tensor, ...]:
-        """The same, evaluated by `cell_backward`. Images come and go as one tensor per node, as if concatenated."""
-        weights0, weights1 = list(self.preprocess0.parameters()), list(self.preprocess1.parameters())
+    def fast(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
+        """The same, evaluated by `cell_backward`. Inputs and the output are (nodes, batch, height, width, channels): where the
+        plain evaluation concatenates nodes along the channels, this one keeps them one after the other."""
         parameters = [parameter for plan in self._plans for parameter in plan.parameters()]
         settings = Settings(self.training, self.recompute, kept)
-        constants = self.mixing_order, self.mixing_inverse, self.incidence
+        constants = self.mixing_order, self.mixing_inverse, self.incidence, self.unit
         with full_precision(weights.device):
-            before2, before1 = (tuple(image.to(weights1[0].dtype) for image in images) for images in (before2, before1))
-            state0 = AdaptFunction.apply(self.preprocess0.bn, self.training, len(weights0), *weights0, *before2)
-            state1 = AdaptFunction.apply(self.preprocess1.bn, self.training, 1, *weights1, *before1)
-            nodes: Images = CellFunction.apply(self._plans, settings, constants, skip_masks, weights, state0, state1, *parameters)
+            states = []
+            for preprocess, before in ((self.preprocess0, before2), (self.preprocess1, before1)):
+                adapt = list(preprocess.parameters())
+                states.append(AdaptFunction.apply(preprocess.bn, self.unit, self.training, before.to(adapt[0].dtype), *adapt))
+            nodes: Tensor = CellFunction.apply(self._plans, settings, constants, skip_masks, weights, *states, *parameters)
         return nodes
 
 
@@ -223,21 +226,27 @@ class Supernet(nn.Module):
 
     def _logits(self, images: Tensor, mixing: Mixing | list[Tensor] | None) -> Tensor:
         mixing = self.mixing() if mixing is None else mixing
-        stem = self.stem(images)
-        if self.channels_last:
-            stem = channels_last(stem)
-        before2: Images = (stem,)
-        before1 = before2
+        fast = self.evaluation == "fast"
+        before1: Tensor = self.stem(channels_last(images) if fast else images)
+        if fast:
+            before1 = as_nodes(before1)
+        elif self.channels_last:
+            before1 = channels_last(before1)
+        before2 = before1
+        kept = 1.0 - self.skip_dropout
         for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
-            masks = self._skip_masks(cell, before1[0])
-            kept = 1.0 - self.skip_dropout
+            masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if fast else before1)
             # The fast evaluation never has the output of a stride-2 skip-connect in memory, so it cannot drop elements of it.
-            if self.evaluation == "fast" and not (cell.reduction and cell.dropout_on_reduce and masks is not None):
-                before2, before1 = before1, cell.fast(before2, before1, weights, masks, kept)
+            if fast and not (cell.reduction and cell.dropout_on_reduce and masks is not None):
+                out = cell.fast(before2, before1, weights, masks, kept)
             else:
                 share = torch.full((), kept, dtype=weights.dtype, device=weights.device)  # compiled code is good for every rate
-                before2, before1 = before1, (cell(joined(before2), joined(before1), weights, masks, share),)
-        logits: Tensor = self.classifier(torch.cat([images.mean(dim=(2, 3)) for images in before1], dim=1))
+                images2, images1 = (joined(before2), joined(before1)) if fast else (before2, before1)
+                out = cell(images2, images1, weights, masks, share)
+                out = as_nodes(out) if fast else out
+            before2, before1 = before1, out
+        pooled = before1.mean(dim=(2, 3)).transpose(0, 1).flatten(1) if fast else before1.mean(dim=(2, 3))
+        logits: Tensor = self.classifier(pooled)
         return logits
 
     def _cells(self) -> Iterator[Cell]:
@@ -257,8 +266,14 @@ class Supernet(nn.Module):
         return masks.permute(0, 1, 4, 2, 3)
 
 
-def joined(images: Images) -> Tensor:
-    return images[0] if len(images) == 1 else torch.cat(images, dim=1)
+def as_nodes(images: Tensor) -> Tensor:
+    """Images as a single node: (1, batch, height, width, channels)."""
+    return images.permute(0, 2, 3, 1).contiguous().unsqueeze(0)
+
+
+def joined(nodes: Tensor) -> Tensor:
+    """Nodes, (nodes, batch, height, width, channels), as images: side by side along the channels."""
+    return nodes.permute(1, 0, 4, 2, 3).flatten(1, 2)
 
 
 def _kept(operations: CellOps) -> Tensor:

@@ -1,6 +1,7 @@
 """The fast evaluation of the search network computes what the plain one does, in float64 to 1e-9."""
 
 import random
+import statistics
 
 import pytest
 import torch
@@ -8,11 +9,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from pdarts_tune import cell_backward
+from pdarts_tune import cell_layout, cell_state
 from pdarts_tune.space import EDGES, PRIMITIVES, SearchSpace
 from pdarts_tune.supernet import Supernet
 
-LAYOUTS = {"side by side": 2**40, "apart": 0}
+# Both sides of each threshold: elements of a small image, channels that are few.
+LAYOUTS = {"large images": (0, 0), "small images": (2**40, 0), "few channels": (2**40, 2**40)}
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request, monkeypatch):
+    small, narrow = LAYOUTS[request.param]
+    monkeypatch.setattr(cell_state, "SMALL", small)
+    monkeypatch.setattr(cell_layout, "NARROW", narrow)
 
 
 def random_space(rng: random.Random, share: float) -> SearchSpace:
@@ -68,7 +77,7 @@ def pair(space, seed, recompute=False):
     return plain, fast
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("layout")
 @given(
     seed=st.integers(0, 10**6),
     share=st.sampled_from([0.2, 0.5, 1.0]),
@@ -78,11 +87,8 @@ def pair(space, seed, recompute=False):
     kind=st.sampled_from(["softmax", "sparse", "one-hot"]),
     recompute=st.booleans(),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-def test_every_gradient_and_statistic_equals_the_plain_evaluation(
-    monkeypatch, layout, seed, share, size, training, rate, kind, recompute
-):
-    monkeypatch.setattr(cell_backward, "WIDE_LIMIT", LAYOUTS[layout])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+def test_every_gradient_and_statistic_equals_the_plain_evaluation(seed, share, size, training, rate, kind, recompute):
     rng = random.Random(seed)
     networks = pair(random_space(rng, share), seed, recompute)
     images, labels = torch.randn(4, 3, *size).double(), torch.randint(5, (4,))
@@ -97,9 +103,8 @@ def test_every_gradient_and_statistic_equals_the_plain_evaluation(
     assert_equal_results(*results)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_running_statistics_that_differ_between_edges_are_used(monkeypatch, layout):
-    monkeypatch.setattr(cell_backward, "WIDE_LIMIT", LAYOUTS[layout])
+@pytest.mark.usefixtures("layout")
+def test_running_statistics_that_differ_between_edges_are_used():
     plain, fast = pair(SearchSpace.full(), 0)
     for name, buffer in plain.named_buffers():
         if "running" in name:
@@ -153,16 +158,18 @@ def test_mixed_precision_trains_and_stays_close_to_single_precision():
 
 
 def test_single_precision_agrees_within_rounding():
-    networks = pair(SearchSpace.full(), 0)
-    torch.manual_seed(0)
-    images, labels = torch.randn(8, 3, 16, 16), torch.randint(5, (8,))
-    truth = evaluate(networks[0], images.double(), labels, None)
-    errors = []
-    for network in networks:
-        network.zero_grad()
-        network.float()
-        results = evaluate(network, images, labels, None)
-        errors.append(
-            max(float((results[n] - truth[n]).norm() / truth[n].norm()) for n in ("loss", "alphas_normal", "alphas_reduce"))
-        )
-    assert errors[1] < max(10 * errors[0], 1e-4)
+    """Seldom rounding carries one value across zero, where a ReLU has a kink, in either evaluation: hence medians."""
+    errors = {"plain": [], "fast": []}
+    for seed in range(5):
+        networks = pair(SearchSpace.full(), seed)
+        torch.manual_seed(seed)
+        images, labels = torch.randn(8, 3, 16, 16), torch.randint(5, (8,))
+        truth = evaluate(networks[0], images.double(), labels, None)
+        for network in networks:
+            network.zero_grad()
+            network.float()
+            results = evaluate(network, images, labels, None)
+            errors[network.evaluation].append(
+                max(float((results[n] - truth[n]).norm() / truth[n].norm()) for n in ("loss", "alphas_normal", "alphas_reduce"))
+            )
+    assert statistics.median(errors["fast"]) < 10 * statistics.median(errors["plain"])

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
-from pdarts_tune import cell_backward
+from pdarts_tune import cell_layout, cell_state
 from pdarts_tune.batches import Batches
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.execution import Execution
@@ -25,7 +25,7 @@ from pdarts_tune.splits import Dataset
 from pdarts_tune.stages import Stage
 from pdarts_tune.steps import build_steps
 
-LAYOUTS = {"side by side": 2**40, "apart": 0}
+LAYOUTS = {"side by side": 2**40, "apart": 0}  # whether images are small and channels few, see `cell_state`, `cell_layout`
 STAGE = Stage(3, 8, 0.4)
 CONFIG = SearchConfig(stages=(STAGE,), channels=4, batch_size=4)
 PLAIN = Execution(cell_evaluation="plain")
@@ -51,7 +51,8 @@ def build(config, space=None):
 def test_augmentation_and_forward_stay_on_the_accelerator(monkeypatch, name, layout):
     if layout == "apart" and name not in FAST:
         pytest.skip("plain cells have one layout")
-    monkeypatch.setattr(cell_backward, "WIDE_LIMIT", LAYOUTS[layout])
+    monkeypatch.setattr(cell_state, "SMALL", LAYOUTS[layout])
+    monkeypatch.setattr(cell_layout, "NARROW", LAYOUTS[layout])
     with FakeTensorMode(), torch.device("cuda"):
         pixels = torch.zeros(10, 3, 16, 16, dtype=torch.uint8)
         part = ImageSet(pixels, torch.zeros(10, dtype=torch.int64))
@@ -70,7 +71,8 @@ def test_whole_steps_compute_nothing_on_the_host(monkeypatch, name, layout):
     config = replace(CONFIG, method=SecondOrder()) if name == "second order" else CONFIGS[name]
     if layout == "apart" and name not in FAST:
         pytest.skip("plain cells have one layout")
-    monkeypatch.setattr(cell_backward, "WIDE_LIMIT", LAYOUTS[layout])
+    monkeypatch.setattr(cell_state, "SMALL", LAYOUTS[layout])
+    monkeypatch.setattr(cell_layout, "NARROW", LAYOUTS[layout])
     with torch.device("meta"):
         network = build(config)
         network.dropout_generator = torch.Generator()
