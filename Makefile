@@ -6,6 +6,8 @@ VENV := .venv
 PYTHON ?= python3
 RESULTS ?= results
 INSTALLED := $(VENV)/.installed
+# Two processes, each with whole files: what a file's tests share is made once.
+TWO := --numprocesses 2 --dist loadfile
 
 .PHONY: study test lint slow-test clean
 
@@ -13,10 +15,10 @@ study: $(INSTALLED)
 	$(VENV)/bin/python studies/depth_gap.py --variants progressive,shallow,deep,reversed,random --results $(RESULTS)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(TWO)
 
 slow-test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "slow and not gpu"
+	$(VENV)/bin/python -m pytest $(TWO) -m "slow and not gpu"
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
