@@ -18,7 +18,7 @@ from pdarts_tune.genotype import Genotype
 from pdarts_tune.methods import trains_alphas
 from pdarts_tune.network import EvalNetwork
 from pdarts_tune.network_shape import network_shape
-from pdarts_tune.search_network import build_network
+from pdarts_tune.search_network import build_network, build_optimizers
 from pdarts_tune.stages import Stage
 from pdarts_tune.steps import build_steps
 from pdarts_tune.training import autocast
@@ -41,8 +41,9 @@ def probe_stage(config: SearchConfig, stage: Stage, info: DatasetInfo, device: t
     network = build_network(config, space, stage.cells, info.num_classes, info.in_channels, seed=0).to(device)
     network.dropout_generator = torch.Generator(device).manual_seed(0)
     network.set_skip_dropout(stage.skip_dropout)
-    optimizers = torch.optim.SGD(network.weight_parameters(), 1e-3), torch.optim.Adam(network.arch_parameters(), 1e-3)
-    steps = build_steps(config, stage, network, optimizers, info.image_size, torch.Generator(device).manual_seed(0))
+    steps = build_steps(
+        config, stage, network, build_optimizers(config, network), info.image_size, torch.Generator(device).manual_seed(0)
+    )
     batch = _noise(config.batch_size, info, device)
     learns = trains_alphas(config.method)
 

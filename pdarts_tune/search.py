@@ -32,7 +32,7 @@ from pdarts_tune.methods import RandomSearch, plan_rounds
 from pdarts_tune.partial import PartialSupernet
 from pdarts_tune.records import CELLS, Choice, EpochRecord
 from pdarts_tune.regularization import skip_dropout
-from pdarts_tune.search_network import build_network
+from pdarts_tune.search_network import build_network, build_optimizers
 from pdarts_tune.space import SearchSpace
 from pdarts_tune.stages import Stage, cosine_rate
 from pdarts_tune.steps import build_steps
@@ -164,18 +164,7 @@ class Search:
         self.network.dropout_generator = self.generators["skip dropout"]
         if config.execution.compile:
             compile_cells(self.network)
-        self.weight_optimizer = torch.optim.SGD(
-            self.network.weight_parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-        self.alpha_optimizer = torch.optim.Adam(
-            self.network.arch_parameters(),
-            lr=config.alpha_learning_rate,
-            betas=config.alpha_betas,
-            weight_decay=config.alpha_weight_decay,
-        )
+        self.weight_optimizer, self.alpha_optimizer = build_optimizers(config, self.network)
         self.steps = build_steps(
             config,
             self.stage,

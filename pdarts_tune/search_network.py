@@ -1,8 +1,11 @@
-"""The search network that a configuration asks for."""
+"""The search network that a configuration asks for, and what updates it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.methods import PartialChannels
@@ -36,3 +39,32 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
     network.precision = execution.precision
     network.channels_last = execution.channels_last
     return network
+
+
+def build_optimizers(config: SearchConfig, network: Supernet) -> tuple[torch.optim.SGD, torch.optim.Adam]:
+    """Those of the weights and of the alphas (paper, section 4.2.1).
+
+    Fused: one call for a thousand small tensors, where PyTorch's default makes thousands on a CPU.
+    """
+    weights, alphas = network.weight_parameters(), network.arch_parameters()
+    fused = _in_one_call(weights)
+    return (
+        torch.optim.SGD(weights, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused),
+        torch.optim.Adam(
+            alphas,
+            lr=config.alpha_learning_rate,
+            betas=config.alpha_betas,
+            weight_decay=config.alpha_weight_decay,
+            fused=fused,
+        ),
+    )
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], norm: float) -> None:
+    """Scales all gradients so that their common norm is at most `norm`."""
+    nn.utils.clip_grad_norm_(parameters, norm, foreach=_in_one_call(parameters))
+
+
+def _in_one_call(parameters: Sequence[nn.Parameter]) -> bool | None:
+    """Whether PyTorch has such kernels for the parameters' device; None, its own choice, where it may not."""
+    return True if parameters[0].device.type in ("cpu", "cuda") else None

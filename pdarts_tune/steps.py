@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.methods import SecondOrder, Snas
+from pdarts_tune.search_network import clip_gradients
 from pdarts_tune.snas import PENALTY_WEIGHTS, expected_cost, relative_costs, sample_mixing, temperature
 from pdarts_tune.stages import Stage
 from pdarts_tune.supernet import Mixing, Supernet
@@ -61,7 +62,7 @@ class Alternating:
         logits = self.network(images)
         loss = cross_entropy(logits, labels)
         loss.backward()
-        nn.utils.clip_grad_norm_(trained, self.clip)
+        clip_gradients(trained, self.clip)
         optimizer.step()
         return loss.detach(), logits.detach()
 
@@ -110,7 +111,7 @@ class Unrolled(Alternating):
         generator.set_state(after)
         for parameter, gradient in zip(self.alphas, gradients, strict=True):
             parameter.grad = gradient
-        nn.utils.clip_grad_norm_(self.alphas, self.clip)
+        clip_gradients(self.alphas, self.clip)
         self.alpha_optimizer.step()
 
     def _update(self, gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -168,10 +169,10 @@ class Sampled(Alternating):
         if both and self.penalty:
             total = loss + self.penalty * expected_cost(self.network.mixing(), self.costs)
         total.backward()
-        nn.utils.clip_grad_norm_(self.weights, self.clip)
+        clip_gradients(self.weights, self.clip)
         self.weight_optimizer.step()
         if both:
-            nn.utils.clip_grad_norm_(self.alphas, self.clip)
+            clip_gradients(self.alphas, self.clip)
             self.alpha_optimizer.step()
         return loss.detach(), logits.detach()
 
