@@ -16,7 +16,7 @@ MOBILE = RECIPES["imagenet-mobile"]
 
 @pytest.fixture(autouse=True)
 def imagenet(monkeypatch):
-    monkeypatch.setattr(mobile_gate, "check_dataset", lambda *_: DatasetInfo(3, 224, 1000, 1_281_167, 50_000))
+    monkeypatch.setattr(mobile_gate, "check_dataset", lambda *_, **__: DatasetInfo(3, 224, 1000, 1_281_167, 50_000))
 
 
 def test_a_network_over_the_mobile_limit_is_not_trained_and_its_row_says_why(tmp_path):

@@ -27,7 +27,12 @@ def test_every_recipe_has_its_own_name_and_id():
 
 
 def test_ids_of_results_already_written_hold():
-    written = {"smoke": "smoke-4ea305b5", "laptop": "laptop-767df321", "paper": "cifar-e76ad929"}
+    written = {
+        "smoke": "smoke-4ea305b5",
+        "laptop": "laptop-767df321",
+        "cifar-mini": "cifar-mini-e473f81e",
+        "paper": "cifar-e76ad929",
+    }
     assert {name: preset.evaluation.recipe_id for name, preset in PRESETS.items()} == written
 
 

@@ -86,7 +86,8 @@ def train_in_two(genotype, config, folder):
     return first
 
 
-@pytest.mark.parametrize("genotype", [PDARTS, DEAD_ENDS], ids=["PDARTS", "dead ends"])
+# slow: one of two genotypes is enough by default, each takes half a minute
+@pytest.mark.parametrize("genotype", [PDARTS, pytest.param(DEAD_ENDS, marks=pytest.mark.slow)], ids=["PDARTS", "dead ends"])
 def test_two_processes_train_the_network_that_one_trains(tmp_path, monkeypatch, genotype):
     monkeypatch.setattr(training, "EvalNetwork", training.EvalNetwork)
     assert_same(train(genotype, CONFIG, Workers()), train_in_two(genotype, CONFIG, tmp_path))
