@@ -76,7 +76,7 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
     specs = [_spec(trial, plan, storage, 1, 0, False) for trial in plan.searches()]
     sweep.run_trial = one_second
     begun = time.perf_counter()
-    ray.init(num_cpus=SLOTS, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=SLOTS, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     grants = sweep.Grants([{"CPU": float(SLOTS)}], 1.0, None)
     failed = sweep.Sweep(storage, grants, 0, lambda _: None).run(specs, "searches", len(specs))
     ray.shutdown()

@@ -254,7 +254,7 @@ def open_sweep(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong is shown by the display and kept in the tables
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        ray.init(include_dashboard=False, **quiet)
+        ray.init("local", include_dashboard=False, **quiet)  # never a cluster that somebody else started on this machine
     else:
         try:
             ray.init(address, runtime_env={"py_modules": [str(Path(__file__).parent)]}, **quiet)

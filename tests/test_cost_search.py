@@ -97,7 +97,7 @@ def test_a_stages_memory_is_predicted_from_its_configuration(case):
 def test_the_memory_of_the_papers_stages_is_predicted(number, recompute, method):
     if recompute and isinstance(method, PartialChannels):
         pytest.skip("PC-DARTS has no fast cells")
-    config = SearchConfig(batch_size=16, method=method, execution=Execution(recompute=recompute))
+    config = SearchConfig(batch_size=4, method=method, execution=Execution(recompute=recompute))
     stage, space = PDARTS_CIFAR10[number], pruned(PDARTS_CIFAR10[number].operations)
     predicted = predict_stage_bytes(config, stage, 32, 10, space=space)
     assert predicted == pytest.approx(measured_bytes(config, stage, space, 32), rel=0.1)

@@ -20,6 +20,7 @@ import torch
 from pdarts_tune.config import SearchConfig, from_dict
 from pdarts_tune.eval_job import save_checkpoint
 from pdarts_tune.search import Search
+from pdarts_tune.storage import Storage
 
 settings, checkpoint, killed_in = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
@@ -41,7 +42,7 @@ def start_stage(*arguments):
 search._start_stage = start_stage
 search.steps.__class__ = Killing
 for record in search.epochs():
-    save_checkpoint(search.state_dict(), checkpoint)
+    save_checkpoint(search.state_dict(), Storage(checkpoint.parent), checkpoint.name)
 digest = hashlib.sha256()
 for name, tensor in sorted(search.network.state_dict().items()):
     digest.update(name.encode() + tensor.numpy().tobytes())

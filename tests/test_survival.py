@@ -205,7 +205,10 @@ def test_ctrl_c_twice_stops_at_once_and_the_same_command_continues(tmp_path, und
     finish(tmp_path)
     assert_whole(tmp_path, undisturbed, before=before)
     assert_mirrored(tmp_path / "mlflow.db")
-    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()], "the first study's processes have outlived it"
+    deadline = time.monotonic() + 60
+    while (left := {pid: line for pid, line in below.items() if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, "the first study's processes have outlived it"
 
 
 def kill_driver_alone(results):
