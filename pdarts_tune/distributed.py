@@ -45,7 +45,8 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
     """
     modules = {} if address is None else {"runtime_env": {"py_modules": [str(Path(__file__).parent)]}}
     try:
-        ray.init(address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR", **modules)
+        dashboard = None if address else False
+        ray.init(address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level="ERROR", **modules)
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"address: no Ray cluster at {address!r} ({str(error).splitlines()[0]})") from None
     storage = Path(job.folder) / "ray"
