@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence, Sized
 
 from pdarts_tune.genotype import Probs
 from pdarts_tune.space import PRIMITIVES, CellOps
@@ -18,12 +19,9 @@ def prune(probs: Probs, keep: int) -> CellOps:
     Raises:
         ValueError: `keep` is less than 1, or more than an edge has operations.
     """
-    if keep < 1:
-        raise ValueError(f"keep: {keep} is not at least 1")
+    _check_keep(keep, probs)
     kept = []
-    for edge, operations in enumerate(probs):
-        if keep > len(operations):
-            raise ValueError(f"keep: edge {edge} has {len(operations)} operations, cannot keep {keep}")
+    for operations in probs:
         ascending = sorted(operations, key=lambda name: (operations[name], PRIMITIVES.index(name)))
         kept.append(tuple(sorted(ascending[-keep:], key=PRIMITIVES.index)))
     return tuple(kept)
@@ -37,12 +35,9 @@ def draw_operations(rng: random.Random, operations: CellOps, keep: int) -> CellO
     Raises:
         ValueError: `keep` is less than 1, or more than an edge has operations.
     """
-    if keep < 1:
-        raise ValueError(f"keep: {keep} is not at least 1")
+    _check_keep(keep, operations)
     drawn = []
-    for edge, names in enumerate(operations):
-        if keep > len(names):
-            raise ValueError(f"keep: edge {edge} has {len(names)} operations, cannot keep {keep}")
+    for names in operations:
         chosen = rng.sample(names, keep)
         while keep > 1 and set(chosen) <= _NO_CHOICE < set(names):
             chosen = rng.sample(names, keep)
@@ -66,3 +61,11 @@ def keep_choice(probs: Probs, kept: CellOps) -> CellOps:
             names = tuple(sorted((stays, enters), key=PRIMITIVES.index))
         repaired.append(names)
     return tuple(repaired)
+
+
+def _check_keep(keep: int, edges: Sequence[Sized]) -> None:
+    if keep < 1:
+        raise ValueError(f"keep: {keep} is not at least 1")
+    for edge, operations in enumerate(edges):
+        if keep > len(operations):
+            raise ValueError(f"keep: edge {edge} has {len(operations)} operations, cannot keep {keep}")
