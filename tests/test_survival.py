@@ -318,9 +318,11 @@ def test_a_cluster_without_nodes_ends_the_study_in_place_of_waiting_for_ever(mon
 
 @pytest.mark.slow  # three Ray nodes
 @pytest.mark.timeout(600)
-def test_a_node_that_is_lost_costs_the_epoch_under_way(tmp_path, undisturbed):
+def test_a_node_that_is_lost_costs_the_epoch_under_way(tmp_path, undisturbed, monkeypatch):
     from ray.cluster_utils import Cluster
 
+    # Ray refuses to declare more GPUs than this variable names, and these nodes' GPUs are only declared.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     searches = ["steady-seed0", "steady-seed1"]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
     try:
