@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import frames
 from agreement_tables import RANK_NOTES, SPREAD_NOTES, rank_table, spread_table
 from arms import Arms, read_arms
-from comparisons import COMPARISON_NOTES, compare_variants, conclude
+from comparisons import COMPARISON_NOTES, cannot_show, compare_variants, conclude, say_power
 from frames import StudyTables
 from pdarts_tune.figures import draw_learning_curves, draw_tradeoff
 from pdarts_tune.methods import RandomSampling, trains_alphas
@@ -143,7 +143,8 @@ def conclude_random(comparisons: pd.DataFrame, drawn: str) -> tuple[str, ...]:
     better = tested[tested["claimed"] & (tested["difference"] < 0)]["variant"]
     worse = tested[tested["claimed"] & (tested["difference"] > 0)]["variant"]
     if better.empty and worse.empty:
-        return (f"No method is shown to find better or worse cells than {drawn} ones with n = {tested['n'].max()}.",)
+        power = cannot_show(tested) or say_power(tested)
+        return (f"No method is shown to find better or worse cells than {drawn} ones (n = {tested['n'].max()}): {power}.",)
     parts = [f"{word} than {drawn}: {', '.join(names)}" for word, names in (("better", better), ("worse", worse)) if len(names)]
     return (f"Shown to find cells that are {'; '.join(parts)}.",)
 

@@ -77,31 +77,43 @@ def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis:
         nothing = f"Nothing can be compared: no variant shares a seed with {baseline} for which both have a finished evaluation."
         return nothing, f"So these data say nothing about whether {hypothesis}."
     rows = tested.to_dict("records")
-    sizes = tested["detectable"].dropna()
-    power = "a single pair gives no idea of what could be detected"
-    if len(sizes):
-        span = " to ".join(dict.fromkeys(show(size, 2) for size in (sizes.min(), sizes.max())))
-        power = f"a paired t-test with 80 % power needs a true difference of {span} points"
     claimed = [row for row in rows if row["claimed"]]
+    power = say_power(tested[~tested["claimed"]])
     if claimed:
         shown = "; ".join(f"{row['variant']} {_describe(row)}" for row in claimed)
         rest = ", ".join(row["variant"] for row in rows if not row["claimed"])
         first = f"Shown, as difference in {measure} from {baseline} (positive: {baseline} has the lower): {shown}."
-        return first, (f"Not shown for {rest}: {power}." if rest else f"To be found at this n, {power}.")
+        return first, (f"Not shown for {rest}: {power}." if rest else "Every comparison of this question is shown.")
     widest = max(rows, key=lambda row: abs(row["difference"]))
-    second = f"The largest difference in {measure} is that of {widest['variant']}, {_describe(widest)}; {power}."
-    pairs = int(tested["n"].max())
-    smallest, adjusted = smallest_p(pairs), min(1.0, len(rows) * smallest_p(pairs))
-    if adjusted >= LEVEL:
-        reason = f"smallest possible p {show(smallest, 3)}"
-        if smallest < LEVEL:
-            reason += f", {show(adjusted, 3)} after Holm's correction for {len(rows)} comparisons"
-        first = (
-            f"With n = {pairs} a paired sign-flip test cannot reach {LEVEL} ({reason}): these data cannot show that {hypothesis}."
-        )
-        return first, second
+    second = f"The largest difference in {measure} is that of {widest['variant']}, {_describe(widest)}"
+    reason = cannot_show(tested)
+    if reason is not None:
+        return f"W{reason[1:]}: these data cannot show that {hypothesis}.", f"{second}."
+    second = f"{second}; {power}."
     first = f"No variant is shown to differ from {baseline} (smallest Holm-adjusted p {show(tested['p_holm'].min(), 3)}): "
     return first + f"these data do not support that {hypothesis}.", second
+
+
+def say_power(comparisons: pd.DataFrame) -> str:
+    """What true difference could have been seen, from the comparison that sees most to the one that sees least."""
+    sizes = comparisons["detectable"].dropna()
+    if sizes.empty:
+        return "the pairs give no idea of what difference could have been seen"
+    span = " to ".join(dict.fromkeys(show(size, 2) for size in (sizes.min(), sizes.max())))
+    return f"a true difference of {span} points could have been seen (paired t-test, 80 % power)"
+
+
+def cannot_show(comparisons: pd.DataFrame) -> str | None:
+    """Why no difference, however large, could be claimed in this family; None where one could be."""
+    tested = comparisons[comparisons["n"] > 0]
+    pairs = int(tested["n"].max())
+    smallest, adjusted = smallest_p(pairs), min(1.0, len(tested) * smallest_p(pairs))
+    if adjusted < LEVEL:
+        return None
+    reason = f"smallest possible p {show(smallest, 3)}"
+    if smallest < LEVEL:
+        reason += f", {show(adjusted, 3)} after Holm's correction for {len(tested)} comparisons"
+    return f"with n = {pairs} a paired sign-flip test cannot reach {LEVEL} ({reason})"
 
 
 def _describe(row: dict[Any, Any]) -> str:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import frames
 from agreement_tables import RANK_NOTES, SPREAD_NOTES, mean_intervals, rank_table, spread_table
 from arms import Arms, depths, grows, operations, read_arms
-from comparisons import COMPARISON_NOTES, compare_pairs, compare_variants, conclude, pair_up
+from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, pair_up, say_power
 from frames import StudyTables, show
 from pdarts_tune.figures import draw_depth_gap, draw_learning_curves
 from pdarts_tune.methods import trains_alphas
@@ -151,9 +151,10 @@ def conclude_budget(table: pd.DataFrame, baseline: str) -> tuple[str, ...]:
     if len(claimed):
         shown = ", ".join(f"{row['variant']} {show(row['difference'], 2, True)} points" for row in claimed.to_dict("records"))
         return (f"At equal cost, shown to differ from {baseline} in evaluation error: {shown}.",)
-    sizes = table["detectable"].dropna()
-    power = f"; {show(float(sizes.max()), 2)} points could have been seen" if len(sizes) else ""
-    return (f"At equal cost ({', '.join(table['variant'])}) no difference from {baseline} is shown{power}.",)
+    names = ", ".join(table["variant"])
+    if not table["n"].any():
+        return (f"At equal cost ({names}) nothing can be compared with {baseline}: no seed has an evaluation of both.",)
+    return (f"At equal cost ({names}) no difference from {baseline} is shown: {cannot_show(table) or say_power(table)}.",)
 
 
 def summarize(measures: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import frames
 from agreement_tables import SPREAD_NOTES, mean_intervals, spread_table
 from arms import Arms, differences, has_skip_dropout, read_arms
-from comparisons import COMPARISON_NOTES, compare_pairs, compare_variants, conclude
+from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, say_power
 from frames import StudyTables, show
 from pdarts_tune.figures import draw_learning_curves, draw_limits
 from pdarts_tune.methods import trains_alphas
@@ -178,13 +178,15 @@ def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
     if not rows[0]["n"]:
         return ("No seed has all four cells of the 2 x 2 table, so neither regularizer can be judged.",)
     claimed = [f"{names[row['effect']]} {show(row['difference'], 2, True)} points" for row in rows if row["claimed"]]
-    others = [
-        names[row["effect"]] + (f" ({show(row['detectable'], 2)} points could have been seen)" if row["detectable"] > 0 else "")
-        for row in rows
-        if not row["claimed"]
-    ]
     shown = f"Shown in evaluation error: {'; '.join(claimed)}." if claimed else "No effect of either regularizer is shown."
-    return (shown, f"Not shown with n = {rows[0]['n']}: {', '.join(others)}.") if others else (shown,)
+    others = effects[~effects["claimed"]]
+    if others.empty:
+        return (shown,)
+    reason = cannot_show(effects)
+    if reason is not None:
+        return shown, f"None could be: {reason}."
+    parts = [f"{names[row['effect']]} ({say_power(pd.DataFrame([row]))})" for row in others.to_dict("records")]
+    return shown, f"Not shown with n = {rows[0]['n']}: {'; '.join(parts)}."
 
 
 def summarize(measures: pd.DataFrame) -> pd.DataFrame:

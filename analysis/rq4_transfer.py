@@ -23,7 +23,7 @@ from frames import StudyTables, show
 from pdarts_tune.figures import draw_genotype, draw_transfer
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.results import read_rows
-from pdarts_tune.statistics import holm, kendall_tau, mean_sd, partial_correlation
+from pdarts_tune.statistics import holm, kendall_tau, mean_sd, minimum_detectable_tau, partial_correlation
 from published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
 from sections import Section, run_script
 
@@ -196,8 +196,11 @@ def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, 
         interval = frames.show_interval(row["ci_low"], row["ci_high"], 2)
         figures = f"tau {show(row['tau'], 2, True)}, 95 % interval {interval}, Holm-adjusted p {show(row['p_holm'], 3)}"
         if not (row["ci_low"] > 0 and row["p_holm"] < LEVEL):
-            reach = "; fewer than 5 cells have no interval" if np.isnan(row["ci_low"]) else ""
-            sentences.append(f"{pair}: agreement in the order of {row['n']} cells is not shown ({figures}{reach}).")
+            seen = minimum_detectable_tau(row["n"])
+            reach = f"a true tau of {show(seen, 2)} could have been seen (80 % power)"
+            if np.isnan(seen):
+                reach = "fewer than 5 cells have no interval, so none could be"
+            sentences.append(f"{pair}: agreement in the order of {row['n']} cells is not shown ({figures}); {reach}.")
             continue
         beyond = "shown" if row["partial_low"] > 0 and row["partial_p_holm"] < LEVEL else "not shown"
         sentences.append(

@@ -3,7 +3,7 @@
 Opening a small file costs about as much as a thousand rows, so of a table with many files one copy is kept:
 `<study>/.consolidated/<table>.parquet`, with the columns that were asked for so far. It is never the truth: its metadata holds
 name, size, time of change and inode of every file that it was made from, each reading compares them with the folder, and files
-that X
+that came, went or changed since are read themselves.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from scipy import stats
 from pdarts_tune.paired import finite_values
 
 _Z = float(stats.norm.ppf(0.975))
+_TAU_VARIANCE = 0.437  # times 1 / (n - 4): of Fisher's z of Kendall's tau (Fieller, Hartley & Pearson, 1957)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def kendall_tau(search: ArrayLike, evaluations: ArrayLike) -> RankAgreement:
     tau) and cut at -1 and 1, and turned back. It is a point estimate: with few genotypes the reliability is itself uncertain.
 
     The interval is Fisher's z with variance 0.437 / (n - 4) (Fieller, Hartley & Pearson, 1957), which assumes no more than
-    monotone transforms of normal values; p is SciPy's, exact up to 33 genotypes without ties.
+    monotone transforms of normal values; at a tau of 1 it starts where that of one pair in another order does. p is SciPy's, exact
+    up to 33 genotypes without ties.
 
     Args:
         search: (n,) a figure of each genotype at search time.
@@ -55,11 +57,28 @@ def kendall_tau(search: ArrayLike, evaluations: ArrayLike) -> RankAgreement:
     if found.ndim != 2 or found.shape[0] != seen.size or not found.shape[1] or not np.isfinite(found).all():
         raise ValueError(f"kendall_tau: evaluations of shape {found.shape}, needs finite numbers, one row for each of {seen.size}")
     tau, p_value = _tau(seen, found.mean(axis=1))
-    low, high = _fisher(tau, 0.437 / (seen.size - 4) if seen.size > 4 else math.nan)
+    low, high = _fisher(tau, _TAU_VARIANCE / (seen.size - 4) if seen.size > 4 else math.nan)
+    if seen.size > 4 and abs(tau) >= 1 - 1e-12:  # z is infinite: from the nearest other order, which has one pair turned round
+        low, high = _fisher(math.copysign(1 - 4 / (seen.size * (seen.size - 1)), tau), _TAU_VARIANCE / (seen.size - 4))
+        low, high = (low, 1.0) if tau > 0 else (-1.0, high)
     pairs = itertools.combinations(range(found.shape[1]), 2)
     taus = [_tau(found[:, first], found[:, second])[0] for first, second in pairs]
     seed_tau = float(np.mean(taus)) if taus else math.nan
     return RankAgreement(seen.size, tau, low, high, p_value, seed_tau, _disattenuate(tau, seed_tau, found.shape[1]))
+
+
+def minimum_detectable_tau(n: int, power: float = 0.8) -> float:
+    """The true tau whose interval, as `kendall_tau` gives it, lies above 0 with the given power, or with
+    more where genotypes are few; nan with fewer than 5.
+
+    Raises:
+        ValueError: power is not such that 0.5 <= power < 1.
+    """
+    if not 0.5 <= power < 1.0:
+        raise ValueError(f"minimum_detectable_tau: power {power} is not such that 0.5 <= power < 1")
+    if n < 5:
+        return math.nan
+    return math.tanh((_Z + float(stats.norm.ppf(power))) * math.sqrt(_TAU_VARIANCE / (n - 4)))
 
 
 def _tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from pdarts_tune.paired import (
     paired_comparison,
     smallest_p,
 )
-from pdarts_tune.ranks import Correlation, RankAgreement, kendall_tau, partial_correlation
+from pdarts_tune.ranks import Correlation, RankAgreement, kendall_tau, minimum_detectable_tau, partial_correlation
 from pdarts_tune.spread import Components, brown_forsythe, mean_sd, proportion_interval, variance_components
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "mcnemar",
     "mean_sd",
     "minimum_detectable_difference",
+    "minimum_detectable_tau",
     "non_inferiority",
     "paired_comparison",
     "partial_correlation",

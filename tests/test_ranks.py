@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pdarts_tune.statistics import kendall_tau, partial_correlation
+from pdarts_tune.statistics import kendall_tau, minimum_detectable_tau, partial_correlation
 
 
 def correlated(rng, n, rho):
@@ -37,6 +37,27 @@ def test_interval_of_tau_covers_the_truth_within_three_points_of_what_it_says(n,
     truth = 2 / math.pi * math.asin(rho)
     found = [kendall_tau(*correlated(rng, n, rho)) for _ in range(500)]
     assert np.mean([result.ci_low <= truth <= result.ci_high for result in found]) == pytest.approx(0.95, abs=0.03)
+
+
+@pytest.mark.parametrize(("n", "power"), [(6, 0.91), (12, 0.83), (30, 0.8)])  # the normal approximation is cautious at small n
+def test_the_detectable_tau_is_seen_four_times_in_five_or_more(n, power):
+    rng = np.random.default_rng(n)
+    rho = math.sin(math.pi / 2 * minimum_detectable_tau(n))
+    seen = [kendall_tau(*correlated(rng, n, rho)).ci_low > 0 for _ in range(1000)]
+    assert np.mean(seen) == pytest.approx(power, abs=0.04)
+
+
+def test_a_tau_that_no_interval_can_show_is_not_detectable():
+    assert math.isnan(minimum_detectable_tau(4))
+    with pytest.raises(ValueError, match=r"power 0\.2"):
+        minimum_detectable_tau(9, 0.2)
+
+
+def test_two_equal_orders_have_the_interval_of_one_turned_pair_up_to_one():
+    result = kendall_tau(range(6), range(6))
+    nearest = kendall_tau([1, 0, 2, 3, 4, 5], range(6))
+    assert (result.tau, result.ci_low, result.ci_high) == pytest.approx((1.0, nearest.ci_low, 1.0))
+    assert kendall_tau(range(6), range(6, 0, -1)).ci_high == pytest.approx(-result.ci_low)
 
 
 def test_disattenuation_by_hand():
