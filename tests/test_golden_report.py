@@ -1,0 +1,89 @@
+"""The report of studies whose answer is known: a planted effect is claimed with its size, a planted null is called none.
+
+`golden/report.md` is what a reader gets to read. Its words must be the same; its numbers, which rest on random draws of NumPy and
+SciPy, must be close.
+"""
+
+import re
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+import report
+import rq1_depth_gap
+import rq2_approximation
+from pdarts_tune.config import SearchConfig
+from pdarts_tune.stages import PDARTS_CIFAR10, with_depths, with_operations
+from synthetic import make_study
+
+GOLDEN = Path(__file__).parent / "golden" / "report.md"
+EFFECT = 4.0  # points of test error that searching shallow networks costs; everything else costs nothing
+BASE = SearchConfig()
+DEPTHS = {
+    "progressive": BASE,
+    "shallow": replace(BASE, stages=with_depths(PDARTS_CIFAR10, (5, 5, 5))),
+    "deep": replace(BASE, stages=with_depths(PDARTS_CIFAR10, (17, 17, 17))),
+}
+DROPPING = {
+    "lowest": BASE,
+    "at_random": replace(BASE, dropping="random"),
+    "none": replace(BASE, stages=with_operations(PDARTS_CIFAR10, (8, 8, 8))),
+}
+_NUMBER = re.compile(r"[+−-]?\d+\.\d+")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """What report.html says, and rq1.md and rq2.md, without their figures, which other tests draw."""
+    root = tmp_path_factory.mktemp("known")
+    accuracy = dict.fromkeys([*DEPTHS, *DROPPING], 0.96) | {"shallow": 0.96 - EFFECT / 100}
+    settings = {"epochs": 1, "evaluation_seeds": (0,), "test_images": 2000, "accuracy": accuracy}
+    make_study(root, "depth_gap", DEPTHS, range(8), **settings)
+    make_study(root, "approximation", DROPPING, range(8), **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (rq1_depth_gap, rq2_approximation):
+            for draw in ("draw", "draw_search"):
+                patch.setattr(module, draw, lambda *_: {})
+            module.main(["--results", str(root), "--out", str(root / "out")])
+        report.main(["--results", str(root)])
+    html = (root / "report.html").read_text(encoding="utf-8")
+    markdown = "".join((root / "out" / f"{name}.md").read_text(encoding="utf-8") for name in ("rq1", "rq2"))
+    return html, markdown
+
+
+def answers(html):
+    """The title and the conclusion of every question on the page, in Markdown."""
+    found = re.findall(r'<h2 id="question-\d">(.*?)</h2>\s*<div class="answer"><p>(.*?)</p>', html, re.DOTALL)
+    return "\n\n".join(f"# {unescape(title)}\n\n{unescape(text)}" for title, text in found) + "\n"
+
+
+def test_the_page_says_what_the_golden_report_says(texts):
+    found, golden = answers(texts[0]), GOLDEN.read_text(encoding="utf-8")
+    assert _NUMBER.sub("0", found) == _NUMBER.sub("0", golden)
+    numbers = [[float(text.replace("−", "-")) for text in _NUMBER.findall(side)] for side in (found, golden)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.03)
+
+
+def test_the_planted_effect_is_claimed_with_its_size_and_nothing_else_is(texts):
+    depth, dropping = answers(texts[0]).split("# ")[1:]
+    claim = re.search(
+        r"Shown, as difference in evaluation error .*?: (\w+) \+([\d.]+) points \(95 % interval \[\+([\d.]+), \+([\d.]+)\]", depth
+    )
+    assert claim
+    variant, size, low, high = claim.groups()
+    assert variant == "shallow"
+    assert float(size) == pytest.approx(EFFECT, abs=0.3)
+    assert float(low) < EFFECT < float(high)
+    assert depth.count(" points (95 % interval") == 1
+    assert re.search(r"Not shown for deep: a true difference of [\d.]+ points could have been seen", depth)
+    assert "No variant is shown to differ from lowest" in dropping
+    assert re.search(r"a true difference of [\d.]+ to [\d.]+ points could have been seen", dropping)
+    assert "Shown" not in dropping
+
+
+def test_the_scripts_say_the_same_in_markdown_as_the_page(texts):
+    html, markdown = texts
+    for part in answers(html).split("\n\n"):
+        assert part.strip() in markdown
