@@ -49,6 +49,17 @@ _PANELS = (  # title, limits of the axis (None: from the figures, and 0), column
         (("validation_accuracy", "search network", "--"), ("inherited_accuracy", "derived cell, inherited weights", "-")),
     ),
 )
+COLUMNS = [
+    "phase",
+    "reduce_skip_count",
+    "alpha_entropy",
+    "alpha_margin",
+    "normal_agreement",
+    "normal_first_last",
+    "reduce_agreement",
+    "inherited_accuracy",
+    "diagnostic_seconds",
+]
 
 
 def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
@@ -151,7 +162,7 @@ def main() -> None:
         folder = find_study(settings.results, settings.study)
         if folder is None:
             raise ConfigError(f"{settings.results}: holds no study {settings.study}; --results holds one folder a study")
-        study = load_study(folder)
+        study = load_study(folder, epoch_columns=COLUMNS)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from pdarts_tune.config import ConfigError
-from pdarts_tune.consolidated import read_study_table
+from pdarts_tune.execution import Execution
 from pdarts_tune.results import read_rows
 from pdarts_tune.schemas import SCHEMAS
 from pdarts_tune.space import EDGES, PRIMITIVES
+from pdarts_tune.study_table import read_study_table
 
 NOTHING = "–"
 CELLS = ("normal", "reduce")
-# Without what is large, or as many columns as all the others together, and never compared.
-_LONG = ("versions", "_3x3_count", "_5x5_count", "_skip_mass", "train_loss", "train_accuracy", "validation_loss", "learning_rate")
-_SHORT_COLUMNS = {table: [name for name in SCHEMAS[table].names if not name.endswith(_LONG)] for table in ("trials", "epochs")}
+# What answers rest on: in studies of thousands of trials every further column takes seconds.
+_LONG = ("versions", "config_id", "finished", "attempts", "left_out")
+_SEARCH_COLUMNS = [name for name in SCHEMAS["trials"].names if name not in (*_LONG, *(field.name for field in fields(Execution)))]
+_EPOCH_COLUMNS = ["trial_id", "stage", "epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count", "collapsed"]
+_EPOCH_COLUMNS += ["hessian_eigenvalue"]
 _EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
 _GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]
 _SETTING_COLUMNS = ["top5_accuracy", "params", "macs", "config"]  # of evaluations, where they are compared across settings
@@ -57,10 +60,11 @@ def find_study(results: Path, name: str) -> Path | None:
     return folder if any((folder / "trials").glob("[!.]*.parquet")) else None
 
 
-def load_study(folder: Path, *, several_settings: bool = False) -> StudyTables:
+def load_study(folder: Path, *, several_settings: bool = False, epoch_columns: Sequence[str] = ()) -> StudyTables:
     """Reads the folder of one study.
 
     Args:
+        epoch_columns: of the table `epochs`, beside those that answers rest on.
         several_settings: the question is about several data sets and recipes: all evaluations are read, with `stem`, `params` and
             `macs` of the network that was evaluated, and figures of one data set and recipe's name must be of one recipe.
 
@@ -68,7 +72,7 @@ def load_study(folder: Path, *, several_settings: bool = False) -> StudyTables:
         ConfigError: it holds no trials, two trials have the same variant and seeds, or the study's cells were evaluated with
             several recipes, whose figures must not be mixed.
     """
-    trials = read_study_table(folder, "trials", _SHORT_COLUMNS["trials"]).sort_values(["started", "trial_id"], ignore_index=True)
+    trials = read_study_table(folder, "trials", _SEARCH_COLUMNS).sort_values(["started", "trial_id"], ignore_index=True)
     trials = trials.sort_values("variant", key=lambda column: column.map(_variant_order(folder)), kind="stable")
     trials = trials.reset_index(drop=True)
     if trials.empty:
@@ -76,7 +80,7 @@ def load_study(folder: Path, *, several_settings: bool = False) -> StudyTables:
     twice = trials[trials.duplicated(["variant", "seed", "split_seed"])]
     if len(twice):
         raise ConfigError(f"{folder}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
-    epochs = read_study_table(folder, "epochs", _SHORT_COLUMNS["epochs"]).sort_values(["trial_id", "stage", "epoch"])
+    epochs = read_study_table(folder, "epochs", [*_EPOCH_COLUMNS, *epoch_columns]).sort_values(["trial_id", "stage", "epoch"])
     epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
     epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
     genotypes = read_study_table(folder, "genotypes", [*_GENOTYPE_COLUMNS, "inherited_accuracy"])
@@ -200,9 +204,10 @@ def read_candidates(study: StudyTables) -> tuple[list[str], NDArray[np.int64]]:
     """The candidate operations of completed searches: their trial ids, and (trials, stages, cells, edges) sets of operations.
 
     A set is a sum of 2^k for the operations PRIMITIVES[k] that are in it, 0 where a search has no such stage; cells are normal and
-    reduction cells. Compact, since large studies have millions of rows even of the last epochs alone.
+    reduction cells. All epochs of a stage have the same candidates. Compact, since large studies have millions of rows even of the
+    first epochs alone.
     """
-    found = read_study_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], last_epochs=True)
+    found = read_study_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], first_epochs=True)
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
     trials = sorted(set(found["trial_id"].unique()) & set(completed))
 

@@ -27,10 +27,10 @@ from checklist import StudyFacts, fill_checklist
 from frames import StudyTables, first_line, load_study, measure_trials, write_text
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
-from pdarts_tune.consolidated import read_study_table
 from pdarts_tune.figures import draw_genotype
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.results import SCHEMAS, read_rows
+from pdarts_tune.study_table import read_study_table
 from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
 from sections import Section
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from frames import find_study
 from pdarts_tune.config import SearchConfig, config_id, from_dict
-from pdarts_tune.results import read_table
+from pdarts_tune.study_table import read_study_table
 from sections import Section, run_script
 
 STUDY = "schedule_search"
@@ -49,9 +49,9 @@ def build(results: Path) -> Section | None:
 
 def measure_schedules(folder: Path) -> pd.DataFrame:
     """One row a schedule, as tried: its settings, the objectives, the test error; nan where the evaluation was not finished."""
-    trials = read_table(folder, "trials").sort_values(["started", "trial_id"], ignore_index=True)
+    trials = read_study_table(folder, "trials").sort_values(["started", "trial_id"], ignore_index=True)
     columns = ["trial_id", "status", "last_validation_accuracy", "error_percent"]
-    evaluations = read_table(folder, "evaluations", columns)
+    evaluations = read_study_table(folder, "evaluations", columns)
     evaluations["schedule"] = evaluations["trial_id"].str.extract(r"^schedule-([0-9a-f]+)-")
     done = evaluations[evaluations["status"] == "completed"].set_index("schedule")
     stopped = (trials["status"] == "completed") & ~trials["variant"].isin(done.index)

@@ -5,8 +5,8 @@ python benchmarks/analysis.py --folder FOLDER --searches 100       # does it run
 
 Makes `FOLDER/<study>` first, unless it is there: as many searches as asked for, of 75 epochs and 8 operations per edge in every
 stage, two evaluations each; nobody's results. One trial a variant is written by the project's own writer, the others are copies
-with other ids and with noise on every figure. Then runs each script twice, in a process of its own on 2 cores, and prints seconds,
-CPU seconds (an idle machine needs no more) and peak memory: first without the kept copies of consolidated.py, then with them.
+with other ids and with noise on every figure. Then runs each script in a process of its own on 2 cores, and prints seconds, CPU
+seconds (an idle machine needs no more) and peak memory.
 """
 
 from __future__ import annotations
@@ -125,19 +125,16 @@ def main() -> None:
     settings = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    print("| script | searches | seconds | CPU seconds | again: seconds | CPU seconds | peak GiB |\n|---|---|---|---|---|---|---|")
+    print("| script | searches | seconds | CPU seconds | peak GiB |\n|---|---|---|---|---|")
     for script in settings.scripts:
         study = SCRIPTS[script]
         if not (settings.folder / study).is_dir():
             start = time.perf_counter()
             make_folder(settings.folder, study, settings.searches)
             print(f"made {settings.folder / study} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        if (settings.folder / study / ".consolidated").is_dir():
-            shutil.rmtree(settings.folder / study / ".consolidated")
-        runs = [measure(ROOT / "analysis" / script, settings.folder) for _ in range(2)]
-        times = " | ".join(f"{seconds:.1f} | {cpu:.1f}" for _, seconds, cpu, _ in runs)
-        failed = " (failed)" if any(status for status, *_ in runs) else ""
-        print(f"| {script}{failed} | {settings.searches} | {times} | {max(memory for *_, memory in runs):.2f} |", flush=True)
+        status, seconds, cpu, memory = measure(ROOT / "analysis" / script, settings.folder / study)
+        failed = " (failed)" if status else ""
+        print(f"| {script}{failed} | {settings.searches} | {seconds:.1f} | {cpu:.1f} | {memory:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -40,5 +40,6 @@ def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
     # The salt and the missing date make a figure drawn twice the same file.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".figure-") as folder, matplotlib.rc_context({"svg.hashsalt": "0"}):
         figure.savefig(Path(folder) / png.name, dpi=150)
+        figure.set_layout_engine("none")  # it is laid out, which takes as long as drawing it
         figure.savefig(Path(folder) / svg.name, metadata={"Date": None})
         return (Path(folder) / png.name).replace(png), (Path(folder) / svg.name).replace(svg)

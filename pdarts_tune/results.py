@@ -31,12 +31,12 @@ __all__ = [
     "SCHEMA_VERSION",
     "STATUSES",
     "GrowingTable",
+    "check_schema",
     "read_file",
     "read_rows",
     "read_table",
     "table_path",
     "write_rows",
-    "write_whole",
 ]
 
 # Becomes a file name: no separators, nothing that file systems or shells treat in a special way, no leading dot.
@@ -149,11 +149,6 @@ def _to_parquet(content: Any) -> memoryview:
     return file.getbuffer()
 
 
-def write_whole(path: Path, content: Any) -> None:
-    """Writes an Arrow table as the file `path`, whole or not at all. OSError if the folder cannot be written."""
-    Storage(path.parent).write(path.name, _to_parquet(content))
-
-
 def read_rows(
     study_dir: Path | str | Storage, table: str, trial_id: str, columns: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
@@ -263,17 +258,7 @@ def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | N
     source = pa.BufferReader(study.read(name)) if study.is_remote else study.path / name
     try:
         with pq.ParquetFile(source, pre_buffer=False) as file:  # whose threads cost more than a small file gives
-            found = file.schema_arrow
-            # Compared whole: a column that is missing would otherwise be read as nulls. Those that joined later may be missing.
-            whole = found.equals(schema)
-            absent = [] if whole else [field for field in schema if field.name not in found.names and b"later" in field.metadata]
-            if (
-                not (whole or found.equals(pa.schema([field for field in schema if field not in absent])))
-                or (found.metadata or {}).get(b"schema_version") != _VERSION
-            ):
-                raise ConfigError(
-                    f"{study}/{name}: is not of schema version {SCHEMA_VERSION} of the table {table}; another release wrote it"
-                )
+            absent = check_schema(file.schema_arrow, table, f"{study}/{name}")
             rows = file.metadata.num_rows
             content = file.read(columns=None if columns is None else list(columns), use_threads=False)
     except FileNotFoundError:
@@ -284,6 +269,20 @@ def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | N
         if columns is None or field.name in columns:
             content = content.append_column(field, pa.nulls(rows, field.type))
     return content.select(schema.names if columns is None else columns)
+
+
+def check_schema(found: Any, table: str, where: str) -> list[Any]:
+    """The fields of a table that a file from before they joined does not have. ConfigError if another release wrote the file."""
+    schema = SCHEMAS[table]
+    # Compared whole: a column that is missing would otherwise be read as nulls. Those that joined later may be missing.
+    whole = found.equals(schema)
+    absent = [] if whole else [field for field in schema if field.name not in found.names and b"later" in field.metadata]
+    if (
+        not (whole or found.equals(pa.schema([field for field in schema if field not in absent])))
+        or (found.metadata or {}).get(b"schema_version") != _VERSION
+    ):
+        raise ConfigError(f"{where}: is not of schema version {SCHEMA_VERSION} of the table {table}; another release wrote it")
+    return absent
 
 
 _VERSION = str(SCHEMA_VERSION).encode()
