@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from pdarts_tune.backends import keep_freed_memory
 from pdarts_tune.cost import operator_count, saved_bytes
 from pdarts_tune.presets import PRESETS
 from pdarts_tune.search_network import build_optimizers, clip_gradients
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="PREFIX", help="of the names, e.g. small 'stage 1'")
     parser.add_argument("--csv", type=Path, help="where to write the table")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as every trial does; of use to the conventional network, too
     rows = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)

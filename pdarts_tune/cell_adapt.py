@@ -60,8 +60,8 @@ class AdaptFunction(torch.autograd.Function):
         of_weights, of_reads = [], []
         for read, weight, part in zip(read_pixels(nodes, halves), weights, of_out.chunk(halves, dim=1), strict=True):
             many = part.expand(len(read), -1, -1)
-            of_weights.append((many.mT @ read).transpose(0, 1).reshape(weight.shape))
-            of_reads.append(many @ blocks(weight, nodes))
+            of_weights.append(torch.bmm(many.mT, read).transpose(0, 1).reshape(weight.shape))
+            of_reads.append(torch.bmm(many, blocks(weight, nodes)))
         if halves == 1:
             of_relu = of_reads[0].view(nodes.shape)
         else:

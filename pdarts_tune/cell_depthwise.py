@@ -15,7 +15,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.grad import conv2d_weight
 
 from pdarts_tune.cell_layout import channels_last, rows
 
@@ -55,10 +54,9 @@ class Reading:
         """The gradient of the weight, (channels, 1, kernel, kernel). Kernels are 3 or 5; dilation 2 comes with stride 1."""
         if dilation == 2:
             return self.phases.weight_grad(phases(grad), kernel)
-        channels = grad.shape[1]
         if kernel == 3:
-            return conv2d_weight(self.image, (channels, 1, 3, 3), grad, stride, 1, 1, channels)
-        left, right = (conv2d_weight(part, (channels, 1, 5, 3), grad, stride, 0, 1, channels) for part in self.column_triples)
+            return tuned_weight_grad(self.image, grad, (3, 3), stride, 1)
+        left, right = (tuned_weight_grad(part, grad, (5, 3), stride, 0) for part in self.column_triples)
         return torch.cat([left, right[..., 1:]], dim=3)
 
     @cached_property
@@ -86,6 +84,16 @@ class Reading:
     @cached_property
     def phases(self) -> Reading:
         return Reading(phases(self.image), self.scratch, self.purpose)
+
+
+def tuned_weight_grad(image: Tensor, grad: Tensor, kernel: tuple[int, int], stride: int, padding: int) -> Tensor:
+    """The gradient of a depthwise weight, (channels, 1, *kernel), by the library's own kernel."""
+    channels = grad.shape[1]
+    like = grad.new_empty(1).expand(channels, 1, *kernel)  # its shape alone is looked at
+    _, of_weight, _ = torch.ops.aten.convolution_backward(
+        grad, image, like, None, (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), channels, (False, True, False)
+    )
+    return of_weight
 
 
 def phases(images: Tensor) -> Tensor:

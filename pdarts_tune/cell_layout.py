@@ -104,7 +104,7 @@ def moments(one: Tensor, other: Tensor, count: int) -> Tensor:
     """Each branch's sum over the pixels of the products of two channels: (K, channels of one, channels of the other)."""
     if count == 1 or one.shape[1] // count <= NARROW:
         return diagonal_blocks(one.t() @ other, count)
-    return branches(one, count).mT @ branches(other, count)
+    return torch.bmm(branches(one, count).mT, branches(other, count))
 
 
 def block_diagonal(weights: Tensor) -> Tensor:

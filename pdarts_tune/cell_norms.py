@@ -112,8 +112,8 @@ def norms_of_batch(weight: Tensor, found: Moments, pixels: int, eps: float) -> t
     """Identity 2 with the statistics of the batch; and the variances (K, out). K convolutions may share a single input."""
     mean_in = (found.sums() / pixels).expand(weight.shape[0], -1)
     cov = torch.baddbmm(found.products(), mean_in.unsqueeze(2), mean_in.unsqueeze(1), beta=1 / pixels, alpha=-1)
-    weighted_cov = weight @ cov
-    mean = (weight @ mean_in.unsqueeze(2)).squeeze(2)
+    weighted_cov = torch.bmm(weight, cov)
+    mean = torch.bmm(weight, mean_in.unsqueeze(2)).squeeze(2)
     var = (weighted_cov * weight).sum(2).clamp_min_(0)
     return Norms(weight, mean, (var + eps).rsqrt_(), mean_in, weighted_cov), var
 
@@ -136,7 +136,7 @@ def scaled_grads(norms: Norms, mixing: Tensor, grad_sums: Tensor, products: Tens
     share = (norms.rstd * correlation).unsqueeze(2)
     weight = torch.addcmul(products, norms.weighted_cov, share, value=-1).mul_(scale)
     from_input = torch.baddbmm(share[:, :1], from_grad.mT, norms.weight * share, beta=0, alpha=-1 / pixels)
-    offset = norms.mean_in.unsqueeze(1) @ from_input
+    offset = torch.bmm(norms.mean_in.unsqueeze(1), from_input)
     constant = offset.baddbmm_(grad_sums.unsqueeze(1), from_grad, beta=-1, alpha=-1 / pixels).squeeze(1)
     return NormGrads(weight, correlation.sum(1), from_grad, from_input, constant)
 

@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from ray.train import WorkerGroupError  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 
+from pdarts_tune.backends import keep_freed_memory  # noqa: E402
 from pdarts_tune.config import ConfigError, EvalConfig, from_dict  # noqa: E402
 from pdarts_tune.cost import reset_peak_bytes  # noqa: E402
 from pdarts_tune.eval_job import EvalJob, epoch_line, run_eval_job, write_eval_row  # noqa: E402
@@ -100,6 +101,7 @@ def _work(settings: dict[str, Any]) -> None:
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
+        keep_freed_memory()
     else:
         torch.cuda.set_device(device)  # where objects that processes exchange pass through
     reset_peak_bytes(device)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from pdarts_tune.backends import keep_freed_memory
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, EvalConfig, config_id, to_dict
 from pdarts_tune.cost import network_cost, peak_bytes, reset_peak_bytes
@@ -139,6 +140,7 @@ def run(settings: Arguments) -> None:
     if settings.weights is not None and len(genotypes) * settings.seeds > 1:
         raise ConfigError(f"weights: {settings.weights} are of one network, --genotype and --seeds ask for more")
     # Loaded whole before anything is written: a damaged image, or one in both parts, is told here and not in a worker.
+    keep_freed_memory()
     dataset = load_dataset(
         config.data,
         config.split_seed,

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import torch
 
+from pdarts_tune.backends import keep_freed_memory
 from pdarts_tune.config import EvalConfig, SearchConfig
 from pdarts_tune.cost import predict_evaluation_bytes, predict_stage_bytes
 from pdarts_tune.data import DatasetInfo, check_dataset
@@ -159,6 +160,7 @@ def forecast_here(plan: Plan, patience: float) -> str:
     infos = {data_key(config): _info(config) for config in configs}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a trial does
     try:
         gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
         return forecast(plan, infos, Forecaster(device, patience), gpu_bytes)

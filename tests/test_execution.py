@@ -1,6 +1,9 @@
 """How a search is computed is a setting: refused where it cannot be honoured, and a killed search continues to the same bits."""
 
 import io
+import platform
+import subprocess
+import sys
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -180,3 +183,24 @@ def test_compiled_cells_compute_the_same_and_are_compiled_once_a_stage(monkeypat
     assert compiled == plain
     new = [after - before for before, after in zip([0, *counts], counts, strict=False)]
     assert [count > 0 for count in new] == [True, True, False, True, True, False], new
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
+def test_freed_memory_is_kept_for_the_next_tensors():
+    # In a process of its own: the switch is for the rest of a process.
+    script = """
+import resource, torch
+from pdarts_tune.backends import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**20)  # 4 MiB: a thousand pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+freshly = faults()
+keep_freed_memory()
+faults()
+print(freshly, faults())
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    freshly, kept = map(int, said.split())
+    assert kept < 100 < freshly
