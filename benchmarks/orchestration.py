@@ -91,7 +91,7 @@ def time_writing(folder: Path) -> tuple[float, float]:
     """Seconds, and of these CPU time, for what a search of the paper's size writes after its last epochs, the longest to write."""
     import torch
 
-    from pdarts_tune.eval_job import save_checkpoint
+    from pdarts_tune.checkpoint import save_checkpoint
     from pdarts_tune.search import Search
     from pdarts_tune.space import SearchSpace
     from pdarts_tune.trainable import TrialSpec, _SearchRows, _TrialRow

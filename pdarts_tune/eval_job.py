@@ -5,7 +5,6 @@ The same for a trial of a study, a training from the command line, and one on se
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import platform
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint, save_whole
 from pdarts_tune.config import EvalConfig, from_dict, to_dict
 from pdarts_tune.cost import peak_bytes
 from pdarts_tune.data import Dataset
@@ -76,7 +76,7 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
             report(epoch)
         result = evaluation.test()
         if first and job.keep_weights:
-            save_checkpoint(evaluation.network.state_dict(), storage, job.weights)
+            save_whole(evaluation.network.state_dict(), storage, job.weights)
     except Exception as error:
         if first:
             outcome = {"status": failure_status(error), "failure": error_text(error)}
@@ -164,23 +164,6 @@ def write_eval_row(
         "attempts": attempts,
     }
     write_rows(job.folder, "evaluations", job.trial_id, [{**row, **outcome}])
-
-
-def save_checkpoint(state: Mapping[str, Any], storage: Storage, name: str) -> None:
-    """Replaces the checkpoint as a whole: a reader, or a process that takes over after a kill, never sees half a file."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    storage.write(name, content.getbuffer())
-
-
-def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[str, Any] | None:
-    """What was saved last; None if there is nothing."""
-    try:
-        content = storage.read(name)
-    except FileNotFoundError:
-        return None
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    return state
 
 
 def error_text(error: BaseException) -> str:

@@ -22,6 +22,7 @@ import torch
 from ray import tune
 
 from pdarts_tune.backends import keep_freed_memory
+from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint, save_whole
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, derive_seed, from_dict, to_dict
 from pdarts_tune.cost import reset_peak_bytes
 from pdarts_tune.diagnostics import has_collapsed
@@ -30,9 +31,7 @@ from pdarts_tune.eval_job import (
     describe_device,
     error_text,
     failure_status,
-    load_checkpoint,
     run_eval_job,
-    save_checkpoint,
     write_eval_row,
 )
 from pdarts_tune.execution import cell_evaluation
@@ -106,7 +105,7 @@ def run_search(spec: TrialSpec) -> None:
             trial.write("running", sum(r.seconds for r in search.records))
             tune.report(_progress(search.records, config))
         if spec.keep_weights:
-            save_checkpoint(search.network.state_dict(), storage, spec.eval_job.weights)
+            save_whole(search.network.state_dict(), storage, spec.eval_job.weights)
         trial.row["left_out"] = len(search.dataset.left_out)
         trial.write("completed", sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records))
         storage.remove(spec.checkpoint)

@@ -18,7 +18,7 @@ import hashlib, json, os, signal, sys
 from pathlib import Path
 import torch
 from pdarts_tune.config import SearchConfig, from_dict
-from pdarts_tune.eval_job import save_checkpoint
+from pdarts_tune.checkpoint import save_checkpoint
 from pdarts_tune.search import Search
 from pdarts_tune.storage import Storage
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from pdarts_tune import steps, trainable
+from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, to_dict
 from pdarts_tune.cost import predict_stage_bytes
-from pdarts_tune.eval_job import load_checkpoint, save_checkpoint
 from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.memory import StageMemoryError
 from pdarts_tune.methods import RandomSampling
