@@ -226,10 +226,12 @@ def time_many(folder: Path, trials: int) -> None:
     if not (folder / "mlflow.db").exists():
         make_many(folder, trials)
     me = [sys.executable, str(Path(__file__)), "study", "--preset", "paper", "--data", "digits", "--seeds", str(trials)]
-    read = "import sys; from pdarts_tune.results import read_table; r = sys.argv[1]; "
-    read += "print(len(read_table(r, 'trials')), len(read_table(r, 'evaluations', ['trial_id', 'status', 'accuracy'])))"
+    read = (
+        "import sys; from pathlib import Path; from pdarts_tune.study_table import read_study_table as r; s = Path(sys.argv[1]); "
+    )
+    read += "print(len(r(s, 'trials')), len(r(s, 'evaluations', ['trial_id', 'status', 'accuracy'])))"
     commands = {
-        "opening": [sys.executable, "-c", read, str(folder)],
+        "opening": [sys.executable, "-c", read, str(folder / "many")],
         "dry run, without a probe": [*me, "--results", str(folder), "--dry-run", "--probe-seconds", "0"],
         "resuming with nothing to do": [*me, "--results", str(folder)],
     }

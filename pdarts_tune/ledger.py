@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+
+import pandas as pd
 
 from pdarts_tune.plan import EvalTrial, Plan, SearchTrial
 from pdarts_tune.results import read_table
 from pdarts_tune.storage import Storage
+from pdarts_tune.study_table import read_study_table
+
+_STATE = {"trials": ("trial_id", "status", "error"), "evaluations": ("trial_id", "status", "data", "left_out", "shared")}
 
 
 def missing_trials(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:
@@ -21,7 +27,7 @@ def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
     finished = _finished(folder, "trials")
     if not finished:
         return {}
-    rows = read_table(folder, "genotypes", ["trial_id", "stage", "max_skips", "genotype_id", "genotype"])
+    rows = _read(Storage(folder), "genotypes", "trial_id", "stage", "max_skips", "genotype_id", "genotype")
     last = rows[rows.stage == rows.groupby("trial_id").stage.transform("max")]
     found = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in last.itertuples(index=False)}
     limits = {variant.name: variant.limits for variant in plan.variants}
@@ -30,24 +36,41 @@ def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
     )
 
 
+def study_is_done(plan: Plan, folder: Storage) -> bool:
+    """Whether the tables hold every search and every evaluation of the plan; never so where schedules are chosen on the way."""
+    if plan.study.adaptive or missing_trials(plan.searches(), "trials", folder):
+        return False
+    return not missing_trials(plan.evaluations(found_genotypes(plan, folder)), "evaluations", folder)
+
+
 def _finished(folder: Path | Storage, table: str) -> set[str]:
-    if not Storage(folder).stamps(table):
-        return set()
-    rows = read_table(folder, table, ["trial_id", "status"])
+    rows = _read(Storage(folder), table, *_STATE[table])
     return set(rows.trial_id[rows.status == "completed"])
 
 
 def over_limit(folder: Path | Storage) -> set[str]:
     """The searches that were ended because a stage would take more than their memory limit, as another attempt's would."""
-    if not Storage(folder).stamps("trials"):
-        return set()
-    rows = read_table(folder, "trials", ["trial_id", "status", "error"])
-    return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError")])
+    rows = _read(Storage(folder), "trials", *_STATE["trials"])
+    return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError").fillna(False)])
+
+
+def _read(folder: Storage, table: str, *columns: str) -> pd.DataFrame:
+    """These columns of a table, read again only when one of its files has changed; no rows where there are no files."""
+    return _read_once(folder.location, table, columns, tuple(folder.stamps(table).items()))
+
+
+@lru_cache(maxsize=8)
+def _read_once(location: str, table: str, columns: tuple[str, ...], stamps: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+    folder = Storage(location)
+    if not stamps:
+        return pd.DataFrame({column: pd.Series(dtype=str) for column in columns})
+    return read_table(folder, table, columns) if folder.is_remote else read_study_table(folder.path, table, columns)
 
 
 def image_warnings(folder: Path | Storage) -> list[str]:
     """What the evaluations found wrong with the images of their data sets: the processes that saw it have no terminal."""
-    counts = read_table(folder, "evaluations", ["data", "left_out", "shared"]).groupby("data").max()
+    columns = ["data", "left_out", "shared"]
+    counts = _read(Storage(folder), "evaluations", *_STATE["evaluations"])[columns].groupby("data").max()
     says = {
         "left_out": "images of {} cannot be used and were left out",
         "shared": "of {}'s test images are among its training images too",

@@ -126,10 +126,11 @@ class Plan:
 
     def evaluations(self, genotypes: Mapping[str, str]) -> list[EvalTrial]:
         """Every training from scratch: each distinct genotype (id to text) once for each recipe and evaluation seed."""
+        labels = [(recipe, self._recipe_label(recipe)) for recipe in self.recipes]
         return [
-            EvalTrial(f"{genotype_id}-{self._recipe_label(recipe)}-seed{seed}", text, replace(recipe, seed=seed))
+            EvalTrial(f"{genotype_id}-{label}-seed{seed}", text, replace(recipe, seed=seed))
             for seed in range(self.evaluation_seeds)
-            for recipe in self.recipes
+            for recipe, label in labels
             for genotype_id, text in genotypes.items()
         ]
 

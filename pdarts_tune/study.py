@@ -108,6 +108,11 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
         if settings.dry_run:
             _check_inputs(plan, settings)
             print(describe(plan, f"{settings.results}/{study.name}"))
+            from pdarts_tune.ledger import study_is_done
+
+            if study_is_done(plan, Storage(settings.results).below(study.name)):
+                print("\nall of them done, and their evaluations; nothing is left to run")
+                return
             from pdarts_tune.forecast import forecast_here
 
             print(f"\n{forecast_here(plan, settings.probe_seconds)}")
