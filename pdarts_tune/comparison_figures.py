@@ -63,7 +63,7 @@ def draw_tradeoff(points: pd.DataFrame, costs: dict[str, str], label: str = "tes
     """
     needed = [f"{cost}{part}" for cost in costs for part in ("", "_low", "_high", "_front")]
     require(points, ("variant", "mean", "low", "high", *needed), "draw_tradeoff")
-    figure = Figure(figsize=(4.6 * len(costs), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(7.6, 4.6 * len(costs)), 4.8), layout="constrained")  # one panel is as wide as the legend needs
     variants = list(points["variant"].unique())
     for panel, (cost, name) in zip(figure.subplots(1, len(costs), squeeze=False, sharey=True)[0], costs.items(), strict=True):
         known = points.dropna(subset=[cost, "mean"])

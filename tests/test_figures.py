@@ -300,3 +300,17 @@ def test_drawing_touches_no_global_state_of_matplotlib():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("costs", [{"seconds": "seconds"}, {"seconds": "seconds", "peak": "MiB"}])
+def test_the_legend_of_a_tradeoff_lies_in_the_picture(costs):
+    names = [f"variant_{index}_of_nine" for index in range(9)]
+    columns = {f"{cost}{part}": 1.0 for cost in ("seconds", "peak") for part in ("", "_low", "_high")}
+    points = pd.DataFrame(
+        {"variant": names, "mean": 1.0, "low": 1.0, "high": 1.0, "seconds_front": True, "peak_front": True} | columns
+    )
+    figure = draw_tradeoff(points, costs)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
