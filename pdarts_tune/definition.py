@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, from_dict, to_dict
 from pdarts_tune.plan import Plan
 
 DEFINITION = "study.json"  # in the study's folder
+SHOWN = 8  # differences that a message names
 
 
 def define(plan: Plan) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def check_definition(plan: Plan, found: bytes | None, folder: str) -> dict[str, 
         folder: where it is, for messages.
 
     Raises:
-        ConfigError: the folder was written by a study of another definition; the message shows the first difference.
+        ConfigError: the folder was written by a study of another definition; the message shows the differences.
     """
     ours = define(plan)
     if found is None:
@@ -54,16 +56,21 @@ def check_definition(plan: Plan, found: bytes | None, folder: str) -> dict[str, 
 
 
 def definition_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
-    """The first difference between two definitions, but for seeds and for variants that only one of them has; None if none."""
-    for key in ("study", "evaluation", "further_evaluations", "variants"):
-        before, now = _complete(key, theirs.get(key)), _complete(key, ours.get(key))
-        if key == "variants":
-            now = {name: value for name, value in now.items() if name in before}
-            before = {name: before[name] for name in now}
-        changed = _first_difference(before, now, key)
-        if changed:
-            return changed
-    return None
+    """The differences between two definitions, but for seeds and for variants that only one of them has; None if there are none.
+
+    What changed alike in several variants, as a setting of the base does, is said once.
+    """
+    changes: dict[str, list[str]] = {}  # what changed, and the variants in which it did
+    for key in ("study", "evaluation", "further_evaluations"):
+        for where, change in _differences(_complete(key, theirs.get(key)), _complete(key, ours.get(key))):
+            changes[f"{key}{where} {change}"] = []
+    before, now = (_complete("variants", definition.get("variants", {})) for definition in (theirs, ours))
+    for name in now:
+        for where, change in _differences(before[name], now[name]) if name in before else ():
+            changes.setdefault(f"{where.lstrip('.')} {change}", []).append(name)
+    said = [f"{change} ({', '.join(names)})" if names else change for change, names in changes.items()]
+    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return "; ".join(said[:SHOWN]) + more or None
 
 
 def _complete(key: str, before: Any) -> Any:
@@ -73,17 +80,13 @@ def _complete(key: str, before: Any) -> Any:
     return to_dict(from_dict(EvalConfig, before)) if key == "evaluation" and isinstance(before, dict) else before
 
 
-def _first_difference(before: Any, now: Any, where: str) -> str | None:
+def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Where, and what: as deep down as both sides have the same parts."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before | now:
-            found = _first_difference(before.get(key), now.get(key), f"{where}.{key}")
-            if found:
-                return found
-        return None
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+            yield from _differences(before.get(key), now.get(key), f"{where}.{key}")
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for index, (old, new) in enumerate(zip(before, now, strict=True)):
-            found = _first_difference(old, new, f"{where}[{index}]")
-            if found:
-                return found
-        return None
-    return None if before == now else f"{where} was {before!r}, is {now!r}"
+            yield from _differences(old, new, f"{where}[{index}]")
+    elif before != now:
+        yield where, f"was {before!r}, is {now!r}"

@@ -19,7 +19,7 @@ import torch
 from depth_gap import STUDY as DEPTH_GAP
 from pdarts_tune import sweep
 from pdarts_tune.config import ConfigError, EvalConfig
-from pdarts_tune.definition import define
+from pdarts_tune.definition import define, definition_difference
 from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.ledger import found_genotypes, image_warnings, over_limit
 from pdarts_tune.plan import make_plan
@@ -105,6 +105,21 @@ def test_a_results_folder_of_another_definition_is_refused_and_left_alone(tmp_pa
     assert code == 2
     assert "was written by another definition of this study" in output.err
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["study.json"]
+
+
+def test_every_difference_from_the_folder_is_named_and_what_all_variants_share_is_named_once():
+    study = Study("example", "?", lambda base: [Variant("base", base), Variant("wide", replace(base, channels=8))])
+    ours = json.loads(json.dumps(define(make_plan(study, "smoke"))))
+    assert definition_difference(ours, ours) is None
+    theirs = json.loads(json.dumps(ours))
+    theirs["evaluation"]["epochs"] += 1
+    for settings in theirs["variants"].values():
+        settings["batch_size"] = 7
+    theirs["variants"]["wide"]["stages"][1]["epochs"] = 9
+    theirs["variants"]["theirs alone"] = theirs["variants"]["base"]
+    assert definition_difference(theirs, ours) == (
+        "evaluation.epochs was 3, is 2; batch_size was 7, is 48 (base, wide); stages[1].epochs was 9, is 2 (wide)"
+    )
 
 
 def test_a_dry_run_prints_the_trials_and_writes_nothing(tmp_path, capsys):
