@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pdarts_tune.storage import Storage
 
-_FLAT, _STATE, _TENSOR = "flat tensors", "state", "tensor"
+_FLAT, _STATE, _TENSOR = "flat tensors", "state", "kind and shape of a tensor"
 
 
 def save_checkpoint(state: Mapping[str, Any], storage: Storage, name: str) -> None:

@@ -18,15 +18,16 @@ import hashlib, json, os, signal, sys
 from pathlib import Path
 import torch
 from pdarts_tune.config import SearchConfig, from_dict
-from pdarts_tune.checkpoint import save_checkpoint
+from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint
 from pdarts_tune.search import Search
 from pdarts_tune.storage import Storage
 
 settings, checkpoint, killed_in = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 search = Search(from_dict(SearchConfig, settings), torch.device("cpu"))
-if checkpoint.exists():
-    search.load_state_dict(torch.load(checkpoint, weights_only=True))
+saved = load_checkpoint(Storage(checkpoint.parent), checkpoint.name, torch.device("cpu"))
+if saved is not None:
+    search.load_state_dict(saved)
 steps = 0
 class Killing(type(search.steps)):
     def train_weights(self, batch, both):
