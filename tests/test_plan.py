@@ -130,10 +130,10 @@ def test_anything_else_in_a_results_folder_may_not_change(tmp_path):
         check_folder(make_plan(STUDY, "laptop"), tmp_path)
     plan = make_plan(STUDY, "smoke")
     wider = replace(plan, variants=(Variant("base", replace(plan.base, channels=32)),))
-    with pytest.raises(ConfigError, match=r"variants.base.channels was 4, is 32; name another folder"):
+    with pytest.raises(ConfigError, match=r"channels was 4, is 32 \(base\); name another folder"):
         check_folder(wider, tmp_path)
     deeper = replace(plan, variants=(Variant("base", replace(plan.base, stages=with_depths(plan.base.stages, (9, 4, 5)))),))
-    with pytest.raises(ConfigError, match=r"variants.base.stages\[0\].cells was 3, is 9"):
+    with pytest.raises(ConfigError, match=r"stages\[0\].cells was 3, is 9 \(base\)"):
         check_folder(deeper, tmp_path)
 
 
