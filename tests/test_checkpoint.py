@@ -38,3 +38,14 @@ def test_a_checkpoint_of_an_earlier_release_still_loads(tmp_path):
     loaded = load_checkpoint(Storage(tmp_path), "c.pt", CPU)
     assert loaded["epoch"] == 3
     assert torch.equal(loaded["network"]["weight"], torch.ones(2))
+
+
+def test_tensors_come_back_in_the_order_of_memory_they_had(tmp_path):
+    channels_last = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    odd = torch.randn(4, 6)[:, ::2]  # fills no block: comes back as one
+    broadcast = torch.ones(1).expand(3, 2)
+    save_checkpoint({"all": [channels_last, odd, broadcast, torch.tensor(2.0)]}, Storage(tmp_path), "c.pt")
+    loaded = load_checkpoint(Storage(tmp_path), "c.pt", CPU)["all"]
+    assert [tensor.stride() for tensor in loaded] == [channels_last.stride(), (3, 1), (2, 1), ()]
+    for before, after in zip((channels_last, odd, broadcast, torch.tensor(2.0)), loaded, strict=True):
+        assert torch.equal(before, after)
