@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from pdarts_tune.config import ConfigError
+from pdarts_tune.definition import COMPLETED, DEFINITION, check_seeds, planned_seeds
 from pdarts_tune.execution import Execution
 from pdarts_tune.results import read_rows
 from pdarts_tune.schemas import SCHEMAS
@@ -69,17 +71,21 @@ def load_study(folder: Path, *, several_settings: bool = False, epoch_columns: S
             `macs` of the network that was evaluated, and figures of one data set and recipe's name must be of one recipe.
 
     Raises:
-        ConfigError: it holds no trials, two trials have the same variant and seeds, or the study's cells were evaluated with
-            several recipes, whose figures must not be mixed.
+        ConfigError: it holds no trials, two trials have the same variant and seeds, its searches are not those of the study, or
+            the study's cells were evaluated with several recipes, whose figures must not be mixed.
     """
     trials = read_study_table(folder, "trials", _SEARCH_COLUMNS).sort_values(["started", "trial_id"], ignore_index=True)
-    trials = trials.sort_values("variant", key=lambda column: column.map(_variant_order(folder)), kind="stable")
+    definition = read_definition(folder)
+    order = {name: index for index, name in enumerate(definition.get("variants", ()))}
+    trials = trials.sort_values("variant", key=lambda column: column.map(order), kind="stable")
     trials = trials.reset_index(drop=True)
     if trials.empty:
         raise ConfigError(f"{folder}: holds no trials yet")
     twice = trials[trials.duplicated(["variant", "seed", "split_seed"])]
     if len(twice):
         raise ConfigError(f"{folder}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
+    found = {str(variant): set(seeds) for variant, seeds in trials.groupby("variant")["seed"]}
+    check_seeds(definition, found, completed=(folder / COMPLETED).exists(), where=str(folder))
     epochs = read_study_table(folder, "epochs", [*_EPOCH_COLUMNS, *epoch_columns]).sort_values(["trial_id", "stage", "epoch"])
     epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
     epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
@@ -107,11 +113,10 @@ def _refuse_mixed(evaluations: pd.DataFrame, where: str) -> None:
         raise ConfigError(f"{where}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
 
 
-def _variant_order(folder: Path) -> dict[str, int]:
-    """The study's own order of its variants; without its definition none, which leaves the order in which they started."""
-    definition = folder / "study.json"
-    names = json.loads(definition.read_text())["variants"] if definition.exists() else []
-    return {name: index for index, name in enumerate(names)}
+def read_definition(folder: Path) -> dict[str, Any]:
+    """What the study's folder remembers of it, such as the order of its variants; nothing where no study wrote it."""
+    definition = folder / DEFINITION
+    return json.loads(definition.read_text()) if definition.exists() else {}
 
 
 def evaluate_cells(study: StudyTables, cells: pd.DataFrame) -> pd.DataFrame:
@@ -169,8 +174,12 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
             )
         elif trial["evaluations"] < planned:
             lines.append(f"{where}: {trial['evaluations']:.0f} of {planned} evaluations finished")
-    for variant, rows in measures.groupby("variant", sort=False):
-        absent = sorted(set(measures["seed"]) - set(rows["seed"]))
+    planned_searches = planned_seeds(read_definition(study.folder))
+    found = {str(variant): set(rows["seed"]) for variant, rows in measures.groupby("variant", sort=False)}
+    searched = set(measures.loc[measures["method"] != "given", "variant"])  # a given genotype needs one seed
+    for variant in found | planned_searches:
+        others = set(measures["seed"]) if variant in searched else set()
+        absent = sorted((others | set(planned_searches.get(variant, ()))) - found.get(variant, set()))
         lines += [f"{variant}: no trial with seed {seed}" for seed in absent]
     evaluated = measures[measures["evaluations"] > 0]
     for _, rows in evaluated[evaluated.duplicated("genotype_id", keep=False)].groupby("genotype_id", sort=False):

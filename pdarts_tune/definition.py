@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, from_dict, to_dict
 from pdarts_tune.plan import Plan
 
 DEFINITION = "study.json"  # in the study's folder
+COMPLETED = "completed.json"  # in the study's folder once everything is done and nothing failed: what scripts shall look for
 SHOWN = 8  # differences that a message names
 
 
@@ -19,8 +21,11 @@ def define(plan: Plan) -> dict[str, Any]:
         "study": plan.study.name,
         "variants": {variant.name: to_dict(variant.search) for variant in plan.variants},
         "evaluation": to_dict(plan.evaluation),
-        "seeds": {variant.name: sum(trial.variant == variant.name for trial in plan.searches()) for variant in plan.variants},
+        "seeds": {},
     }
+    if not plan.study.adaptive:  # whose trials follow from results, not from variants and seeds
+        searches = Counter(trial.variant for trial in plan.searches())
+        definition["seeds"] = {variant.name: searches[variant.name] for variant in plan.variants}
     if len(plan.recipes) > 1:
         definition["further_evaluations"] = [to_dict(recipe) for recipe in plan.recipes[1:]]
     return definition
@@ -51,8 +56,61 @@ def check_definition(plan: Plan, found: bytes | None, folder: str) -> dict[str, 
             f"{folder} was written by another definition of this study: {changed}; name another folder with --results"
         )
     counts = theirs.get("seeds", {})
-    seeds = counts | {name: max(count, counts.get(name, 0)) for name, count in ours["seeds"].items()}
+    seeds = counts | {name: max(count, counts.get(name, 0)) for name, count in ours["seeds"].items()} if ours["seeds"] else {}
     return ours | {"variants": theirs["variants"] | ours["variants"], "seeds": seeds}
+
+
+def planned_seeds(definition: Mapping[str, Any]) -> dict[str, range]:
+    """The search seeds of each variant by a study's definition; of none where it is from before they were remembered."""
+    return {variant: range(count) for variant, count in definition.get("seeds", {}).items()}
+
+
+def check_seeds(definition: Mapping[str, Any], found: Mapping[str, Collection[int]], *, completed: bool, where: str) -> None:
+    """Refuses tables that hold other searches than their study's, whose means would be over a wrong count of seeds.
+
+    Args:
+        found: the seeds of the searches in the tables, by variant.
+        completed: whether the study says that it is done; one that is not may lack some.
+        where: the study's folder, for messages.
+
+    Raises:
+        ConfigError: a search is there that is not of the study, or lacking although the study is done; the message names them.
+    """
+    planned = planned_seeds(definition)
+    if not planned:
+        return
+    for variant in found:
+        foreign = sorted(set(found[variant]) - set(planned.get(variant, ())))
+        if foreign:
+            has = f"{len(planned[variant])} seeds of it" if variant in planned else f"no such variant, only {', '.join(planned)}"
+            raise ConfigError(
+                f"{where}: its tables hold {variant} with seed {_listed(foreign)}, but by {DEFINITION} the study has {has}; "
+                "take out what was copied into it, or run the study's command again with as many --seeds"
+            )
+    for variant, seeds in planned.items():
+        lacking = sorted(set(seeds) - set(found.get(variant, ())))
+        if completed and lacking:
+            raise ConfigError(
+                f"{where}: by {COMPLETED} the study is done with {len(seeds)} seeds of {variant}, but its tables lack seed "
+                f"{_listed(lacking)}; bring the files back, or run the study's command again"
+            )
+
+
+def _listed(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds[:SHOWN])) + (f" and {len(seeds) - SHOWN} more" if len(seeds) > SHOWN else "")
+
+
+def count_difference(definitions: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """How parts of one study, by folder, differ in their counts of seeds, so that means would be over unlike ones; None if not.
+
+    A genotype that is given has one seed everywhere.
+    """
+    counts: dict[int, str] = {}
+    for folder, definition in definitions.items():
+        for variant, seeds in planned_seeds(definition).items():
+            if definition["variants"][variant].get("method", {}).get("name") != "given":
+                counts.setdefault(len(seeds), f"{len(seeds)} of {variant} in {folder}")
+    return ", ".join(counts.values()) if len(counts) > 1 else None
 
 
 def definition_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:

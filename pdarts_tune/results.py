@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pdarts_tune.config import ConfigError
-from pdarts_tune.definition import DEFINITION, definition_difference
+from pdarts_tune.definition import DEFINITION, count_difference, definition_difference
 from pdarts_tune.schemas import PRIMARY_KEYS, SCHEMA_VERSION, SCHEMAS, STATUSES
 from pdarts_tune.storage import Storage
 
@@ -181,7 +181,7 @@ def read_table(
 
     Raises:
         ConfigError: there is no such table or column, a folder holds no tables, a trial id is there twice, two parts of a study
-            have different definitions, or a file cannot be read; the message names it.
+            have different definitions or counts of seeds, or a file cannot be read; the message names it.
     """
     _check_table(table)
     schema = SCHEMAS[table]
@@ -238,8 +238,9 @@ def read_file(path: Path, table: str, columns: Sequence[str] | None) -> Any:
 
 
 def _check_parts(studies: Sequence[Storage]) -> None:
-    """Rows of one study belong together only where they have one definition."""
+    """Rows of one study belong together only where they have one definition, and its variants one count of seeds."""
     first: dict[str, tuple[Storage, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for study in studies:
         if sum(other.name == study.name for other in studies) == 1:
             continue
@@ -251,6 +252,11 @@ def _check_parts(studies: Sequence[Storage]) -> None:
         changed = definition_difference(before, definition)
         if changed:
             raise ConfigError(f"{other} and {study} are of different definitions of one study: {changed}")
+        parts.setdefault(study.name, {})[str(study)] = definition
+    for name, definitions in parts.items():
+        unlike = count_difference(definitions)
+        if unlike:
+            raise ConfigError(f"the parts of {name} have different counts of seeds, {unlike}; give each the same --seeds")
 
 
 def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | None) -> Any:

@@ -22,7 +22,7 @@ import tyro
 
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig
-from pdarts_tune.definition import DEFINITION, check_definition
+from pdarts_tune.definition import COMPLETED, DEFINITION, check_definition
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.guards import STOPPED, ClusterLostError, exclusive, explain_storage_error, stop_on_signals
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     pass
 
 __all__ = ["Arguments", "Study", "Variant", "main", "run_study"]
-
-COMPLETED = "completed.json"  # in the study's folder once everything is done and nothing failed: what scripts shall look for
 
 
 @dataclass(frozen=True)

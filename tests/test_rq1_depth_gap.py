@@ -1,6 +1,7 @@
 """RQ1's report on synthetic studies: a planted effect is found, a planted null is not, and what is missing is said."""
 
 import importlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -297,6 +298,18 @@ def test_evaluations_with_two_recipes_are_refused_by_name(tmp_path, capsys):
 def test_two_trials_of_one_variant_and_seed_are_refused(tmp_path):
     make_trial(study(tmp_path, 1), "again", "deep", shrink(VARIANTS["deep"], 2))
     with pytest.raises(ConfigError, match="two trials of variant deep, seed 0"):
+        rq1.build(tmp_path, figures=False)
+
+
+def test_a_wrong_count_of_seeds_is_refused_and_an_unfinished_study_says_what_it_lacks(tmp_path):
+    folder = study(tmp_path, 2)
+    counts = dict.fromkeys(VARIANTS, 3)
+    (folder / "study.json").write_text(json.dumps({"variants": dict.fromkeys(VARIANTS), "seeds": counts}))
+    section = rq1.build(tmp_path, figures=False)
+    assert section is not None
+    assert "deep: no trial with seed 2" in section.missing
+    (folder / "completed.json").write_text("{}")
+    with pytest.raises(ConfigError, match="the study is done with 3 seeds of progressive, but its tables lack seed 2"):
         rq1.build(tmp_path, figures=False)
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -108,4 +109,14 @@ def test_two_folders_of_different_definitions_are_not_mixed(tmp_path):
         write_rows(folder, "genotypes", place, [genotype_row(trial_id=place)])
         Path(folder, "study.json").write_text(f'{{"study": "study", "evaluation": {{"epochs": {epochs}}}, "variants": {{}}}}')
     with pytest.raises(ConfigError, match=r"are of different definitions of one study: evaluation.epochs was 1, is 2"):
+        read_table([tmp_path / "here", tmp_path / "there"], "genotypes")
+
+
+def test_two_folders_with_different_counts_of_seeds_are_not_averaged_over(tmp_path):
+    for place, variant, seeds in (("here", "flat", 2), ("there", "deep", 3)):
+        folder = tmp_path / place / "study"
+        write_rows(folder, "genotypes", place, [genotype_row(trial_id=place)])
+        definition = {"study": "study", "evaluation": {}, "variants": {variant: {}}, "seeds": {variant: seeds}}
+        Path(folder, "study.json").write_text(json.dumps(definition))
+    with pytest.raises(ConfigError, match=r"counts of seeds, 2 of flat in \S+here.study, 3 of deep in \S+there.study; give each"):
         read_table([tmp_path / "here", tmp_path / "there"], "genotypes")
