@@ -52,6 +52,7 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
     import ray
 
     from pdarts_tune import sweep
+    from pdarts_tune.grants import Grants
     from pdarts_tune.results import read_table
 
     def one_second(settings: dict[str, Any]) -> None:
@@ -77,7 +78,7 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
     sweep.run_trial = one_second
     begun = time.perf_counter()
     ray.init("local", num_cpus=SLOTS, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    grants = sweep.Grants([{"CPU": float(SLOTS)}], 1.0, None)
+    grants = Grants([{"CPU": float(SLOTS)}], 1.0, None)
     failed = sweep.Sweep(storage, grants, 0, lambda _: None).run(specs, "searches", len(specs))
     ray.shutdown()
     whole = time.perf_counter() - begun

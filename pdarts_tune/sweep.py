@@ -1,14 +1,14 @@
-"""A Ray session, and one sweep of trials over it through Ray Tune. With trainable.py the only room that knows Ray."""
+"""A Ray session, and one sweep of trials over it through Ray Tune."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +25,12 @@ import ray  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
+from pdarts_tune.callbacks import Display, trial_id  # noqa: E402
 from pdarts_tune.config import ConfigError  # noqa: E402
-from pdarts_tune.guards import ClusterLostError  # noqa: E402
-from pdarts_tune.packing import gpu_fraction  # noqa: E402
+from pdarts_tune.grants import Grants  # noqa: E402
 from pdarts_tune.progress import Progress  # noqa: E402
 from pdarts_tune.storage import Storage, open_filesystem  # noqa: E402
-from pdarts_tune.trainable import record_failure, run_trial  # noqa: E402
-
-_PROBE, _PROBE_BYTES = ".probe", 2**20  # written where a trial failed: enough to tell a full disk from one with a little room
-
-
-@dataclass(frozen=True)
-class Grants:
-    """What a trial is given of the cluster."""
-
-    nodes: Sequence[Mapping[str, float]]  # what each has
-    gpus_per_trial: float | None  # None: as follows from the memory that a trial needs
-    gpu_bytes: int | None  # of the smallest GPU, where that is known
-
-    def resources(self, needed_bytes: int) -> dict[str, float]:
-        """For a trial that needs so many bytes on its device; 0: nobody knows. Raises ConfigError: no node has so much."""
-        gpus = self.gpus_per_trial
-        if gpus is None:
-            gpus = gpu_fraction(needed_bytes, self.gpu_bytes) if self.gpu_bytes and needed_bytes else 1.0
-        return trial_resources(self.nodes, gpus)
-
-    def request(self, config: dict[str, Any]) -> Any:
-        """The same in the form in which Tune asks for each trial."""
-        asked = self.resources(config["trial"]["needed_bytes"])
-        return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in asked.items()}])
+from pdarts_tune.trainable import run_trial  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -88,11 +65,11 @@ class Sweep:
         with Progress(what, total, total - len(specs), self.slots(specs)) as progress:
             if not specs:
                 return 0
-            display = _Display(progress, self.changed, self.storage)
+            display = Display(progress, self.changed, self.storage)
             tuner = tune.Tuner(
-                tune.with_resources(run_trial, self.grants.request),
+                tune.with_resources(run_trial, partial(tune_request, self.grants)),
                 param_space={"trial": tune.grid_search(list(specs))},
-                tune_config=tune.TuneConfig(trial_name_creator=_trial_id, trial_dirname_creator=_trial_id, reuse_actors=True),
+                tune_config=tune.TuneConfig(trial_name_creator=trial_id, trial_dirname_creator=trial_id, reuse_actors=True),
                 run_config=self._run_config(what, display),
             )
             self._fit(tuner, display)
@@ -104,15 +81,15 @@ class Sweep:
         with Progress(what, total, min(done, total), slots) as progress:
             if done >= total:
                 return 0
-            display = _Display(progress, self.changed, self.storage)
+            display = Display(progress, self.changed, self.storage)
             tuner = tune.Tuner(
-                tune.with_resources(trainable, self.grants.request),
+                tune.with_resources(trainable, partial(tune_request, self.grants)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,
                     num_samples=total - done,
                     max_concurrent_trials=slots,  # without it a searcher has one trial under way at a time
-                    trial_name_creator=_trial_id,
+                    trial_name_creator=trial_id,
                     trial_dirname_creator=_trial_dirname,
                 ),
                 run_config=self._run_config(what, display),
@@ -120,7 +97,7 @@ class Sweep:
             self._fit(tuner, display)
         return progress.failed
 
-    def _run_config(self, what: str, display: _Display) -> Any:
+    def _run_config(self, what: str, display: Display) -> Any:
         return tune.RunConfig(
             name=what,
             **_tune_storage(self.storage),
@@ -129,7 +106,7 @@ class Sweep:
             verbose=0,
         )
 
-    def _fit(self, tuner: Any, display: _Display) -> None:
+    def _fit(self, tuner: Any, display: Display) -> None:
         try:
             tuner.fit()
         except Exception:
@@ -139,83 +116,10 @@ class Sweep:
             raise
 
 
-class _Display(tune.Callback):
-    """Shows what Tune reports."""
-
-    def __init__(self, progress: Progress, changed: Callable[[str], None], storage: Storage) -> None:
-        self.progress = progress
-        self.changed = changed
-        self.storage = storage
-        self.storage_error: OSError | None = None
-        self.watch = _NodeWatch()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored, and a display cannot be pickled
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.started(_trial_id(trial))
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Any],
-        trial: Any,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        if "position" in result:
-            fields = ("position", "accuracy", "done_epochs", "total_epochs", "epoch_seconds")
-            self.progress.epoch(_trial_id(trial), **{field: result[field] for field in fields}, warning=result.get("warning", ""))
-        self.changed(_trial_id(trial))
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.retried(_trial_id(trial), self._reason(trial))
-        self.changed(_trial_id(trial))
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.finished(_trial_id(trial))
-        self.changed(_trial_id(trial))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.finished(_trial_id(trial), self._reason(trial))
-        self.changed(_trial_id(trial))
-
-    def _reason(self, trial: Any) -> str:
-        """Why the trial failed, in one line; its table has the traceback."""
-        try:
-            reason = record_failure(trial.config["trial"])
-            self.storage.write(_PROBE, bytes(_PROBE_BYTES))
-            self.storage.remove(_PROBE)
-        except OSError as error:
-            self.storage_error = error  # Tune wraps what its callbacks raise
-            raise
-        return reason.splitlines()[0]
-
-
-class _NodeWatch(tune.Callback):
-    """Ends the sweep when the last node is lost."""
-
-    def __init__(self, every: float = 15.0) -> None:
-        self.every = every  # seconds
-        self.looked = time.monotonic()
-        self.error: ClusterLostError | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self.looked < self.every:
-            return
-        self.looked = time.monotonic()
-        if not any(node["Alive"] for node in ray.nodes()):
-            self.error = ClusterLostError(
-                "no node of the Ray cluster is alive any more; the same command continues the study on a new one"
-            )
-            raise self.error
-
-
-def _trial_id(trial: Any) -> str:
-    return str(trial.config["trial"]["trial_id"])
+def tune_request(grants: Grants, config: dict[str, Any]) -> Any:
+    """What a trial is given, in the form in which Tune asks for each; pickled with the trial."""
+    asked = grants.resources(config["trial"]["needed_bytes"])
+    return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in asked.items()}])
 
 
 def _tune_storage(storage: Storage) -> dict[str, Any]:
@@ -237,7 +141,7 @@ def _forget_tune_state(storage: Storage) -> None:
 
 def _trial_dirname(trial: Any) -> str:
     """A folder for Tune's own files; a searcher may choose the same point twice."""
-    return f"{_trial_id(trial)}-{trial.trial_id}"
+    return f"{trial_id(trial)}-{trial.trial_id}"
 
 
 @contextmanager
@@ -286,22 +190,3 @@ def _gpu_bytes() -> int | None:
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-
-
-def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float) -> dict[str, float]:
-    """What one trial asks of the cluster: GPUs where there are any, otherwise one CPU.
-
-    Raises:
-        ConfigError: no node can ever give so much; Ray would wait for ever.
-    """
-    most = max((node.get("GPU", 0) for node in nodes), default=0)
-    cpus = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) == most), default=0)
-    if cpus < 1:
-        raise ConfigError(f"address: a trial takes 1 CPU, the largest {'GPU ' if most else ''}node has {cpus:g}")
-    if not most:
-        return {"cpu": 1}
-    if gpus_per_trial > most:
-        raise ConfigError(f"gpus_per_trial: {gpus_per_trial} asked, the largest node has {most:g}")
-    # CPUs go with the GPUs; one process that keeps its images on the device has no use for more than four.
-    share = min(node.get("CPU", 0) * gpus_per_trial / node["GPU"] for node in nodes if node.get("GPU", 0) >= gpus_per_trial)
-    return {"gpu": gpus_per_trial, "cpu": max(1, min(4, int(share)))}

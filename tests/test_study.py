@@ -21,6 +21,7 @@ from pdarts_tune import sweep
 from pdarts_tune.config import ConfigError, EvalConfig
 from pdarts_tune.definition import define, definition_difference
 from pdarts_tune.genotype import PUBLISHED, Genotype
+from pdarts_tune.grants import Grants, trial_resources
 from pdarts_tune.ledger import found_genotypes, image_warnings, over_limit
 from pdarts_tune.plan import make_plan
 from pdarts_tune.results import read_rows, read_table, write_rows
@@ -151,33 +152,33 @@ def test_images_that_were_left_out_or_are_in_both_parts_are_told_by_data_set(tmp
 
 
 def test_a_trial_takes_one_cpu_where_there_is_no_gpu():
-    assert sweep.trial_resources([{"CPU": 8.0}, {"CPU": 2.0}], 1.0) == {"cpu": 1}
+    assert trial_resources([{"CPU": 8.0}, {"CPU": 2.0}], 1.0) == {"cpu": 1}
 
 
 def test_gpus_are_shared_in_fractions_and_bring_their_cpus():
-    assert sweep.trial_resources([{"CPU": 16.0, "GPU": 4.0}], 0.5) == {"gpu": 0.5, "cpu": 2}
-    assert sweep.trial_resources([{"CPU": 64.0, "GPU": 1.0}, {"CPU": 4.0}], 1.0) == {"gpu": 1.0, "cpu": 4}
+    assert trial_resources([{"CPU": 16.0, "GPU": 4.0}], 0.5) == {"gpu": 0.5, "cpu": 2}
+    assert trial_resources([{"CPU": 64.0, "GPU": 1.0}, {"CPU": 4.0}], 1.0) == {"gpu": 1.0, "cpu": 4}
 
 
 def test_a_request_that_no_node_can_meet_is_refused():
     with pytest.raises(ConfigError, match=r"gpus_per_trial: 4.0 asked, the largest node has 2"):
-        sweep.trial_resources([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 2.0}], 4.0)
+        trial_resources([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 2.0}], 4.0)
 
 
 def test_a_trial_needs_a_cpu_beside_its_gpu():
     with pytest.raises(ConfigError, match="a trial takes 1 CPU, the largest GPU node has 0"):
-        sweep.trial_resources([{"GPU": 2.0}, {"CPU": 4.0}], 1.0)
+        trial_resources([{"GPU": 2.0}, {"CPU": 4.0}], 1.0)
 
 
 def test_the_share_of_a_gpu_follows_from_predicted_memory_unless_it_is_given():
     nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 2.0}]
-    grants = sweep.Grants(nodes, None, 16 * 10**9)
+    grants = Grants(nodes, None, 16 * 10**9)
     assert grants.resources(3 * 10**9) == {"gpu": 0.3333, "cpu": 2}
     assert grants.resources(15 * 10**9) == {"gpu": 1.0, "cpu": 4}
     assert grants.resources(0)["gpu"] == 1.0
-    assert sweep.Grants(nodes, 0.5, None).resources(3 * 10**9)["gpu"] == 0.5
-    assert sweep.Grants(nodes, None, None).resources(3 * 10**9)["gpu"] == 1.0
-    request = grants.request({"trial": {"needed_bytes": 3 * 10**9}})
+    assert Grants(nodes, 0.5, None).resources(3 * 10**9)["gpu"] == 0.5
+    assert Grants(nodes, None, None).resources(3 * 10**9)["gpu"] == 1.0
+    request = sweep.tune_request(grants, {"trial": {"needed_bytes": 3 * 10**9}})
     assert request.required_resources == {"GPU": 0.3333, "CPU": 2.0}
 
 

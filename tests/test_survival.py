@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pdarts_tune import guards, sweep
+from pdarts_tune import callbacks, guards
 from pdarts_tune.plan import make_plan
 from pdarts_tune.progress import Progress
 from pdarts_tune.results import read_table
@@ -286,10 +286,10 @@ def test_a_failed_trial_stops_the_study_if_nothing_can_be_written_any_more(tmp_p
     class Trial:
         config = {"trial": {"trial_id": "t"}}  # noqa: RUF012
 
-    monkeypatch.setattr(sweep, "record_failure", lambda _: "OSError: no space\ntraceback")
+    monkeypatch.setattr(callbacks, "record_failure", lambda _: "OSError: no space\ntraceback")
     told = []
     with Progress("searches", 1, 0, 1) as progress:
-        display = sweep._Display(progress, told.append, Storage(tmp_path))
+        display = callbacks.Display(progress, told.append, Storage(tmp_path))
         display.on_trial_error(0, [], Trial())
         assert (progress.failed, told, display.storage_error) == (1, ["t"], None)
         assert list(tmp_path.iterdir()) == []
@@ -308,8 +308,8 @@ def test_a_failed_trial_stops_the_study_if_nothing_can_be_written_any_more(tmp_p
 
 def test_a_cluster_without_nodes_ends_the_study_in_place_of_waiting_for_ever(monkeypatch):
     alive = [True]
-    monkeypatch.setattr(sweep.ray, "nodes", lambda: [{"Alive": alive[0]}])
-    watch = sweep._NodeWatch(every=0.0)
+    monkeypatch.setattr(callbacks.ray, "nodes", lambda: [{"Alive": alive[0]}])
+    watch = callbacks.NodeWatch(every=0.0)
     watch.on_step_begin(1, [])
     alive[0] = False
     with pytest.raises(guards.ClusterLostError, match="no node of the Ray cluster is alive any more"):
