@@ -31,9 +31,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "STATUSES",
     "GrowingTable",
-    "check_schema",
     "read_file",
     "read_rows",
+    "read_schema",
     "read_table",
     "table_path",
     "write_rows",
@@ -237,6 +237,18 @@ def read_file(path: Path, table: str, columns: Sequence[str] | None) -> Any:
         raise ConfigError(f"{path}: cannot be read as Parquet ({_line(error)})") from None
 
 
+def read_schema(path: Path, table: str) -> tuple[Any, bytes]:
+    """A file's schema, and the text that stands for it in the file. ConfigError as `read_file`."""
+    try:
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet ({_line(error)})") from None
+    text = (metadata.metadata or {}).get(b"ARROW:schema", b"")
+    _check_schema(schema if text else schema.remove_metadata(), table, str(path))  # every release writes the text
+    return schema, text
+
+
 def _check_parts(studies: Sequence[Storage]) -> None:
     """Rows of one study belong together only where they have one definition, and its variants one count of seeds."""
     first: dict[str, tuple[Storage, Any]] = {}
@@ -264,7 +276,7 @@ def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | N
     source = pa.BufferReader(study.read(name)) if study.is_remote else study.path / name
     try:
         with pq.ParquetFile(source, pre_buffer=False) as file:  # whose threads cost more than a small file gives
-            absent = check_schema(file.schema_arrow, table, f"{study}/{name}")
+            absent = _check_schema(file.schema_arrow, table, f"{study}/{name}")
             rows = file.metadata.num_rows
             content = file.read(columns=None if columns is None else list(columns), use_threads=False)
     except FileNotFoundError:
@@ -277,7 +289,7 @@ def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | N
     return content.select(schema.names if columns is None else columns)
 
 
-def check_schema(found: Any, table: str, where: str) -> list[Any]:
+def _check_schema(found: Any, table: str, where: str) -> list[Any]:
     """The fields of a table that a file from before they joined does not have. ConfigError if another release wrote the file."""
     schema = SCHEMAS[table]
     # Compared whole: a column that is missing would otherwise be read as nulls. Those that joined later may be missing.
