@@ -56,11 +56,12 @@ def _read(files: Sequence[Path], table: str, schema: Any, first_epochs: bool) ->
     patterns = ["".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(file)) for file in files]
     schemas = _find_schemas(files, table)
     held = {name for other in schemas for name in other.names}
-    shown = [f'"{name}"' if name in held else f'NULL AS "{name}"' for name in schema.names]  # names of SCHEMAS alone
+    shown = [f'"{name}"' if name in held else f'NULL AS "{name}"' for name in schema.names]
     try:
         with duckdb.connect(config=_CONFIG) as database:
+            chosen = f"SELECT {', '.join(shown)} FROM"  # names of SCHEMAS alone
             rows = database.sql(
-                f"SELECT {', '.join(shown)} FROM read_parquet($files, hive_partitioning = false, union_by_name = $several)"
+                f"{chosen} read_parquet($files, hive_partitioning = false, union_by_name = $several)"
                 + (" WHERE epoch = 0" if first_epochs else ""),
                 params={"files": patterns, "several": len(schemas) > 1},  # files from before a column joined have nulls there
             ).to_arrow_table()
