@@ -59,7 +59,7 @@ def _run_columns() -> list[Any]:
         _column("finished", _TIME, "UTC", "end; null while it runs", optional=True),
         _column("attempts", _INTEGER, "count", "how often it was started, 1 if nothing went wrong"),
         _column("seconds", _NUMBER, "seconds", "time spent training and validating, all attempts", optional=True),
-        _column("peak_bytes", _INTEGER, "bytes", "most device memory in use at once; null where not measured", optional=True),
+        _PEAK_BYTES,
     ]
 
 
@@ -96,6 +96,13 @@ def _agreements() -> list[Any]:
 
 _DERIVED_EPOCH = "at a stage's last epoch, the epoch whose alphas decide; earlier after an early stop. Null at other epochs"
 
+_PEAK_BYTES = _column(
+    "peak_bytes",
+    _INTEGER,
+    "bytes",
+    "most memory in use at once: on a GPU that of its tensors, on a CPU that of the whole process; null where not measured",
+    optional=True,
+)
 _GENOTYPE_ID = _column("genotype_id", _TEXT, "text", "names the genotype by its content")
 _PARAMS = _column("params", _INTEGER, "count", "weights of the evaluation network, without the auxiliary head")
 _MACS = _column("macs", _INTEGER, "count", "multiply-accumulates of convolutions and linear layers for one image")
@@ -150,7 +157,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("seconds", _NUMBER, "seconds", "time of the epoch, validation and diagnostics included"),
         _column("diagnostic_seconds", _NUMBER, "seconds", "of these, spent on inherited accuracy, agreement and eigenvalue"),
         _column("images_per_second", _NUMBER, "images/second", "images that trained weights, over the training time"),
-        _column("peak_bytes", _INTEGER, "bytes", "most device memory in use at once; null where not measured", optional=True),
+        _PEAK_BYTES,
         _column("normal_skip_count", _INTEGER, "count", "skip-connects of the normal cell derived now, before refinement"),
         _column("reduce_skip_count", _INTEGER, "count", "skip-connects of the reduction cell derived now"),
         _column("normal_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the normal cell's edges"),
