@@ -6,11 +6,7 @@ file, a trial that is run again never doubles a row, and no two trials write one
 
 from __future__ import annotations
 
-import datetime
-import io
 import json
-import numbers
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +14,14 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pdarts_tune.config import ConfigError
 from pdarts_tune.definition import DEFINITION, count_difference, definition_difference
 from pdarts_tune.schemas import PRIMARY_KEYS, SCHEMA_VERSION, SCHEMAS, STATUSES
 from pdarts_tune.storage import Storage
+from pdarts_tune.table_files import GrowingTable, check_table, table_file, to_parquet
 
 __all__ = [
     "PRIMARY_KEYS",
@@ -35,12 +33,11 @@ __all__ = [
     "read_rows",
     "read_schema",
     "read_table",
+    "table_file",
     "table_path",
+    "to_parquet",
     "write_rows",
 ]
-
-# Becomes a file name: no separators, nothing that file systems or shells treat in a special way, no leading dot.
-_TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
 
 
 def table_path(study_dir: Path, table: str, trial_id: str) -> Path:
@@ -52,20 +49,7 @@ def table_path(study_dir: Path, table: str, trial_id: str) -> Path:
     return study_dir / table_file(study_dir.name, table, trial_id)
 
 
-def table_file(study: str, table: str, trial_id: str) -> str:
-    """The file of one trial and table, as a name below the study's folder.
-
-    Raises:
-        ConfigError: there is no such table, or the id cannot be a file name.
-    """
-    _check_table(table)
-    if not _TRIAL_ID.fullmatch(trial_id):
-        raise ConfigError(
-            f"trial_id: {trial_id!r} cannot name a file; use up to 200 of A-Z a-z 0-9 . _ = + -, a letter or digit first"
-        )
-    if study in SCHEMAS:
-        raise ConfigError(f"study: a study cannot be called {study!r}, that is the name of a table")
-    return f"{table}/{trial_id}.parquet"
+TOGETHER = "_all"  # names a table's file that holds all trials, as analysis/publish.py makes it; no trial can be called so
 
 
 def write_rows(study_dir: Path | str | Storage, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -81,74 +65,6 @@ def write_rows(study_dir: Path | str | Storage, table: str, trial_id: str, rows:
     GrowingTable(study_dir, table, trial_id).add(rows)
 
 
-class GrowingTable:
-    """The rows of one trial and table, to which more are added: each time the whole file is written, but only the new are checked.
-
-    Raises:
-        ConfigError: as `table_file`.
-    """
-
-    def __init__(self, study_dir: Path | str | Storage, table: str, trial_id: str) -> None:
-        self._storage = Storage(study_dir)
-        self._name = table_file(self._storage.name, table, trial_id)
-        self._table, self._trial_id = table, trial_id
-        self._keys: dict[tuple[Any, ...], int] = {}
-        self._written = SCHEMAS[table].empty_table()
-
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes what was added before and these rows. Raises what `write_rows` does; then nothing has been added."""
-        table, trial_id, schema = self._table, self._trial_id, SCHEMAS[self._table]
-        where = f"table {table}, trial {trial_id}"
-        known = set(schema.names)
-        for index, row in enumerate(rows):
-            if row.keys() != known:
-                unknown = [name for name in row if name not in known]
-                missing = [name for name in schema.names if name not in row]
-                parts = [
-                    f"{kind} column {', '.join(names)}" for kind, names in (("unknown", unknown), ("missing", missing)) if names
-                ]
-                raise ConfigError(f"{where}, row {index}: {'; '.join(parts)}")
-            if row["trial_id"] != trial_id:
-                raise ConfigError(f"{where}, row {index}: is of trial {row['trial_id']!r}")
-        keys = dict(self._keys)
-        for index, row in enumerate(rows, start=len(keys)):
-            key = tuple(row[name] for name in PRIMARY_KEYS[table])
-            if keys.setdefault(key, index) != index:
-                described = ", ".join(f"{name}={row[name]}" for name in PRIMARY_KEYS[table])
-                raise ConfigError(f"{where}: rows {keys[key]} and {index} have the same key ({described})")
-        columns = [_to_array([row[field.name] for row in rows], field, where) for field in schema]
-        added = pa.Table.from_arrays(columns, schema=schema)
-        whole = pa.concat_tables([self._written, added]).unify_dictionaries().combine_chunks()
-        self._storage.write(self._name, _to_parquet(whole))
-        self._keys, self._written = keys, whole
-
-
-def _to_array(values: list[Any], field: Any, where: str) -> Any:
-    choices = (field.metadata.get(b"choices") or b"").decode().split(",")
-    for index, value in enumerate(values):
-        here = f"{where}, row {index}: {field.name}"
-        if value is None:
-            if not field.nullable:
-                raise ConfigError(f"{here} is empty, it must be given")
-        # Arrow would cut 1.5 to 1, and take a number for milliseconds and a time without a zone for UTC.
-        elif pa.types.is_integer(field.type) and not isinstance(value, numbers.Integral):
-            raise ConfigError(f"{here}: {value!r} is not an integer")
-        elif pa.types.is_timestamp(field.type) and (not isinstance(value, datetime.datetime) or value.tzinfo is None):
-            raise ConfigError(f"{here}: {value!r} is not a datetime with a time zone")
-        elif choices != [""] and value not in choices:
-            raise ConfigError(f"{here}: {value!r} is wrong, it must be one of {', '.join(choices)}")
-    try:
-        return pa.array(values, type=field.type)
-    except (pa.ArrowException, OverflowError) as error:
-        raise ConfigError(f"{where}: {field.name} does not fit its type {field.type} ({_line(error)})") from None
-
-
-def _to_parquet(content: Any) -> memoryview:
-    file = io.BytesIO()
-    pq.write_table(content, file, compression="zstd")
-    return file.getbuffer()
-
-
 def read_rows(
     study_dir: Path | str | Storage, table: str, trial_id: str, columns: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
@@ -162,7 +78,11 @@ def read_rows(
     try:
         rows: list[dict[str, Any]] = _read_file(storage, name, table, columns).to_pylist()
     except FileNotFoundError:
-        return []
+        try:
+            whole = _read_file(storage, f"{table}/{TOGETHER}.parquet", table, None)
+        except FileNotFoundError:
+            return []
+        rows = whole.filter(pc.equal(whole["trial_id"], trial_id)).select(columns or whole.column_names).to_pylist()
     return rows
 
 
@@ -183,7 +103,7 @@ def read_table(
         ConfigError: there is no such table or column, a folder holds no tables, a trial id is there twice, two parts of a study
             have different definitions or counts of seeds, or a file cannot be read; the message names it.
     """
-    _check_table(table)
+    check_table(table)
     schema = SCHEMAS[table]
     for column in columns or ():
         if column not in schema.names:
@@ -193,28 +113,32 @@ def read_table(
         raise ConfigError("results: no folder is given")
     studies = [study for place in roots for study in _find_studies(Storage(place))]
     _check_parts(studies)
-    files: dict[str, tuple[Storage, str]] = {}
+    files: list[tuple[Storage, str]] = []
+    owners: dict[str, Storage] = {}
     for study in studies:
-        for name in sorted(study.stamps(table)):
-            if not name.endswith(".parquet"):
-                continue
-            if name in files:
-                other, trial = files[name][0], name.removesuffix(".parquet")
-                if other.name == study.name:
-                    raise ConfigError(f"{other} and {study} both have a trial {trial}, which would be counted twice")
-                raise ConfigError(f"{roots[0]}: two studies have a trial {trial}, {other.name} and {study.name}")
-            files[name] = study, f"{table}/{name}"
+        for name in sorted(name for name in study.stamps(table) if name.endswith(".parquet")):
+            files.append((study, f"{table}/{name}"))
+            for trial in _trials_in(study, table, name.removesuffix(".parquet")):
+                if trial not in owners:
+                    owners[trial] = study
+                elif owners[trial].name == study.name:
+                    raise ConfigError(f"{owners[trial]} and {study} both have a trial {trial}, which would be counted twice")
+                else:
+                    raise ConfigError(f"{roots[0]}: two studies have a trial {trial}, {owners[trial].name} and {study.name}")
     with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(lambda file: _read_file(file[0], file[1], table, columns), files.values()))
+        parts = list(pool.map(lambda file: _read_file(file[0], file[1], table, columns), files))
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
     frame: pd.DataFrame = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries().to_pandas()
     return frame
 
 
-def _check_table(table: str) -> None:
-    if table not in SCHEMAS:
-        raise ConfigError(f"table: {table!r} is unknown, known are {', '.join(SCHEMAS)}")
+def _trials_in(study: Storage, table: str, stem: str) -> Sequence[str]:
+    """The trials of which a file holds rows."""
+    if stem != TOGETHER:
+        return [stem]
+    ids: list[str] = _read_file(study, f"{table}/{stem}.parquet", table, ["trial_id"])["trial_id"].unique().to_pylist()
+    return ids
 
 
 def _find_studies(root: Storage) -> list[Storage]:

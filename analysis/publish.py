@@ -1,0 +1,104 @@
+"""Makes the copy of a finished study that goes beside a paper: a few files in place of thousands.
+
+python analysis/publish.py --results results/depth_gap --out docs/results/depth_gap --command "python studies/depth_gap.py"
+
+Each table becomes one file, with all its rows and columns; all readers and scripts here work on the copy as on the study's folder.
+Beside the tables stand the study's definition, its report (Markdown, CSV, LaTeX and PNG) and a README with where the figures come
+from: commits, versions, devices, times, and the command, which no table knows.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from frames import write_text
+from pdarts_tune.command_line import parse
+from pdarts_tune.config import ConfigError
+from pdarts_tune.definition import COMPLETED, DEFINITION
+from pdarts_tune.results import SCHEMAS, TOGETHER, read_file, read_table, to_parquet
+from pdarts_tune.storage import Storage
+
+REPORT_FILES = (".md", ".csv", ".tex", ".png")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    results: Path
+    """The folder of one study."""
+    out: Path
+    """The folder to write; a copy that is there is replaced."""
+    command: str = ""
+    """How the study was run, for the README."""
+
+
+def publish(study: Path, out: Path, command: str) -> None:
+    """Writes the copy.
+
+    Raises:
+        ConfigError: `study` is no study's folder or not finished, or one of its files cannot be read.
+    """
+    if not (study / "trials").is_dir():
+        raise ConfigError(f"{study}: is not the folder of a study, it has no folder trials")
+    if not (study / COMPLETED).exists():
+        raise ConfigError(f"{study}: has no {COMPLETED}; run the study's command again until it is finished")
+    if out.resolve() == study.resolve():
+        raise ConfigError(f"{out}: is the study itself")
+    target = Storage(out)
+    for table, schema in SCHEMAS.items():
+        parts = [read_file(file, table, None) for file in sorted((study / table).glob("[!.]*.parquet"))]
+        whole = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries()
+        target.write(f"{table}/{TOGETHER}.parquet", to_parquet(whole.combine_chunks()))
+    for name in (DEFINITION, COMPLETED):
+        target.write(name, (study / name).read_bytes())
+    shutil.rmtree(out / "report", ignore_errors=True)
+    for file in sorted((study / "report").glob("*")):
+        if file.suffix in REPORT_FILES:
+            target.write(f"report/{file.name}", file.read_bytes())
+    write_text(out / "README.md", describe(study, command))
+
+
+def describe(study: Path, command: str) -> str:
+    """Where the figures come from, as Markdown."""
+    trials, evaluations = read_table(study, "trials"), read_table(study, "evaluations")
+    runs = pd.concat([trials, evaluations])
+    hours = [f"{table['seconds'].sum() / 3600:.1f}" for table in (trials, evaluations)]
+    began, ended = (f"{time:%Y-%m-%d %H:%M}" for time in (runs["started"].min(), runs["finished"].max()))
+    lines = {
+        "command": f"`{command}`" if command else "not recorded",
+        "commit": _listed(trials["commit"]),
+        "device": _listed(runs["device"]),
+        "versions": _listed(trials["versions"]),
+        "searches": f"{len(trials)}, {hours[0]} hours of one device",
+        "evaluations": f"{len(evaluations)}, {hours[1]} hours of one device",
+        "first start, last end": f"{began}, {ended} UTC, pauses included",
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in lines.items())
+    reports = ", ".join(f"[{file.name}](report/{file.name})" for file in sorted((study / "report").glob("*.md")))
+    closing = f"Report: {reports or 'none'}. Tables: one Parquet file each, `*/{TOGETHER}.parquet`."
+    return f"# {study.name}\n\n| | |\n|---|---|\n{rows}\n\n{closing}\n"
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(str(value) for value in values.dropna().unique()) or "not known"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    settings = parse(Arguments, arguments, description=__doc__ or "")
+    try:
+        publish(settings.results, settings.out, settings.command)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    size = sum(file.stat().st_size for file in settings.out.rglob("*") if file.is_file())
+    print(f"{settings.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

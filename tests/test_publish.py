@@ -1,0 +1,90 @@
+"""A published copy holds what the study's folder holds, and is read like it."""
+
+import importlib
+import shutil
+
+import pandas as pd
+import pytest
+
+from pdarts_tune.config import ConfigError, SearchConfig
+from pdarts_tune.methods import RandomSampling
+from pdarts_tune.results import SCHEMAS, TOGETHER, read_rows, read_table
+from pdarts_tune.study_table import read_study_table
+from synthetic import make_study
+
+publish = importlib.import_module("publish")
+rq1 = importlib.import_module("rq1_depth_gap")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    variants = {"progressive": SearchConfig(), "random": SearchConfig(method=RandomSampling())}
+    folder = make_study(tmp_path_factory.mktemp("results"), "depth_gap", variants, (0, 1), epochs=2, test_images=20)
+    (folder / "study.json").write_text('{"variants": {"progressive": {}, "random": {}}, "seeds": {"progressive": 2, "random": 2}}')
+    (folder / "completed.json").write_text("{}")
+    (folder / "report").mkdir()
+    (folder / "report" / "rq1.md").write_text("# Answer\n")
+    (folder / "report" / "rq1.svg").write_text("<svg/>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def copy(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("docs") / "depth_gap"
+    publish.main(["--results", str(study), "--out", str(out), "--command", "python studies/depth_gap.py"])
+    return out
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_a_copy_has_one_file_a_table_with_the_same_rows(study, copy, table):
+    assert [path.name for path in (copy / table).iterdir()] == [f"{TOGETHER}.parquet"]
+    assert len(read_table(copy, table))
+    pd.testing.assert_frame_equal(read_table(copy, table), read_table(study, table))
+    pd.testing.assert_frame_equal(read_study_table(copy, table), read_study_table(study, table))
+
+
+def test_rows_of_one_trial_are_found_in_a_copy(study, copy):
+    (trial,) = (name for name in read_table(study, "epochs").trial_id.unique() if name.endswith("progressive-s1"))
+    for columns in (None, ["epoch", "stage"]):
+        assert len(read_rows(copy, "epochs", trial, columns)) == 6
+        assert read_rows(copy, "epochs", trial, columns) == read_rows(study, "epochs", trial, columns)
+    assert read_rows(copy, "alphas", trial) == read_rows(study, "alphas", trial)
+    assert read_rows(copy, "epochs", "nobody") == []
+
+
+def test_a_copy_answers_as_the_study_does(study, copy):
+    answers = [rq1.build(folder, figures=False) for folder in (study, copy)]
+    assert answers[0].conclusion == answers[1].conclusion
+    for name, table in answers[0].tables.items():
+        pd.testing.assert_frame_equal(table, answers[1].tables[name])
+
+
+def test_a_copy_says_where_it_is_from_and_has_the_report(copy):
+    text = (copy / "README.md").read_text()
+    assert "| command | `python studies/depth_gap.py` |" in text
+    assert "| searches | 4, " in text
+    assert sorted(path.name for path in (copy / "report").iterdir()) == ["rq1.md"]
+
+
+def test_a_trial_that_is_in_a_copy_and_beside_it_is_not_counted_twice(study, copy, tmp_path):
+    folder = shutil.copytree(copy, tmp_path / "depth_gap")
+    first = min((study / "trials").iterdir())
+    shutil.copy(first, folder / "trials")
+    with pytest.raises(ConfigError, match=rf"both have a trial {first.stem}, which would be counted twice"):
+        read_table(folder, "trials")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "completed.json").unlink(), "has no completed.json; run the study's command again"),
+        (lambda folder: shutil.rmtree(folder / "trials"), "is not the folder of a study"),
+    ],
+)
+def test_what_is_no_finished_study_is_refused_and_nothing_is_written(study, tmp_path, capsys, spoil, says):
+    folder = shutil.copytree(study, tmp_path / "depth_gap")
+    spoil(folder)
+    with pytest.raises(SystemExit, match="2"):
+        publish.main(["--results", str(folder), "--out", str(tmp_path / "out")])
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
