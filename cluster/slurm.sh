@@ -32,6 +32,9 @@ results=${RESULTS:-$checkout/results}
 scratch=${SCRATCH:-/tmp}
 study=$(basename "$script" .py)
 cd "$checkout"
+# `ray symmetric-run` starts and stops Ray by the name of its command; srun hands the path on to every node.
+PATH=$(cd "$(dirname "$python")" && pwd):$PATH
+export PATH
 
 # Nothing of one job meets another's: ports and folders are named by the job. A short name, since sockets are made below it.
 job=$SLURM_JOB_ID
@@ -59,7 +62,7 @@ interrupted=
 stop() { # nodes first, so that what Ray loses now does not count as a failure; then the study, as Ctrl-C would
   interrupted=yes
   echo "job $job: pre-empted or out of time; draining $SLURM_JOB_NUM_NODES nodes and stopping the study"
-  srun --overlap --ntasks-per-node=1 "$(dirname "$python")/ray" drain-node --address "$head:$port" \
+  srun --overlap --ntasks-per-node=1 ray drain-node --address "$head:$port" \
     --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "SLURM takes the node" --deadline-remaining-seconds 90 || true
   if [[ -s $run/driver ]]; then kill -TERM "$(cat "$run/driver")" 2>/dev/null || true; fi
 }
@@ -75,7 +78,7 @@ fi
 
 # The driver runs on the first node, where this script runs too, and says here how it can be reached. $$ is meant to be its own.
 # shellcheck disable=SC2016
-srun --ntasks-per-node=1 "$(dirname "$python")/ray" symmetric-run --address "$head:$port" \
+srun --ntasks-per-node=1 ray symmetric-run --address "$head:$port" \
   --min-nodes "$SLURM_JOB_NUM_NODES" --include-dashboard=false -- \
   bash -c 'echo $$ >"$1/driver"; shift; exec "$@"' driver "$run" \
   "$python" "$script" --results "$results" --address auto "$@" &
@@ -91,6 +94,7 @@ fi
 rm -rf "$run"
 
 if marker; then
+  srun --overlap --ntasks-per-node=1 rm -rf "$RAY_TMPDIR" || true # with Ray's logs, which a study that is not complete may need
   echo "job $job: the study is complete"
 elif [[ -n $interrupted ]]; then
   echo "job $job: goes back into the queue; the same command continues the study"

@@ -58,10 +58,14 @@ echo "scontrol $*" >>"$LOG"
 if [ "$1" = show ]; then echo first; echo second; fi
 """
 # A node whose Ray does not start ends `ray symmetric-run` with 0, and without a study: RAY_FAILS.
+# As the real command it starts Ray by its own name, so the script must put its folder on the path.
 RAY = """#!{python}
 import os, subprocess, sys
 with open(os.environ["LOG"], "a") as log:
     print("ray", *sys.argv[1:], os.environ["RAY_AUTH_MODE"], file=log)
+if sys.argv[1] == "symmetric-run":
+    subprocess.run(["ray", "start"], check=True)
+    os.makedirs(os.environ["RAY_TMPDIR"])
 if sys.argv[1] == "symmetric-run" and not os.environ.get("RAY_FAILS"):
     sys.exit(subprocess.run(sys.argv[sys.argv.index("--") + 1 :]).returncode)
 """
@@ -81,12 +85,12 @@ while "--long" in sys.argv:
 @pytest.fixture
 def job(tmp_path):
     """Starts the script as SLURM does, in a checkout with the study example.py, and returns the process and its log."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("ray", RAY)):
-        (tools / name).write_text(text.replace("{python}", sys.executable))
-        (tools / name).chmod(0o755)
-    (tools / "python").symlink_to(sys.executable)
+    tools, environment = tmp_path / "tools", tmp_path / "environment"
+    for folder, name, text in ((tools, "srun", SRUN), (tools, "scontrol", SCONTROL), (environment, "ray", RAY)):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text.replace("{python}", sys.executable))
+        (folder / name).chmod(0o755)
+    (environment / "python").symlink_to(sys.executable)
     (tmp_path / "example.py").write_text(STUDY)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "image").write_text("pixels")
@@ -96,8 +100,8 @@ def job(tmp_path):
 
     def start(*arguments, **further):
         env = os.environ | {
-            "PATH": f"{tools}:{os.environ['PATH']}",
-            "PYTHON": f"{tools}/python",
+            "PATH": f"{tools}:/usr/bin:/bin",
+            "PYTHON": f"{environment}/python",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
             "LOG": str(log),
             "SLURM_JOB_ID": "12345",
@@ -130,7 +134,7 @@ def test_the_slurm_script_stages_data_runs_the_study_and_looks_for_its_marker(jo
     assert "ray symmetric-run --address first:32345 --min-nodes 2 --include-dashboard=false" in log.read_text()
     assert " token\n" in log.read_text()
     assert not list(tmp_path.glob(".slurm-*")), "the token must not stay behind"
-    assert not list((tmp_path / "scratch").iterdir())
+    assert not list((tmp_path / "scratch").iterdir()), "nor must data and Ray's files"
 
 
 def test_the_slurm_script_does_not_take_an_exit_code_for_success_nor_an_old_marker(job, tmp_path):
