@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from frames import StudyTables
-from pdarts_tune.statistics import kendall_tau, paired_comparison, variance_components
+from pdarts_tune.statistics import kendall_tau, mean_interval, variance_components
 
 RANK_NOTES = """\
 *tau*: Kendall's, over the evaluated cells of all variants, between accuracy at search time and in evaluation. *seed tau*: between
@@ -72,7 +72,7 @@ def mean_intervals(measures: pd.DataFrame, column: str, rng: np.random.Generator
         values = trials[column].dropna().astype(float).to_numpy()
         row = {"variant": variant, "n": len(values), "mean": math.nan, "ci_low": math.nan, "ci_high": math.nan}
         if len(values):
-            found = paired_comparison(values, np.zeros(len(values)), rng)
-            row |= {"mean": found.mean_difference, "ci_low": found.ci_low, "ci_high": found.ci_high}
+            low, high = mean_interval(values, rng)
+            row |= {"mean": float(values.mean()), "ci_low": low, "ci_high": high}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from pdarts_tune import paired
-from pdarts_tune.statistics import mcnemar, non_inferiority, paired_comparison
+from pdarts_tune.statistics import mcnemar, mean_interval, non_inferiority, paired_comparison
 
 
 def test_sign_flip_p_is_uniform_under_the_null():
@@ -23,6 +23,26 @@ def test_sign_flip_p_is_uniform_under_the_null():
 
 def paired_p(a, b):
     return paired._sign_flip_p(a - b, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("pairs", [9, 20])  # the bits of the last byte are not all signs, whatever the number of pairs
+def test_random_flips_agree_with_all_flips(pairs, monkeypatch):
+    differences = np.random.default_rng(3).normal(0.3, 1.0, pairs)
+    exact = [paired._sign_flip_p(differences, np.random.default_rng(0), sided) for sided in (True, False)]
+    monkeypatch.setattr(paired, "EXACT_UP_TO", 0)
+    drawn = [paired._sign_flip_p(differences, np.random.default_rng(0), sided) for sided in (True, False)]
+    assert 0.05 < exact[0] < 0.95
+    for p, reference in zip(drawn, exact, strict=True):
+        assert p == pytest.approx(reference, abs=4 * math.sqrt(reference * (1 - reference) / paired.RANDOM_FLIPS))
+
+
+def test_the_interval_of_a_mean_is_that_of_pairs_with_nothing():
+    values = np.random.default_rng(5).normal(2.0, 1.0, 12)
+    found = paired_comparison(values, np.zeros(12), np.random.default_rng(0))
+    assert mean_interval(values, np.random.default_rng(0)) == (found.ci_low, found.ci_high)
+    assert all(math.isnan(bound) for bound in mean_interval([1.0, 2.0], np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="values: needs"):
+        mean_interval([], np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("draw", "truth", "n"), [("standard_normal", 0.0, 30), ("standard_exponential", 1.0, 50)])
