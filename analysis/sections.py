@@ -181,8 +181,13 @@ def run_script(
     try:
         section = build(settings.results)
         folder = find_study(settings.results, study)
-        if section is None or folder is None:
+        if folder is None:
             raise ConfigError(f"{settings.results}: holds no study {study}; --results is the folder that holds one folder a study")
+        if section is None:
+            raise ConfigError(
+                f"{settings.results}: nothing that this question is about differs between the variants of the study "
+                f"{folder.name}; analysis/report.py shows what it can answer"
+            )
         path = write_section(section, settings.out or folder / "report")
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

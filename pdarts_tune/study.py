@@ -178,7 +178,10 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         if plan.study.report and not _report(plan.study.report, folder):
             failed += 1
         print(f"\ntables   {settings.results}/{plan.study.name}/*/*.parquet")
-        print(f"report   {settings.results}/{plan.study.name}/report/")
+        if plan.study.report:
+            print(f"report   {settings.results}/{plan.study.name}/report/")
+        else:
+            print(f"report   python analysis/report.py --results {settings.results}")
         print(f"compare  {uri}" if uri.startswith("http") else f"compare  mlflow ui --backend-store-uri {uri}")
         size, files = folder.used()
         print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")

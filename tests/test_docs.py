@@ -1,18 +1,97 @@
-"""The pages of docs/: what they say about the code is compared with the code."""
+"""The README and the pages of docs/: what they say about the code is compared with the code."""
 
+import io
+import json
 import re
+import runpy
 import shutil
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import duckdb
 import pytest
 
+from pdarts_tune import columns, evaluation, study
 from pdarts_tune.columns import update_page
+from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from synthetic import make_study
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLES = (ROOT / "docs" / "tables.md").read_text()
+OWN_STUDY = (ROOT / "docs" / "write_your_own_study.md").read_text()
+MODULES = {"pdarts_tune.evaluation": evaluation.Arguments, "pdarts_tune.columns": columns.Arguments}
+
+
+def options_of(arguments: type) -> set[str]:
+    """The options that a command line knows, as its help has them."""
+    said = io.StringIO()
+    with redirect_stdout(said), pytest.raises(SystemExit):
+        parse(arguments, ["--help"], description="")
+    return set(re.findall(r"--[a-z][a-z0-9-]*", said.getvalue()))
+
+
+def commands_of(page: Path) -> list[tuple[str, str]]:
+    """What a page tells to run in Python, and the arguments."""
+    text = page.read_text().replace("\\\n", " ")
+    return re.findall(r"(?:^|[\s`/])python3? ((?:-m )?[\w./]+)([^\n`#|']*)", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_relative_link_leads_to_a_file(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith(("http", "#")):
+            assert (page.parent / link.split("#")[0]).exists(), link
+
+
+def test_every_command_of_the_pages_exists_with_its_options():
+    of_studies, found = options_of(study.Arguments), 0
+    of_modules = {name: options_of(arguments) for name, arguments in MODULES.items()}
+    for page in PAGES:
+        for command, arguments in commands_of(page):
+            where = f"{page.name}: {command}{arguments}"
+            script = ROOT / command.removeprefix("CHECKOUT/")
+            if command.startswith("-m "):
+                known = of_modules[command.removeprefix("-m ")]
+            elif script.suffix != ".py":
+                continue
+            elif "/" in command:
+                assert script.exists(), where
+                own = script.read_text() + (ROOT / "analysis" / "sections.py").read_text()
+                fields = {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): ", own, re.MULTILINE)}
+                fields |= set(re.findall(r'add_argument\("(--[\w-]+)"', own))
+                known = of_studies if script.parent.name == "studies" else fields
+            else:
+                known = of_studies  # a study of the reader's own
+            for option in re.findall(r"--[\w-]+", arguments):
+                assert option in known, where
+            found += 1
+    assert found > 40, "commands are no longer found"
+
+
+def test_every_study_is_in_the_readme():
+    text = PAGES[0].read_text()
+    for path in (ROOT / "studies").glob("*.py"):
+        assert f"`python studies/{path.name}`" in text, path.name
+
+
+def test_the_examples_of_own_studies_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    examples = dict(zip(("width", "my_report", "recipes"), re.findall(r"```python\n(.*?)```", OWN_STUDY, re.DOTALL), strict=True))
+    for name, text in examples.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    shown = {}
+    for name in ("width", "recipes"):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--preset", "smoke", "--print-config"])
+        runpy.run_path(f"{name}.py", run_name="__main__")
+        shown[name] = json.loads(capsys.readouterr().out)
+    variants = shown["width"]["variants"]
+    assert {name: settings["channels"] for name, settings in variants.items()} == {"base": 4, "wide": 8, "wide_no_dropout": 8}
+    assert [stage["skip_dropout"] for stage in variants["wide_no_dropout"]["stages"]] == [0.0, 0.0, 0.0]
+    assert [recipe["recipe"] for recipe in shown["recipes"]["further_evaluations"]] == ["smoke-longer"]
+    assert not (tmp_path / "results").exists()
 
 
 def test_the_page_on_tables_has_the_columns_of_the_schemas():
@@ -27,8 +106,8 @@ def test_a_column_that_changes_changes_the_page():
 
 def test_the_queries_of_the_page_on_tables_run_and_answer_for_every_variant(tmp_path, monkeypatch):
     made = make_study(tmp_path / "results", "depth_gap", seeds=(0, 1), epochs=2)
-    for study in ("approximation", "regularization", "transfer"):
-        shutil.copytree(made, tmp_path / "results" / study)
+    for name in ("approximation", "regularization", "transfer"):
+        shutil.copytree(made, tmp_path / "results" / name)
     monkeypatch.chdir(tmp_path)
     queries = re.findall(r"```sql\n(.*?)```", TABLES, re.DOTALL)
     assert len(queries) == 4, "one a research question"

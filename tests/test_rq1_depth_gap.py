@@ -339,6 +339,13 @@ def test_a_folder_without_the_study_has_no_section_and_the_script_says_so(tmp_pa
     assert "holds no study depth_gap" in capsys.readouterr().err
 
 
+def test_a_study_of_one_depth_under_another_name_is_told_from_no_study(tmp_path, capsys):
+    folder = make_study(tmp_path, "own", {"a": SearchConfig(), "b": SearchConfig(channels=8)}, (0,), epochs=1)
+    with pytest.raises(SystemExit, match="2"):
+        rq1.main(["--results", str(folder)])
+    assert "nothing that this question is about differs between the variants of the study own" in capsys.readouterr().err
+
+
 def test_the_scripts_import_neither_torch_nor_ray():
     scripts = "rq1_depth_gap, rq2_approximation, rq3_regularization, rq4_transfer, baseline_methods, report"
     code = f"import sys, {scripts}; print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
