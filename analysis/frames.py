@@ -216,7 +216,7 @@ def read_candidates(study: StudyTables) -> tuple[list[str], NDArray[np.int64]]:
     reduction cells. All epochs of a stage have the same candidates. Compact, since large studies have millions of rows even of the
     first epochs alone.
     """
-    found = read_study_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], first_epochs=True)
+    found = read_study_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], only={"epoch": [0]})
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
     trials = sorted(set(found["trial_id"].unique()) & set(completed))
 

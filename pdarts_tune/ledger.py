@@ -27,10 +27,11 @@ def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
     finished = _finished(folder, "trials")
     if not finished:
         return {}
-    rows = _read(Storage(folder), "genotypes", "trial_id", "stage", "max_skips", "genotype_id", "genotype")
+    limits = {variant.name: variant.limits for variant in plan.variants}
+    columns = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
+    rows = _read(Storage(folder), "genotypes", *columns, max_skips=tuple(sorted({m for chosen in limits.values() for m in chosen})))
     last = rows[rows.stage == rows.groupby("trial_id").stage.transform("max")]
     found = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in last.itertuples(index=False)}
-    limits = {variant.name: variant.limits for variant in plan.variants}
     return dict(
         found[trial.trial_id, limit] for trial in plan.searches() if trial.trial_id in finished for limit in limits[trial.variant]
     )
@@ -54,17 +55,26 @@ def over_limit(folder: Path | Storage) -> set[str]:
     return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError").fillna(False)])
 
 
-def _read(folder: Storage, table: str, *columns: str) -> pd.DataFrame:
-    """These columns of a table, read again only when one of its files has changed; no rows where there are no files."""
-    return _read_once(folder.location, table, columns, tuple(folder.stamps(table).items()))
+def _read(folder: Storage, table: str, *columns: str, max_skips: tuple[int, ...] | None = None) -> pd.DataFrame:
+    """These columns of a table, read again only when one of its files has changed; no rows where there are no files.
+
+    Args:
+        max_skips: of `genotypes`, the rows at these limits alone.
+    """
+    return _read_once(folder.location, table, columns, max_skips, tuple(folder.stamps(table).items()))
 
 
 @lru_cache(maxsize=8)
-def _read_once(location: str, table: str, columns: tuple[str, ...], stamps: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+def _read_once(
+    location: str, table: str, columns: tuple[str, ...], max_skips: tuple[int, ...] | None, stamps: tuple[tuple[str, str], ...]
+) -> pd.DataFrame:
     folder = Storage(location)
     if not stamps:
         return pd.DataFrame({column: pd.Series(dtype=str) for column in columns})
-    return read_table(folder, table, columns) if folder.is_remote else read_study_table(folder.path, table, columns)
+    if not folder.is_remote:
+        return read_study_table(folder.path, table, columns, only={} if max_skips is None else {"max_skips": max_skips})
+    rows = read_table(folder, table, columns)
+    return rows if max_skips is None else rows[rows.max_skips.isin(max_skips)]
 
 
 def image_warnings(folder: Path | Storage) -> list[str]:

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -117,12 +118,16 @@ class Plan:
 
         A genotype that is given needs no second seed: there is nothing that could come out differently.
         """
-        return [
+        return list(self._searches)
+
+    @cached_property
+    def _searches(self) -> tuple[SearchTrial, ...]:
+        return tuple(
             SearchTrial(f"{variant.name}-seed{seed}", variant.name, replace(variant.search, seed=seed))
             for seed in range(self.seeds)
             for variant in self.variants
             if seed == 0 or not isinstance(variant.search.method, Given)
-        ]
+        )
 
     def evaluations(self, genotypes: Mapping[str, str]) -> list[EvalTrial]:
         """Every training from scratch: each distinct genotype (id to text) once for each recipe and evaluation seed."""

@@ -7,9 +7,10 @@ reads those of one study in a folder, several at a time, in a third of that.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import duckdb
@@ -23,16 +24,19 @@ _CONFIG: dict[str, Any] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }  # nothing is fetched from a network
+ALL_ROWS: Mapping[str, Collection[int]] = MappingProxyType({})
 _FOOTER_BYTES = 2**16  # at the end of a file; the largest footers, those of epochs, have 17,000
 _READERS = 8
 
 
-def read_study_table(study: Path, table: str, columns: Sequence[str] | None = None, *, first_epochs: bool = False) -> pd.DataFrame:
+def read_study_table(
+    study: Path, table: str, columns: Sequence[str] | None = None, *, only: Mapping[str, Collection[int]] = ALL_ROWS
+) -> pd.DataFrame:
     """The rows of one study's table in the order of trial ids, as `results.read_table` gives them.
 
     Args:
         columns: these alone; all if None.
-        first_epochs: of `epochs` or `alphas`, only the rows of each stage's first epoch.
+        only: the rows that have one of the given values in each of these columns.
 
     Raises:
         ConfigError: there is no such table or column, the folder is none, or a file cannot be read; the message names it.
@@ -41,19 +45,19 @@ def read_study_table(study: Path, table: str, columns: Sequence[str] | None = No
         raise ConfigError(f"table: {table!r} is unknown, known are {', '.join(SCHEMAS)}")
     names = SCHEMAS[table].names
     wanted = list(names if columns is None else columns)
-    for column in wanted:
+    for column in (*wanted, *only):
         if column not in names:
             raise ConfigError(f"table {table}: unknown column {column!r}, known are {', '.join(names)}")
     if not study.is_dir():
         raise ConfigError(f"{study}: is not a folder")
     schema = pa.schema([SCHEMAS[table].field(column) for column in wanted])
     files = sorted((study / table).glob("[!.]*.parquet"))
-    content = _read(files, table, schema, first_epochs) if files else schema.empty_table()
+    content = _read(files, table, schema, only) if files else schema.empty_table()
     frame: pd.DataFrame = content.to_pandas()
     return frame
 
 
-def _read(files: Sequence[Path], table: str, schema: Any, first_epochs: bool) -> Any:
+def _read(files: Sequence[Path], table: str, schema: Any, only: Mapping[str, Collection[int]]) -> Any:
     # Each name is a pattern to DuckDB, which must match itself alone.
     patterns = ["".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(file)) for file in files]
     schemas = _find_schemas(files, table)
@@ -64,8 +68,8 @@ def _read(files: Sequence[Path], table: str, schema: Any, first_epochs: bool) ->
             chosen = f"SELECT {', '.join(shown)} FROM"  # names of SCHEMAS alone
             rows = database.sql(
                 f"{chosen} read_parquet($files, hive_partitioning = false, union_by_name = $several)"
-                + (" WHERE epoch = 0" if first_epochs else ""),
-                params={"files": patterns, "several": len(schemas) > 1},  # files from before a column joined have nulls there
+                + (f" WHERE {' AND '.join(f'list_contains(${name}, {name})' for name in only)}" if only else ""),
+                params={"files": patterns, "several": len(schemas) > 1} | {name: list(values) for name, values in only.items()},
             ).to_arrow_table()
     except (duckdb.Error, pa.ArrowException, ValueError) as error:
         for file in files:

@@ -27,7 +27,7 @@ def test_the_rows_are_those_of_the_files(study, table):
 @pytest.mark.parametrize("table", ["alphas", "epochs"])
 def test_first_epochs_are_those_of_each_trial_and_stage(study, table):
     rows = read_table(study, table)
-    found = read_study_table(study, table, ["trial_id", "stage"], first_epochs=True)
+    found = read_study_table(study, table, ["trial_id", "stage"], only={"epoch": [0]})
     pd.testing.assert_frame_equal(found, rows.loc[rows["epoch"] == 0, ["trial_id", "stage"]].reset_index(drop=True))
 
 
