@@ -78,8 +78,7 @@ fi
 
 # The driver runs on the first node, where this script runs too, and says here how it can be reached. $$ is meant to be its own.
 # shellcheck disable=SC2016
-srun --ntasks-per-node=1 ray symmetric-run --address "$head:$port" \
-  --min-nodes "$SLURM_JOB_NUM_NODES" --include-dashboard=false -- \
+srun --ntasks-per-node=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" -- \
   bash -c 'echo $$ >"$1/driver"; shift; exec "$@"' driver "$run" \
   "$python" "$script" --results "$results" --address auto "$@" &
 step=$!

@@ -131,7 +131,7 @@ def test_the_slurm_script_stages_data_runs_the_study_and_looks_for_its_marker(jo
     assert "the study is complete" in said
     assert (tmp_path / "results" / "arguments").read_text() == f"--results {tmp_path}/results --address auto --preset smoke"
     assert (tmp_path / "results" / "data").read_text() == "pixels"
-    assert "ray symmetric-run --address first:32345 --min-nodes 2 --include-dashboard=false" in log.read_text()
+    assert "ray symmetric-run --address first:32345 --min-nodes 2 -- bash" in log.read_text()
     assert " token\n" in log.read_text()
     assert not list(tmp_path.glob(".slurm-*")), "the token must not stay behind"
     assert not list((tmp_path / "scratch").iterdir()), "nor must data and Ray's files"
