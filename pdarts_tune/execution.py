@@ -26,7 +26,7 @@ class Execution:
     cell_evaluation: CellEvaluation = "fast"
     """fast: a hand-written pass per cell; plain: one module per operation (PC-DARTS has no other)."""
     recompute: bool = False
-    """Of the fast cells: keep a third of the bytes for backward, for about 6 % more time."""
+    """Of the fast cells: keep an eighth of the bytes for backward, for 6 to 20 % more time."""
     precision: Precision = "fp32"
     """bf16: convolutions and products in bfloat16, weights and statistics in float32; needs plain cells."""
     tf32: bool = False

@@ -216,9 +216,12 @@ def _packing_lines(needs: dict[str, int], gpu_bytes: int | None) -> list[str]:
         fits = {what: trials_that_fit(needed, size) for what, needed in needs.items() if needed}
         fewest, most = min(fits, key=fits.__getitem__), max(fits, key=fits.__getitem__)
         too_large = [what for what, count in fits.items() if not count]
+        counts, shares = f"{fits[fewest]} trials", f"{gpu_fraction(needs[fewest], size):g}"
+        if fits[most] > fits[fewest]:
+            counts += f" ({fewest}) to {fits[most]} ({most})"
+            shares += f" to {gpu_fraction(needs[most], size):g}"
         lines.append(
-            f"one GPU of {name}: {fits[fewest]} trials ({fewest}) to {fits[most]} ({most}) at a time, "
-            f"{gpu_fraction(needs[fewest], size):g} to {gpu_fraction(needs[most], size):g} of it each"
+            f"one GPU of {name}: {counts} at a time, {shares} of it each"
             + (f"; too large for it: {', '.join(too_large)}" if too_large else "")
         )
     return lines
