@@ -17,19 +17,19 @@ from matplotlib.figure import Figure
 
 import frames
 from agreement_tables import RANK_NOTES, SPREAD_NOTES, rank_table, spread_table
-from arms import Arms, read_arms
+from arms import Arms
 from comparisons import COMPARISON_NOTES, cannot_show, compare_variants, conclude, say_power
 from frames import StudyTables
 from pdarts_tune.figures import draw_learning_curves, draw_tradeoff
 from pdarts_tune.methods import RandomSampling, trains_alphas
 from pdarts_tune.statistics import mcnemar, mean_sd, relative_improvement
 from published_figures import METHOD_NOTES, published_methods
+from question import Read, open_question
 from rq2_approximation import tradeoff_frame
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
 
 STUDY = "baselines"
-RNG_SEED = 0
 
 NOTES = SEARCH_NOTES | {
     "methods": f"""\
@@ -49,20 +49,14 @@ search and evaluation seed that both have. It speaks of these two networks, not 
 }
 
 
-def build(results: Path, *, figures: bool = True) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
     """The comparison of methods; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
-    folder = frames.find_study(results, STUDY)
-    if folder is None:
+    question = open_question(results, STUDY, read, lambda study: study.trials["method"].nunique() > 2)
+    if question is None:
         return None
-    study = frames.load_study(folder)
-    if folder.name != STUDY and study.trials["method"].nunique() < 3:
-        return None
-    arms = read_arms(study.trials)
-    measures = frames.measure_trials(study)
-    rng = np.random.default_rng(RNG_SEED)
+    study, arms, measures, missing, rng = question
     baseline = find_pdarts(arms)
     drawn = next((name for name, config in arms.items() if isinstance(config.method, RandomSampling)), None)
-    missing = frames.list_missing(study, measures)
     tables = {"methods": summarize(measures, drawn)}
     conclusion: tuple[str, ...] = ("No search runs in several stages, so there is no P-DARTS to compare with.",)
     if baseline is None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ _SEARCH_COLUMNS = [name for name in SCHEMAS["trials"].names if name not in (*_LO
 _EPOCH_COLUMNS = ["trial_id", "stage", "epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count", "collapsed"]
 _EPOCH_COLUMNS += ["hessian_eigenvalue"]
 _EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
+_EVALUATION_COLUMNS += ["top5_accuracy", "params", "macs", "config"]  # for comparisons across settings
 _GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]
-_SETTING_COLUMNS = ["top5_accuracy", "params", "macs", "config"]  # of evaluations, where they are compared across settings
 _TRIAL_COLUMNS = ["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]
 
 
@@ -47,7 +49,7 @@ class StudyTables:
     epochs: pd.DataFrame  # with variant and running_epoch, 0-based over all stages
     derived: pd.DataFrame  # rows of genotypes, for every stage and skip limit, with their trial's columns
     cells: pd.DataFrame  # of these, the rows at each trial's own max_skips
-    evaluations: pd.DataFrame  # of derived genotypes, on the data that they were searched on
+    evaluations: pd.DataFrame  # of derived genotypes; `stem`, `params` and `macs` are the evaluated network's
 
 
 def find_study(results: Path, name: str) -> Path | None:
@@ -63,18 +65,33 @@ def find_study(results: Path, name: str) -> Path | None:
 
 
 def load_study(folder: Path, *, several_settings: bool = False, epoch_columns: Sequence[str] = ()) -> StudyTables:
-    """Reads the folder of one study.
+    """Reads the folder of one study, for a question about one data set and recipe, or about `several_settings`.
+
+    Raises:
+        ConfigError: as `read_study`, `of_one_setting` and `of_several_settings`.
+    """
+    study = read_study(folder, epoch_columns)
+    return of_several_settings(study) if several_settings else of_one_setting(study)
+
+
+def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
+    """All of one study, with the evaluations in every setting, which are of any data set and recipe.
 
     Args:
         epoch_columns: of the table `epochs`, beside those that answers rest on.
-        several_settings: the question is about several data sets and recipes: all evaluations are read, with `stem`, `params` and
-            `macs` of the network that was evaluated, and figures of one data set and recipe's name must be of one recipe.
 
     Raises:
-        ConfigError: it holds no trials, two trials have the same variant and seeds, its searches are not those of the study, or
-            the study's cells were evaluated with several recipes, whose figures must not be mixed.
+        ConfigError: it holds no trials, two trials have the same variant and seeds, or its searches are not those of the study.
     """
-    trials = read_study_table(folder, "trials", _SEARCH_COLUMNS).sort_values(["started", "trial_id"], ignore_index=True)
+    columns = {
+        "trials": _SEARCH_COLUMNS,
+        "epochs": [*_EPOCH_COLUMNS, *epoch_columns],
+        "genotypes": [*_GENOTYPE_COLUMNS, "inherited_accuracy"],
+        "evaluations": _EVALUATION_COLUMNS,
+    }
+    with ThreadPoolExecutor(len(columns)) as pool:  # what takes one core alone, of each table, is done side by side
+        trials, epochs, genotypes, evaluations = pool.map(partial(read_study_table, folder), columns, columns.values())
+    trials = trials.sort_values(["started", "trial_id"], ignore_index=True)
     definition = read_definition(folder)
     order = {name: index for index, name in enumerate(definition.get("variants", ()))}
     trials = trials.sort_values("variant", key=lambda column: column.map(order), kind="stable")
@@ -86,24 +103,29 @@ def load_study(folder: Path, *, several_settings: bool = False, epoch_columns: S
         raise ConfigError(f"{folder}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
     found = {str(variant): set(seeds) for variant, seeds in trials.groupby("variant")["seed"]}
     check_seeds(definition, found, completed=(folder / COMPLETED).exists(), where=str(folder))
-    epochs = read_study_table(folder, "epochs", [*_EPOCH_COLUMNS, *epoch_columns]).sort_values(["trial_id", "stage", "epoch"])
+    epochs = epochs.sort_values(["trial_id", "stage", "epoch"])
     epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
     epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
-    genotypes = read_study_table(folder, "genotypes", [*_GENOTYPE_COLUMNS, "inherited_accuracy"])
     derived = trials[_TRIAL_COLUMNS].rename(columns={"max_skips": "own_limit"}).merge(genotypes, on="trial_id")
     cells = derived[derived["max_skips"] == derived["own_limit"]]
-    if several_settings:
-        evaluations = read_study_table(folder, "evaluations", [*_EVALUATION_COLUMNS, *_SETTING_COLUMNS])
-        stems = {text: json.loads(text).get("stem", "cifar") for text in evaluations["config"].unique()}
-        evaluations = evaluations.assign(stem=evaluations["config"].map(stems)).drop(columns="config")
-        evaluations = evaluations[evaluations["genotype_id"].isin(derived["genotype_id"])]
-        for data, runs in evaluations.groupby("data"):
-            _refuse_mixed(runs[runs.groupby("recipe")["recipe_id"].transform("nunique") > 1], f"{folder}: on {data}")
-    else:
-        evaluations = read_study_table(folder, "evaluations", _EVALUATION_COLUMNS)
-        evaluations = evaluations.merge(derived[["genotype_id", "data"]].drop_duplicates())
-        _refuse_mixed(evaluations, str(folder))
+    stems = {text: json.loads(text).get("stem", "cifar") for text in evaluations["config"].unique()}
+    evaluations = evaluations.assign(stem=evaluations["config"].map(stems)).drop(columns="config")
+    evaluations = evaluations[evaluations["genotype_id"].isin(derived["genotype_id"])]
     return StudyTables(folder, trials, epochs, derived, cells, evaluations)
+
+
+def of_one_setting(study: StudyTables) -> StudyTables:
+    """With the evaluations on the data that the cells were searched on alone. ConfigError where they are of several recipes."""
+    evaluations = study.evaluations.merge(study.derived[["genotype_id", "data"]].drop_duplicates())
+    _refuse_mixed(evaluations, str(study.folder))
+    return replace(study, evaluations=evaluations)
+
+
+def of_several_settings(study: StudyTables) -> StudyTables:
+    """The same study. ConfigError where figures of one data set and recipe's name are of several recipes."""
+    for data, runs in study.evaluations.groupby("data"):
+        _refuse_mixed(runs[runs.groupby("recipe")["recipe_id"].transform("nunique") > 1], f"{study.folder}: on {data}")
+    return study
 
 
 def _refuse_mixed(evaluations: pd.DataFrame, where: str) -> None:

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,26 @@ import rq3_regularization
 import rq4_transfer
 import schedule_front
 from checklist import StudyFacts, fill_checklist
-from frames import StudyTables, first_line, load_study, measure_trials, write_text
+from frames import StudyTables, first_line, measure_trials, of_several_settings, read_study, write_text
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from pdarts_tune.figures import draw_genotype
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.results import SCHEMAS, read_rows
 from pdarts_tune.study_table import read_study_table
+from question import Read
 from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
 from sections import Section
 
-BUILDERS: Mapping[str, Callable[[Path], Section | None]] = {
-    "RQ1": rq1_depth_gap.build,
-    "RQ2": rq2_approximation.build,
-    "RQ3": rq3_regularization.build,
-    "RQ4": rq4_transfer.build,
-    "Baselines": baseline_methods.build,
-    "Schedules": schedule_front.build,
+BUILDERS: Mapping[str, Callable[[Path, Read], Section | None]] = {
+    "RQ1": lambda results, read: rq1_depth_gap.build(results, read=read),
+    "RQ2": lambda results, read: rq2_approximation.build(results, read=read),
+    "RQ3": lambda results, read: rq3_regularization.build(results, read=read),
+    "RQ4": lambda results, read: rq4_transfer.build(results, read=read),
+    "Baselines": lambda results, read: baseline_methods.build(results, read=read),
+    "Schedules": lambda results, _: schedule_front.build(results),
 }
+_KEPT = 2  # studies in memory, so that the questions about one folder read it once
 _LISTS = ("train_accuracies", "validation_accuracies", "correct")
 _EVALUATION_COLUMNS = [name for name in SCHEMAS["evaluations"].names if name not in _LISTS]
 _STATUSES = {"completed": "completed", "failed": "failed", "out_of_memory": "out of memory", "running": "not finished"}
@@ -73,10 +76,11 @@ def find_studies(results: Path) -> list[Path]:
 def build_page(results: Path) -> Page:
     """Everything that the page shows. Raises ConfigError where there is no study, or a table cannot be read."""
     facts = [read_facts(folder) for folder in find_studies(results)]
+    read = lru_cache(_KEPT)(read_study)
     parts = []
     for name, build in BUILDERS.items():
         try:
-            section = build(results)
+            section = build(results, read)
         except ConfigError as error:  # such as mixed recipes: the question is not answered, and the page says why
             parts.append(Part(None, name, str(error)))
             continue
@@ -86,7 +90,7 @@ def build_page(results: Path) -> Page:
         title=f"Results of {', '.join(study.name for study in facts)}",
         overview=Block("overview", "Studies: what was started, and how far it came", overview(facts)),
         parts=parts,
-        studies=[study_block(study) for study in facts],
+        studies=[study_block(study, read) for study in facts],
         failures=[failure for study in facts for failure in list_failures(study)],
         environment=Block("environment", "Where the figures come from", environment(facts)),
         checklist=fill_checklist(facts),
@@ -108,10 +112,10 @@ def overview(facts: Sequence[StudyFacts]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def study_block(facts: StudyFacts) -> StudyBlock:
+def study_block(facts: StudyFacts, read: Read) -> StudyBlock:
     """The cells of each variant and the table of all searches of one study."""
     try:
-        study = load_study(facts.folder, several_settings=True)
+        study = of_several_settings(read(facts.folder))
     except ConfigError as error:
         return StudyBlock(
             facts.name, str(error), [], Block(f"{facts.name}-trials", f"Searches of {facts.name}", trial_table(facts.trials))

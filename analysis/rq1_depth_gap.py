@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import frames
 from agreement_tables import RANK_NOTES, SPREAD_NOTES, mean_intervals, rank_table, spread_table
-from arms import Arms, depths, grows, operations, read_arms
+from arms import Arms, depths, grows, operations
 from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, pair_up, say_power
 from frames import StudyTables, show
 from pdarts_tune.figures import draw_depth_gap, draw_learning_curves
@@ -25,12 +25,12 @@ from pdarts_tune.methods import trains_alphas
 from pdarts_tune.stages import search_work
 from pdarts_tune.statistics import mean_sd
 from published_figures import PUBLISHED_NOTES, published_cifar
+from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
 
 STUDY = "depth_gap"
 ALIKE = 0.1  # planned costs of whole epochs cannot be matched better in short searches
-RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
 
 VARIANT_NOTES = f"""\
 Means over seeds, of those that have the figure; ± is the standard deviation over search seeds, after averaging over evaluation
@@ -71,19 +71,13 @@ NOTES = SEARCH_NOTES | {
 }
 
 
-def build(results: Path, *, figures: bool = True) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
     """The answer to RQ1; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
-    folder = frames.find_study(results, STUDY)
-    if folder is None:
+    question = open_question(results, STUDY, read, lambda study: study.trials["depths"].nunique() > 1)
+    if question is None:
         return None
-    study = frames.load_study(folder)
-    if folder.name != STUDY and study.trials["depths"].nunique() < 2:
-        return None
-    measures = frames.measure_trials(study)
-    rng = np.random.default_rng(RNG_SEED)
-    arms = read_arms(study.trials)
+    study, arms, measures, missing, rng = question
     baseline = next((name for name, config in arms.items() if grows(config)), None)
-    missing = frames.list_missing(study, measures)
     tables = {"variants": summarize(measures)}
     conclusion: tuple[str, ...] = ("No search grows in depth, so there is nothing to compare the others with.",)
     if baseline is None:

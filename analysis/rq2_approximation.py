@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import frames
 from agreement_tables import mean_intervals
-from arms import Arms, drops, operations, read_arms
+from arms import Arms, drops, operations
 from comparisons import COMPARISON_NOTES, compare_variants, conclude, pair_up
 from frames import StudyTables
 from pdarts_tune.figures import draw_learning_curves, draw_tradeoff
@@ -26,11 +26,11 @@ from pdarts_tune.methods import trains_alphas
 from pdarts_tune.space import PRIMITIVES
 from pdarts_tune.statistics import mean_sd, non_inferiority
 from published_figures import PUBLISHED_NOTES, published_cifar
+from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
 
 STUDY = "approximation"
-RNG_SEED = 0
 MEBIBYTE = 2**20
 
 # In points of test error, chosen before any result: about twice the standard deviation that Yang et al. (ICLR 2020) found between
@@ -59,20 +59,14 @@ the study's and was chosen before any result. Six pairs are the fewest that can 
 }
 
 
-def build(results: Path, *, figures: bool = True) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
     """The answer to RQ2; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
-    folder = frames.find_study(results, STUDY)
-    if folder is None:
+    question = open_question(results, STUDY, read, lambda study: study.trials["operations"].nunique() > 1)
+    if question is None:
         return None
-    study = frames.load_study(folder)
-    arms = read_arms(study.trials)
-    if folder.name != STUDY and study.trials["operations"].nunique() < 2:
-        return None
-    measures = frames.measure_trials(study)
+    study, arms, measures, missing, rng = question
     measures = measures.assign(peak_mebibytes=measures["peak_bytes"].astype(float) / MEBIBYTE)
-    rng = np.random.default_rng(RNG_SEED)
     baseline = next((name for name, config in arms.items() if drops(config) and config.dropping == "lowest"), None)
-    missing = frames.list_missing(study, measures)
     tables = {"variants": summarize(measures, arms)}
     conclusion: tuple[str, ...] = ("No search drops its least probable operations, so there is nothing to compare.",)
     if baseline is None:

@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 
 import frames
 from agreement_tables import SPREAD_NOTES, mean_intervals, spread_table
-from arms import Arms, differences, has_skip_dropout, read_arms
+from arms import Arms, differences, has_skip_dropout
 from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, say_power
 from frames import StudyTables, show
 from pdarts_tune.figures import draw_learning_curves, draw_limits
 from pdarts_tune.methods import trains_alphas
 from pdarts_tune.statistics import brown_forsythe, holm, mean_sd, proportion_interval
 from published_figures import PUBLISHED_NOTES, published_cifar
+from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
 
 STUDY = "regularization"
-RNG_SEED = 0
 UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing
 
 NOTES = SEARCH_NOTES | {
@@ -62,21 +62,16 @@ test cautious). Holm-adjusted; it needs three seeds on both sides and has little
 }
 
 
-def build(results: Path, *, figures: bool = True) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
     """The answer to RQ3; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
-    folder = frames.find_study(results, STUDY)
-    if folder is None:
+    question = open_question(results, STUDY, read, is_about_regularization)
+    if question is None:
         return None
-    study = frames.load_study(folder)
-    arms = read_arms(study.trials)
+    study, arms, measures, missing, rng = question
     limits, partial = measure_limits(study)
-    if folder.name != STUDY and study.trials["skip_dropout"].nunique() < 2 and limits["max_skips"].nunique() < 2:
-        return None
-    measures = frames.measure_trials(study)
-    rng = np.random.default_rng(RNG_SEED)
+    missing += partial
     baseline = next((name for name, config in arms.items() if has_skip_dropout(config)), None)
     plain = find_plain(arms, baseline)
-    missing = frames.list_missing(study, measures) + partial
     tables: dict[str, pd.DataFrame] = {}
     conclusion: tuple[str, ...] = ()
     if baseline is None or plain is None:
@@ -110,6 +105,11 @@ def build(results: Path, *, figures: bool = True) -> Section | None:
         notes=NOTES,
         about=frames.describe_study(study),
     )
+
+
+def is_about_regularization(study: StudyTables) -> bool:
+    """Whether variants differ in dropout on skip-connects, or cells were evaluated at several limits."""
+    return study.trials["skip_dropout"].nunique() > 1 or measure_limits(study)[0]["max_skips"].nunique() > 1
 
 
 def find_plain(arms: Arms, baseline: str | None) -> str | None:

@@ -25,6 +25,7 @@ from pdarts_tune.genotype import Genotype
 from pdarts_tune.results import read_rows
 from pdarts_tune.statistics import holm, kendall_tau, mean_sd, minimum_detectable_tau, partial_correlation
 from published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
+from question import Read
 from sections import Section, run_script
 
 STUDY = "transfer"
@@ -51,7 +52,7 @@ Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the pa
 }
 
 
-def build(results: Path, *, figures: bool = True) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
     """The answer to RQ4; None where `results` has no data for it.
 
     Raises:
@@ -60,7 +61,7 @@ def build(results: Path, *, figures: bool = True) -> Section | None:
     folder = frames.find_study(results, STUDY)
     if folder is None:
         return None
-    study = frames.load_study(folder, several_settings=True)
+    study = frames.of_several_settings(read(folder))
     evaluations = name_settings(study)
     if folder.name != STUDY and evaluations["setting"].nunique() < 2:
         return None
