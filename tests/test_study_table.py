@@ -4,6 +4,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from pdarts_tune import study_table
 from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.results import SCHEMAS, read_table
 from pdarts_tune.study_table import read_study_table
@@ -31,6 +32,20 @@ def test_first_epochs_are_those_of_each_trial_and_stage(study, table):
     pd.testing.assert_frame_equal(found, rows.loc[rows["epoch"] == 0, ["trial_id", "stage"]].reset_index(drop=True))
 
 
+def test_rows_are_chosen_by_the_values_of_columns_that_need_not_be_read(study):
+    rows = read_table(study, "genotypes")
+    found = read_study_table(study, "genotypes", ["trial_id", "genotype"], only={"max_skips": [2, 8], "stage": (3,)})
+    chosen = rows[rows["max_skips"].isin([2, 8]) & (rows["stage"] == 3)]
+    assert 0 < len(chosen) < len(rows)
+    pd.testing.assert_frame_equal(found, chosen[["trial_id", "genotype"]].reset_index(drop=True))
+    assert read_study_table(study, "genotypes", only={"max_skips": []}).empty
+
+
+def test_a_footer_that_is_larger_than_what_is_read_of_it_is_parsed(study, monkeypatch):
+    monkeypatch.setattr(study_table, "_FOOTER_BYTES", 100)
+    pd.testing.assert_frame_equal(read_study_table(study, "trials"), read_table(study, "trials"))
+
+
 def test_a_table_without_rows_has_its_columns(tmp_path):
     folder = make_study(tmp_path, "s", {"a": SearchConfig()}, (0,), epochs=1, evaluation_seeds=())
     for columns in (None, ["accuracy", "seed"]):
@@ -51,7 +66,7 @@ def test_files_from_before_a_column_joined_have_nulls_there(tmp_path, all_files)
     assert found["seed"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("damage", ["cut", "no table", "another schema", "another version"])
+@pytest.mark.parametrize("damage", ["cut", "no table", "another schema", "another version", "another writer"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
     folder = make_study(tmp_path, "s", {"a": SearchConfig()}, (0, 1), epochs=1, evaluation_seeds=())
     path = folder / "trials" / "s-a-s1.parquet"
@@ -62,6 +77,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
         path.write_bytes(b"no table")
     elif damage == "another schema":
         pq.write_table(content.drop_columns("variant"), path)
+    elif damage == "another writer":  # which keeps the project's own metadata, but not the schema's text
+        pq.write_table(content, path, store_schema=False)
     else:
         pq.write_table(content.replace_schema_metadata({b"schema_version": b"0"}), path)
     with pytest.raises(ConfigError, match=r"s-a-s1\.parquet: (cannot be read as Parquet|is not of schema version)"):
@@ -71,6 +88,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
 def test_wrong_names_are_refused(study):
     with pytest.raises(ConfigError, match="unknown column 'loss', known are"):
         read_study_table(study, "epochs", ["loss"])
+    with pytest.raises(ConfigError, match="unknown column 'loss', known are"):
+        read_study_table(study, "epochs", ["trial_id"], only={"loss": [1]})
     with pytest.raises(ConfigError, match="table: 'epoch' is unknown"):
         read_study_table(study, "epoch")
     with pytest.raises(ConfigError, match="is not a folder"):
