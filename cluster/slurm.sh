@@ -64,7 +64,12 @@ stop() { # nodes first, so that what Ray loses now does not count as a failure; 
   echo "job $job: pre-empted or out of time; draining $SLURM_JOB_NUM_NODES nodes and stopping the study"
   srun --overlap --ntasks-per-node=1 ray drain-node --address "$head:$port" \
     --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "SLURM takes the node" --deadline-remaining-seconds 90 || true
-  if [[ -s $run/driver ]]; then kill -TERM "$(cat "$run/driver")" 2>/dev/null || true; fi
+  if [[ -s $run/driver ]]; then
+    kill -TERM "$(cat "$run/driver")" 2>/dev/null || true
+    for _ in {1..100}; do kill -0 "$(cat "$run/driver")" 2>/dev/null && sleep 1; done
+  fi
+  # A drained node's Ray ends well, and `ray start --block` waits on: it ends only when a part of Ray ends badly.
+  srun --overlap --ntasks-per-node=1 pkill -f "[s]tart --address $head:$port --block" || true
 }
 trap stop USR1 TERM
 

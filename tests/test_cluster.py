@@ -57,17 +57,25 @@ SCONTROL = """#!/bin/sh
 echo "scontrol $*" >>"$LOG"
 if [ "$1" = show ]; then echo first; echo second; fi
 """
+# On a drained node `ray start --block` waits for ever, until it is killed.
+PKILL = """#!/bin/sh
+echo "pkill $*" >>"$LOG"
+touch "$LOG.killed"
+"""
 # A node whose Ray does not start ends `ray symmetric-run` with 0, and without a study: RAY_FAILS.
 # As the real command it starts Ray by its own name, so the script must put its folder on the path.
 RAY = """#!{python}
-import os, subprocess, sys
+import os, subprocess, sys, time
 with open(os.environ["LOG"], "a") as log:
     print("ray", *sys.argv[1:], os.environ["RAY_AUTH_MODE"], file=log)
 if sys.argv[1] == "symmetric-run":
     subprocess.run(["ray", "start"], check=True)
     os.makedirs(os.environ["RAY_TMPDIR"])
 if sys.argv[1] == "symmetric-run" and not os.environ.get("RAY_FAILS"):
-    sys.exit(subprocess.run(sys.argv[sys.argv.index("--") + 1 :]).returncode)
+    code = subprocess.run(sys.argv[sys.argv.index("--") + 1 :]).returncode
+    while code == 130 and not os.path.exists(os.environ["LOG"] + ".killed"):
+        time.sleep(0.05)
+    sys.exit(code)
 """
 STUDY = """
 import os, pathlib, signal, sys, time
@@ -86,7 +94,12 @@ while "--long" in sys.argv:
 def job(tmp_path):
     """Starts the script as SLURM does, in a checkout with the study example.py, and returns the process and its log."""
     tools, environment = tmp_path / "tools", tmp_path / "environment"
-    for folder, name, text in ((tools, "srun", SRUN), (tools, "scontrol", SCONTROL), (environment, "ray", RAY)):
+    for folder, name, text in (
+        (tools, "srun", SRUN),
+        (tools, "scontrol", SCONTROL),
+        (tools, "pkill", PKILL),
+        (environment, "ray", RAY),
+    ):
         folder.mkdir(exist_ok=True)
         (folder / name).write_text(text.replace("{python}", sys.executable))
         (folder / name).chmod(0o755)
@@ -159,6 +172,7 @@ def test_a_preempted_slurm_job_drains_its_nodes_stops_the_study_and_goes_back_in
     assert process.returncode == 0, said
     lines = log.read_text().splitlines()
     assert any("drain-node --address first:32345 --reason DRAIN_NODE_REASON_PREEMPTION" in line for line in lines)
+    assert "pkill -f [s]tart --address first:32345 --block" in lines
     assert lines[-1] == "scontrol requeue 12345"
     assert not (tmp_path / "results" / "example" / "completed.json").exists()
 
