@@ -111,8 +111,9 @@ def test_a_resumed_search_gives_the_same_bits(name):
     resumed.load_state_dict(torch.load(file, weights_only=True))
     list(resumed.epochs())
     assert [same_figures(record) for record in resumed.records] == [same_figures(record) for record in whole.records]
+    ours = resumed.network.state_dict()
     for key, tensor in whole.network.state_dict().items():
-        assert torch.equal(tensor, resumed.network.state_dict()[key]), key
+        assert torch.equal(tensor, ours[key]), key
 
 
 def first_losses(execution):

@@ -36,7 +36,8 @@ def test_with_k_1_and_edge_weights_1_it_is_darts():
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
     assert torch.equal(*losses)
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(*gradients, strict=True))
-    assert all(torch.equal(tensor, partial.state_dict()[name]) for name, tensor in darts.state_dict().items())
+    statistics = partial.state_dict()
+    assert all(torch.equal(tensor, statistics[name]) for name, tensor in darts.state_dict().items())
 
 
 def test_a_whole_search_with_k_1_and_edge_weights_1_is_that_of_darts():

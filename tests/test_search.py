@@ -103,8 +103,9 @@ def test_a_resumed_search_gives_the_same_bits_as_an_uninterrupted_one(uninterrup
     remaining = list(resumed.epochs())
     assert len(remaining) == 6 - epochs_done
     assert [same_figures(record) for record in resumed.records] == [same_figures(record) for record in whole.records]
+    ours = resumed.network.state_dict()
     for name, tensor in whole.network.state_dict().items():
-        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+        assert torch.equal(tensor, ours[name]), name
 
 
 def test_another_seed_searches_differently_and_the_same_seed_alike(uninterrupted):

@@ -77,8 +77,9 @@ def test_a_resumed_search_gives_the_same_bits(whole, name, epochs_done):
     resumed.load_state_dict(torch.load(io.BytesIO(states[epochs_done - 1]), weights_only=True))
     assert len(list(resumed.epochs())) == 4 - epochs_done
     assert [same_figures(record) for record in resumed.records] == [same_figures(record) for record in search.records]
+    ours = resumed.network.state_dict()
     for key, tensor in search.network.state_dict().items():
-        assert torch.equal(tensor, resumed.network.state_dict()[key]), key
+        assert torch.equal(tensor, ours[key]), key
 
 
 @pytest.mark.parametrize("name", CONFIGS)
