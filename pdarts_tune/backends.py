@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -56,16 +57,31 @@ def keep_freed_memory() -> None:
     """Has the C library keep the memory of freed tensors for the next ones, for the rest of the process.
 
     By default it returns large blocks to the system, which then clears each page again when it is next touched: 7 to 9 % of a
-    step of the search network on a CPU. The peak stays as it was, since a step needs it all anyway. Only glibc has this switch;
-    elsewhere nothing happens.
+    step of the search network on a CPU. The peak of a stage stays as it was, since a step needs it all anyway. Only glibc has this
+    switch; elsewhere nothing happens.
     """
     trim_threshold, mmap_threshold = -1, -3  # names of the settings, from malloc.h
+    mallopt = _from_c("mallopt")
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**25)
+
+
+def give_back_freed_memory() -> None:
+    """Returns to the system what `keep_freed_memory` has kept: what comes next would else be said to need it."""
+    gc.collect()
+    malloc_trim = _from_c("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _from_c(name: str) -> Callable[..., int] | None:
+    """A function of the C library; None where it has none of that name."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
-        return
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 2**25)
+        return None
+    return function
 
 
 def compile_cells(network: Supernet) -> None:

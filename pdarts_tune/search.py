@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pdarts_tune.approximation import draw_operations, keep_choice, prune
-from pdarts_tune.backends import compile_cells, switched
+from pdarts_tune.backends import compile_cells, give_back_freed_memory, switched
 from pdarts_tune.config import SearchConfig, config_id, derive_seed
 from pdarts_tune.cost import peak_bytes, predict_stage_bytes, reset_peak_bytes
 from pdarts_tune.data import Batches, load_dataset, split_train
@@ -173,6 +173,8 @@ class Search:
             self.dataset.image_size,
             self.generators["architectures"],
         )
+        if self.device.type == "cpu":
+            give_back_freed_memory()  # of the stage before, whose network is gone: each stage's peak is its own
 
     def _stage_bytes(self) -> int:
         shape = self.dataset.image_size, self.dataset.num_classes, self.dataset.in_channels

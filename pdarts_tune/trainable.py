@@ -21,7 +21,7 @@ import ray
 import torch
 from ray import tune
 
-from pdarts_tune.backends import keep_freed_memory
+from pdarts_tune.backends import give_back_freed_memory, keep_freed_memory
 from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint, save_whole
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, derive_seed, from_dict, to_dict
 from pdarts_tune.cost import reset_peak_bytes
@@ -211,6 +211,7 @@ def prepare(spec: TrialSpec) -> torch.device:
     """The device that a trial was given, its threads and its memory peak set to the trial's."""
     torch.set_num_threads(spec.threads)
     keep_freed_memory()
+    give_back_freed_memory()  # of the trial that this process ran before
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
     reset_peak_bytes(device)
     return device

@@ -205,3 +205,26 @@ print(freshly, faults())
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     freshly, kept = map(int, said.split())
     assert kept < 100 < freshly
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
+def test_the_memory_of_a_stage_that_is_over_does_not_count_for_the_next():
+    script = """
+import torch
+from pdarts_tune.backends import give_back_freed_memory, keep_freed_memory
+from pdarts_tune.cost import peak_bytes, reset_peak_bytes
+cpu = torch.device("cpu")
+def peak():
+    reset_peak_bytes(cpu)
+    return peak_bytes(cpu)
+keep_freed_memory()
+before = peak()
+stage = [torch.ones(2**20) for _ in range(60)]  # of 4 MiB: below the size that is asked from the system apart
+del stage
+kept = peak()
+give_back_freed_memory()
+print(kept - before, peak() - before)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    kept, given_back = map(int, said.split())
+    assert given_back < 20 * 2**20 < 200 * 2**20 < kept
