@@ -14,8 +14,11 @@ _FURTHER = ("warmup_epochs", "dropout_decay", "dropout_restart")
 def describe(plan: Plan, folder: Path | str) -> str:
     """The text that `--dry-run` prints: every trial with its difference from the base."""
     searches = plan.searches()
+    product = f"{len(plan.variants)} variants x {plan.seeds} seeds"
+    if len(searches) < len(plan.variants) * plan.seeds:
+        product += " (a given genotype takes one)"
     counts = (
-        f"{len(plan.variants)} variants x {plan.seeds} seeds = {len(searches)} searches on {plan.base.data}; "
+        f"{product} = {len(searches)} searches on {plan.base.data}; "
         f"then each distinct genotype (at most {plan.most_genotypes}) x {plan.evaluation_seeds} evaluation seeds "
         f"with recipe {' and '.join(f'{recipe.recipe_id} on {recipe.data}' for recipe in plan.recipes)}"
     )
