@@ -80,12 +80,12 @@ def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis:
     claimed = [row for row in rows if row["claimed"]]
     power = say_power(tested[~tested["claimed"]])
     if claimed:
-        shown = "; ".join(f"{row['variant']} {_describe(row)}" for row in claimed)
+        shown = "; ".join(f"{row['variant']} {describe_row(row)}" for row in claimed)
         rest = ", ".join(row["variant"] for row in rows if not row["claimed"])
         first = f"Shown, as difference in {measure} from {baseline} (positive: {baseline} has the lower): {shown}."
         return first, (f"Not shown for {rest}: {power}." if rest else "Every comparison of this question is shown.")
     widest = max(rows, key=lambda row: abs(row["difference"]))
-    second = f"The largest difference in {measure} is that of {widest['variant']}, {_describe(widest)}"
+    second = f"The largest difference in {measure} is that of {widest['variant']}, {describe_row(widest)}"
     reason = cannot_show(tested)
     if reason is not None:
         return f"W{reason[1:]}: these data cannot show that {hypothesis}.", f"{second}."
@@ -116,7 +116,7 @@ def cannot_show(comparisons: pd.DataFrame) -> str | None:
     return f"with n = {pairs} a paired sign-flip test cannot reach {LEVEL} ({reason})"
 
 
-def _describe(row: dict[Any, Any]) -> str:
+def describe_row(row: dict[Any, Any]) -> str:
     interval = show_interval(row["ci_low"], row["ci_high"], 2)
     p_values = f"p {show(row['p'], 3)}, Holm {show(row['p_holm'], 3)}"
     return f"{show(row['difference'], 2, sign=True)} points (95 % interval {interval}, {p_values})"

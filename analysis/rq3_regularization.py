@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import frames
 from agreement_tables import SPREAD_NOTES, mean_intervals, spread_table
 from arms import Arms, differences, has_skip_dropout
-from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, say_power
+from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, describe_row, say_power
 from frames import StudyTables, show
 from pdarts_tune.figures import draw_learning_curves, draw_limits
 from pdarts_tune.methods import trains_alphas
@@ -86,7 +86,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
     tables["variants"] = summarize(measures)
     if baseline is not None:
         tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
-        hypothesis = "another regularizer than the first variant's changes what is found"
+        hypothesis = "other dropout rates, or another limit, find better or worse cells"
         conclusion += conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
         tables["spread_between_seeds"] = compare_spreads(measures, limits, baseline)
     if study.epochs["hessian_eigenvalue"].isna().all():
@@ -178,15 +178,19 @@ def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
     if not rows[0]["n"]:
         return ("No seed has all four cells of the 2 x 2 table, so neither regularizer can be judged.",)
     claimed = [f"{names[row['effect']]} {show(row['difference'], 2, True)} points" for row in rows if row["claimed"]]
-    shown = f"Shown in evaluation error: {'; '.join(claimed)}." if claimed else "No effect of either regularizer is shown."
     others = effects[~effects["claimed"]]
-    if others.empty:
-        return (shown,)
+    rest = " and ".join(names[effect] for effect in others["effect"])
     reason = cannot_show(effects)
+    if claimed:
+        shown = f"Shown in evaluation error: {'; '.join(claimed)}."
+        return (shown,) if others.empty else (shown, f"Not shown for {rest} with n = {rows[0]['n']}: {say_power(others)}.")
+    largest = max(rows, key=lambda row: abs(row["difference"]))
+    second = f"The largest effect is that of {names[largest['effect']]}, {describe_row(largest)}"
     if reason is not None:
-        return shown, f"None could be: {reason}."
-    parts = [f"{names[row['effect']]} ({say_power(pd.DataFrame([row]))})" for row in others.to_dict("records")]
-    return shown, f"Not shown with n = {rows[0]['n']}: {'; '.join(parts)}."
+        return f"W{reason[1:]}: these data cannot show an effect of either regularizer.", f"{second}."
+    first = f"No effect of either regularizer is shown (smallest Holm-adjusted p {show(effects['p_holm'].min(), 3)}): "
+    first += "these data do not support that dropout on skip-connects or a limit on their number changes the evaluation error."
+    return first, f"{second}; {say_power(effects)}."
 
 
 def summarize(measures: pd.DataFrame) -> pd.DataFrame:

@@ -144,8 +144,8 @@ def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataF
         row |= {"top5_percent": 100 * (1 - done["top5_accuracy"].astype(float)).mean()}
         row |= {"params_millions": runs["params"].astype(float).mean() / 1e6, "macs_millions": macs.mean()}
         rows.append(row | {"under_gate": bool((macs <= GATE_MILLIONS).all()) if len(macs) else pd.NA})
-    order = list(names)
-    rows.sort(key=lambda row: (str(row["setting"]), order.index(row["cell"])))
+    order = {name: place for place, name in enumerate(names)}
+    rows.sort(key=lambda row: (str(row["setting"]), order[str(row["cell"])]))
     return pd.DataFrame(rows)
 
 
@@ -220,15 +220,16 @@ def list_missing(study: StudyTables, cells: pd.DataFrame, evaluations: pd.DataFr
     ]
     for setting, runs in evaluations.groupby("setting", sort=False):
         finished = runs[runs["status"] == "completed"].groupby("genotype_id").size()
+        failed = runs.dropna(subset="failure").groupby("genotype_id")["failure"].unique()
+        evaluated, seeds = set(runs["genotype_id"]), runs["seed"].nunique()
         for cell in cells.to_dict("records"):
-            own = runs[runs["genotype_id"] == cell["genotype_id"]]
-            if own.empty:
+            genotype_id = cell["genotype_id"]
+            if genotype_id not in evaluated:
                 lines.append(f"{cell['name']}: not evaluated in {setting}")
-            lines += [f"{cell['name']}, {setting}: {frames.first_line(failure)}" for failure in own["failure"].dropna().unique()]
-            if len(own) and finished.get(cell["genotype_id"], 0) < runs["seed"].nunique():
-                lines.append(
-                    f"{cell['name']}, {setting}: {finished.get(cell['genotype_id'], 0)} of {runs['seed'].nunique()} seeds finished"
-                )
+                continue
+            lines += [f"{cell['name']}, {setting}: {frames.first_line(failure)}" for failure in failed.get(genotype_id, ())]
+            if finished.get(genotype_id, 0) < seeds:
+                lines.append(f"{cell['name']}, {setting}: {finished.get(genotype_id, 0)} of {seeds} seeds finished")
     if evaluations["seed"].nunique() < 2:
         lines.append("a single evaluation seed, so the order of cells cannot be told from seed noise")
     return lines

@@ -4,9 +4,9 @@ python benchmarks/analysis.py --folder FOLDER                      # 10,000 sear
 python benchmarks/analysis.py --folder FOLDER --searches 100       # does it run?
 
 Makes `FOLDER/<study>` first, unless it is there: as many searches as asked for, of 75 epochs and 8 operations per edge in every
-stage, two evaluations each; nobody's results. One trial a variant is written by the project's own writer, the others are copies
-with other ids and with noise on every figure. Then runs each script in a process of its own on 2 cores, and prints seconds, CPU
-seconds (an idle machine needs no more) and peak memory.
+stage, two evaluations each (in the study transfer, two on each of two data sets); nobody's results. One trial a variant is written
+by the project's own writer, the others are copies with other ids and with noise on every figure. Then runs each script in a process
+of its own on 2 cores, and prints seconds, CPU seconds (an idle machine needs no more) and peak memory.
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ SCRIPTS = {
     "rq2_approximation.py": "approximation",
     "rq3_regularization.py": "regularization",
     "baseline_methods.py": "baselines",
+    "rq4_transfer.py": "transfer",
+    "report.py": "regularization",
 }
+SECOND = "cifar100"  # data set of the study transfer, beside that of its searches
 
 
 def variants_of(study: str) -> dict[str, SearchConfig]:
     """The study's own variants at the paper's settings, but with 8 operations per edge in every stage: the most rows."""
-    module = __import__(study)
+    module = __import__(study if study != "transfer" else "depth_gap")  # which has no searches of its own, but evaluates others'
     found = {}
     for variant in module.STUDY.variants(SearchConfig()):
         stages = tuple(dataclasses.replace(stage, operations=8) for stage in variant.search.stages)
@@ -66,6 +69,8 @@ def make_folder(folder: Path, study: str, searches: int) -> None:
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(CORES) as pool:
         for name, config in variants.items():
             template = make_study(Path(scratch) / name, study, {name: config}, (0,), epochs=None, test_images=10_000)
+            if study == "transfer":
+                evaluate_again(template)
             tables = {
                 table: [pq.read_table(path) for path in sorted((template / table).glob("*.parquet"))]
                 for table in SCHEMAS
@@ -74,6 +79,17 @@ def make_folder(folder: Path, study: str, searches: int) -> None:
             parts = [range(start, min(start + 50, seeds)) for start in range(0, seeds, 50)]
             list(pool.map(write_copies, *zip(*[(unfinished, tables, part) for part in parts], strict=True)))
     unfinished.rename(folder / study)
+
+
+def evaluate_again(template: Path) -> None:
+    """Copies the evaluations to a second data set, of which `vary` then makes other figures."""
+    for path in sorted((template / "evaluations").glob("*.parquet")):
+        rows = pq.read_table(path)
+        name = f"{path.stem}-{SECOND}"
+        for column, value in (("trial_id", name), ("data", SECOND)):
+            index = rows.schema.get_field_index(column)
+            rows = rows.set_column(index, rows.schema.field(index), pa.array([value] * len(rows)))
+        pq.write_table(rows, path.with_stem(name), compression="zstd")
 
 
 def write_copies(folder: Path, tables: Mapping[str, Sequence[pa.Table]], seeds: Sequence[int]) -> None:
@@ -108,7 +124,8 @@ def measure(script: Path, results: Path) -> tuple[int, float, float, float]:
     """Runs a script on a results folder; returns its exit status, seconds, seconds of CPU time and peak memory in GiB."""
     with tempfile.TemporaryDirectory() as out, Path(os.devnull).open("wb") as silent:
         start = time.perf_counter()
-        command = [sys.executable, str(script), "--results", str(results), "--out", out]
+        target = f"{out}/report.html" if script.name == "report.py" else out
+        command = [sys.executable, str(script), "--results", str(results), "--out", target]
         child = os.posix_spawn(
             sys.executable, command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, silent.fileno(), sys.stdout.fileno())]
         )

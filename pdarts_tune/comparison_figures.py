@@ -11,6 +11,8 @@ from matplotlib.lines import Line2D
 
 from pdarts_tune.figure_style import GRID, INK, PALE, require, style_of
 
+MOST_NAMES = 40  # of cells, in one legend
+
 _MEASURES = {  # what draw_depth_gap shows, in the order a cell lives through them: label, colour, marker
     "search": ("search network, validation", "#0072B2", "o"),
     "inherited": ("derived cell, inherited weights", "#E69F00", "D"),
@@ -113,7 +115,7 @@ def draw_limits(points: pd.DataFrame) -> Figure:
 
 
 def draw_transfer(points: pd.DataFrame, across: str, down: str) -> Figure:
-    """Errors of the same cells in two settings, as points with names.
+    """Errors of the same cells in two settings, as points with names; of more cells than can be told apart, points alone.
 
     Args:
         points: one row a cell: name, x, y (test errors, percent).
@@ -122,12 +124,16 @@ def draw_transfer(points: pd.DataFrame, across: str, down: str) -> Figure:
     require(points, ("name", "x", "y"), "draw_transfer")
     figure = Figure(figsize=(6.4, 5.0), layout="constrained")
     axes = figure.subplots()
-    for index, row in enumerate(points.to_dict("records")):
+    named = len(points) <= MOST_NAMES
+    for index, row in enumerate(points.to_dict("records") if named else ()):
         colour, _, marker = style_of(index)
         axes.plot(row["x"], row["y"], marker, color=colour, markersize=9, label=row["name"], linestyle="none")
+    if not named:
+        axes.plot(points["x"], points["y"], "o", color=style_of(0)[0], markersize=4, alpha=0.3, linestyle="none", rasterized=True)
     axes.margins(0.12)
     axes.set(xlabel=f"test error, %: {across}", ylabel=f"test error, %: {down}")
     axes.grid(color=GRID)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    if named:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
