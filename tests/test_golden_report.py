@@ -1,6 +1,7 @@
 """The report of studies whose answer is known: a planted effect is claimed with its size, a planted null is called none.
 
-`golden/report.md` is what a reader gets to read. Its words must be the same; its numbers, which rest on random draws of NumPy and
+`golden/report.md` is what a reader gets to read; `golden/report_other.md` of studies in which the questions that had an effect have
+none, and the other way round. Their words must be the same; their numbers, which rest on random draws of NumPy and
 SciPy, must be close.
 """
 
@@ -14,11 +15,13 @@ import pytest
 import report
 import rq1_depth_gap
 import rq2_approximation
+import rq3_regularization
 from pdarts_tune.config import SearchConfig
 from pdarts_tune.stages import PDARTS_CIFAR10, with_depths, with_operations
 from synthetic import make_study
+from synthetic_limits import make_limits_study
 
-GOLDEN = Path(__file__).parent / "golden" / "report.md"
+GOLDEN = Path(__file__).parent / "golden"
 EFFECT = 4.0  # points of test error that searching shallow networks costs; everything else costs nothing
 BASE = SearchConfig()
 DEPTHS = {
@@ -34,22 +37,37 @@ DROPPING = {
 _NUMBER = re.compile(r"[+−-]?\d+\.\d+")
 
 
+LIMITS = [("with", 8), ("with", 2), ("without", 8), ("without", 2), ("drawn", 2)]
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """What report.html says, and rq1.md and rq2.md, without their figures, which other tests draw."""
-    root = tmp_path_factory.mktemp("known")
-    accuracy = dict.fromkeys([*DEPTHS, *DROPPING], 0.96) | {"shallow": 0.96 - EFFECT / 100}
+    """Shallow networks cost accuracy, dropout and refinement gain some; what is dropped makes no difference."""
+    limits = dict.fromkeys(LIMITS, 0.96) | {("without", 8): 0.93, ("without", 2): 0.94, ("with", 8): 0.95}
+    return write_reports(tmp_path_factory.mktemp("known"), {"shallow": 0.96 - EFFECT / 100}, limits)
+
+
+@pytest.fixture(scope="module")
+def other_texts(tmp_path_factory):
+    """Dropping at random costs accuracy; neither depth nor regularizers make a difference."""
+    return write_reports(tmp_path_factory.mktemp("other"), {"at_random": 0.96 - EFFECT / 100}, dict.fromkeys(LIMITS, 0.96), seeds=9)
+
+
+def write_reports(root, planted, limits, seeds=8):
+    """What report.html says, and rq1.md, rq2.md and rq3.md, without their figures, which other tests draw."""
+    accuracy = dict.fromkeys([*DEPTHS, *DROPPING], 0.96) | planted
     settings = {"epochs": 1, "evaluation_seeds": (0,), "test_images": 2000, "accuracy": accuracy}
-    make_study(root, "depth_gap", DEPTHS, range(8), **settings)
-    make_study(root, "approximation", DROPPING, range(8), **settings)
+    make_study(root, "depth_gap", DEPTHS, range(seeds), **settings)
+    make_study(root, "approximation", DROPPING, range(seeds), **settings)
+    make_limits_study(root, seeds, limits)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (rq1_depth_gap, rq2_approximation):
+        for module in (rq1_depth_gap, rq2_approximation, rq3_regularization):
             for draw in ("draw", "draw_search"):
                 patch.setattr(module, draw, lambda *_: {})
             module.main(["--results", str(root), "--out", str(root / "out")])
         report.main(["--results", str(root)])
     html = (root / "report.html").read_text(encoding="utf-8")
-    markdown = "".join((root / "out" / f"{name}.md").read_text(encoding="utf-8") for name in ("rq1", "rq2"))
+    markdown = "".join((root / "out" / f"{name}.md").read_text(encoding="utf-8") for name in ("rq1", "rq2", "rq3"))
     return html, markdown
 
 
@@ -59,15 +77,16 @@ def answers(html):
     return "\n\n".join(f"# {unescape(title)}\n\n{unescape(text)}" for title, text in found) + "\n"
 
 
-def test_the_page_says_what_the_golden_report_says(texts):
-    found, golden = answers(texts[0]), GOLDEN.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("fixture", "name"), [("texts", "report.md"), ("other_texts", "report_other.md")])
+def test_the_page_says_what_the_golden_report_says(fixture, name, request):
+    found, golden = answers(request.getfixturevalue(fixture)[0]), (GOLDEN / name).read_text(encoding="utf-8")
     assert _NUMBER.sub("0", found) == _NUMBER.sub("0", golden)
     numbers = [[float(text.replace("−", "-")) for text in _NUMBER.findall(side)] for side in (found, golden)]
     assert numbers[0] == pytest.approx(numbers[1], abs=0.03)
 
 
 def test_the_planted_effect_is_claimed_with_its_size_and_nothing_else_is(texts):
-    depth, dropping = answers(texts[0]).split("# ")[1:]
+    depth, dropping, regularizers = answers(texts[0]).split("# ")[1:]
     claim = re.search(
         r"Shown, as difference in evaluation error .*?: (\w+) \+([\d.]+) points \(95 % interval \[\+([\d.]+), \+([\d.]+)\]", depth
     )
@@ -81,6 +100,25 @@ def test_the_planted_effect_is_claimed_with_its_size_and_nothing_else_is(texts):
     assert "No variant is shown to differ from lowest" in dropping
     assert re.search(r"a true difference of [\d.]+ to [\d.]+ points could have been seen", dropping)
     assert "Shown" not in dropping
+    found = re.search(
+        r"Shown in evaluation error: dropout −([\d.]+) points; refinement to 2 skip-connects −([\d.]+) points", regularizers
+    )
+    assert found
+    assert [float(size) for size in found.groups()] == pytest.approx([2.0, 1.0], abs=0.3)
+    assert re.search(r"Not shown for their interaction with n = 8: a true difference of [\d.]+ points could", regularizers)
+
+
+def test_where_the_effect_is_anothers_it_is_claimed_there_and_nowhere_else(other_texts):
+    depth, dropping, regularizers = answers(other_texts[0]).split("# ")[1:]
+    assert "Shown" not in depth + regularizers
+    claim = re.search(r"Shown, as difference in evaluation error .*?: (\w+) \+([\d.]+) points", dropping)
+    assert claim
+    assert claim[1] == "at_random"
+    assert float(claim[2]) == pytest.approx(EFFECT, abs=0.4)
+    assert "Not shown for none: a true difference of" in dropping
+    for null, start in ((depth, "No variant is shown to differ"), (regularizers, "No effect of either regularizer is shown")):
+        assert start in null
+        assert re.search(r"a true difference of [\d.]+ to [\d.]+ points could have been seen", null)
 
 
 def test_the_scripts_say_the_same_in_markdown_as_the_page(texts):

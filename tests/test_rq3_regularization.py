@@ -1,53 +1,16 @@
 """RQ3's report on synthetic studies: effects of the 2 x 2 table are found where planted and nowhere else."""
 
-import random
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import rq3_regularization as rq3
 from pdarts_tune.config import SearchConfig
-from pdarts_tune.genotype import Genotype, random_genotype
-from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import read_rows, read_table, write_rows
-from pdarts_tune.stages import with_skip_dropout
 from sections import to_text
 from synthetic import START, make_evaluations, make_study
-from synthetic_rows import genotype_row
-
-BASE = SearchConfig()
-VARIANTS = {
-    "with": BASE,
-    "without": replace(BASE, stages=with_skip_dropout(BASE.stages, (0.0, 0.0, 0.0))),
-    "drawn": replace(BASE, method=RandomSampling(exactly=True)),
-}
-
-
-def study(root, seeds, accuracy, folder="regularization"):
-    """A study whose normal cells have 4 skip-connects as derived (M = 8) and 2 refined; `accuracy` by variant and limit."""
-    path = make_study(root, folder, VARIANTS, range(seeds), epochs=1, evaluation_seeds=())
-    for trial in read_table(path, "trials").to_dict("records"):
-        trial_id, variant = trial["trial_id"], trial["variant"]
-        rows = read_rows(path, "genotypes", trial_id)
-        last = max(row["stage"] for row in rows)
-        rng = random.Random(trial_id)
-        cells = {}
-        for limit, skips in ((8, 4), (2, 2)):
-            cell = random_genotype(rng, skips)
-            while cell.normal.skips != skips:
-                cell = random_genotype(rng, skips)
-            cells[limit] = cell
-        kept = [row for row in rows if row["stage"] < last]
-        kept += [genotype_row(trial_id, last, limit, Genotype(cell.normal, cell.reduce), None) for limit, cell in cells.items()]
-        write_rows(path, "genotypes", trial_id, kept)
-        for row in kept[-2:]:
-            mean = accuracy.get((variant, row["max_skips"]))
-            if mean is not None:
-                make_evaluations(path, row, "cifar10", START, (0,), 8000, mean)
-    return path
-
+from synthetic_limits import make_limits_study
 
 NULL = {("with", 8): 0.97, ("with", 2): 0.97, ("without", 8): 0.97, ("without", 2): 0.97, ("drawn", 2): 0.97}
 
@@ -58,7 +21,7 @@ def effects(section):
 
 def test_planted_dropout_and_refinement_are_found_and_no_interaction(tmp_path):
     planted = {("with", 8): 0.96, ("with", 2): 0.97, ("without", 8): 0.94, ("without", 2): 0.95, ("drawn", 2): 0.97}
-    study(tmp_path, 8, planted)
+    make_limits_study(tmp_path, 8, planted)
     section = rq3.build(tmp_path, figures=False)
     found = effects(section)
     assert found["difference"].to_dict() == pytest.approx({"dropout": -2.0, "refinement": -1.0, "interaction": 0.0}, abs=0.3)
@@ -73,14 +36,14 @@ def test_planted_dropout_and_refinement_are_found_and_no_interaction(tmp_path):
 
 def test_a_planted_interaction_is_found(tmp_path):
     planted = NULL | {("without", 8): 0.93}  # either regularizer alone repairs it
-    study(tmp_path, 8, planted)
+    make_limits_study(tmp_path, 8, planted)
     found = effects(rq3.build(tmp_path, figures=False))
     assert found.loc["interaction", "difference"] == pytest.approx(4.0, abs=0.5)
     assert found.loc["interaction", "claimed"]
 
 
 def test_a_planted_null_is_reported_as_null_with_what_could_have_been_seen(tmp_path):
-    study(tmp_path, 8, NULL)
+    make_limits_study(tmp_path, 8, NULL)
     section = rq3.build(tmp_path, figures=False)
     assert not effects(section)["claimed"].any()
     assert section.conclusion[0].startswith("No effect of either regularizer is shown (smallest Holm-adjusted p ")
@@ -92,7 +55,7 @@ def test_a_planted_null_is_reported_as_null_with_what_could_have_been_seen(tmp_p
 
 
 def test_effects_are_those_of_the_evaluations(tmp_path):
-    path = study(tmp_path, 3, NULL)
+    path = make_limits_study(tmp_path, 3, NULL)
     table = rq3.build(tmp_path, figures=False).tables["effects"].set_index("effect")
     evaluations = read_table(path, "evaluations").set_index("genotype_id")["error_percent"]
     genotypes = read_table(path, "genotypes").query("stage == 3").set_index(["trial_id", "max_skips"])["genotype_id"]
@@ -106,7 +69,7 @@ def test_effects_are_those_of_the_evaluations(tmp_path):
 
 
 def test_a_limit_at_which_cells_were_evaluated_by_chance_does_not_count(tmp_path):
-    path = study(tmp_path, 3, {key: value for key, value in NULL.items() if key != ("without", 8)})
+    path = make_limits_study(tmp_path, 3, {key: value for key, value in NULL.items() if key != ("without", 8)})
     chosen = [
         row for row in read_rows(path, "genotypes", "regularization-without-s0") if row["stage"] == 3 and row["max_skips"] == 8
     ]
@@ -120,7 +83,7 @@ def test_a_limit_at_which_cells_were_evaluated_by_chance_does_not_count(tmp_path
 
 
 def test_collapsed_searches_are_counted(tmp_path):
-    path = study(tmp_path, 4, NULL)
+    path = make_limits_study(tmp_path, 4, NULL)
     for seed in (0, 1):
         rows = read_rows(path, "epochs", f"regularization-without-s{seed}")
         rows[-1 if seed else 0]["collapsed"] = True  # one at the end, one on the way
@@ -133,7 +96,7 @@ def test_collapsed_searches_are_counted(tmp_path):
 
 def test_the_script_writes_what_it_shows_and_a_curve_of_eigenvalues_where_there_are_some(tmp_path, monkeypatch):
     monkeypatch.setattr(rq3, "draw_search", lambda *_: {})  # slow, and RQ1's test draws them
-    path = study(tmp_path, 1, NULL)
+    path = make_limits_study(tmp_path, 1, NULL)
     rows = read_rows(path, "epochs", "regularization-with-s0")
     write_rows(path, "epochs", "regularization-with-s0", [row | {"hessian_eigenvalue": 0.1} for row in rows])
     rq3.main(["--results", str(tmp_path), "--out", str(tmp_path / "out")])
@@ -144,7 +107,7 @@ def test_the_script_writes_what_it_shows_and_a_curve_of_eigenvalues_where_there_
 
 
 def test_a_study_without_the_plain_variant_says_so(tmp_path):
-    make_study(tmp_path, "regularization", {"with": BASE}, (0,), epochs=1, evaluation_seeds=(0,))
+    make_study(tmp_path, "regularization", {"with": SearchConfig()}, (0,), epochs=1, evaluation_seeds=(0,))
     text = to_text(rq3.build(tmp_path, figures=False))
     assert "no two variants that differ in nothing but dropout on skip-connects" in text
     assert "eigenvalue was not measured" in text
@@ -152,7 +115,7 @@ def test_a_study_without_the_plain_variant_says_so(tmp_path):
 
 
 def test_spread_between_seeds_is_compared_with_and_without_each_regularizer(tmp_path):
-    path = study(tmp_path, 6, NULL)
+    path = make_limits_study(tmp_path, 6, NULL)
     for seed in range(6):  # without dropout, seeds are spread far more widely
         rows = [row for row in read_rows(path, "genotypes", f"regularization-without-s{seed}") if row["stage"] == 3]
         chosen = next(row for row in rows if row["max_skips"] == 2)

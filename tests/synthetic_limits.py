@@ -1,0 +1,43 @@
+"""A study of RQ3 as synthetic.py makes studies, with cells that refinement changes, evaluated as derived and refined."""
+
+import random
+from dataclasses import replace
+
+from pdarts_tune.config import SearchConfig
+from pdarts_tune.genotype import Genotype, random_genotype
+from pdarts_tune.methods import RandomSampling
+from pdarts_tune.results import read_rows, read_table, write_rows
+from pdarts_tune.stages import with_skip_dropout
+from synthetic import START, make_evaluations, make_study
+from synthetic_rows import genotype_row
+
+BASE = SearchConfig()
+VARIANTS = {
+    "with": BASE,
+    "without": replace(BASE, stages=with_skip_dropout(BASE.stages, (0.0, 0.0, 0.0))),
+    "drawn": replace(BASE, method=RandomSampling(exactly=True)),
+}
+
+
+def make_limits_study(root, seeds, accuracy, folder="regularization"):
+    """A study whose normal cells have 4 skip-connects as derived (M = 8) and 2 refined; `accuracy` by variant and limit."""
+    path = make_study(root, folder, VARIANTS, range(seeds), epochs=1, evaluation_seeds=())
+    for trial in read_table(path, "trials").to_dict("records"):
+        trial_id, variant = trial["trial_id"], trial["variant"]
+        rows = read_rows(path, "genotypes", trial_id)
+        last = max(row["stage"] for row in rows)
+        rng = random.Random(trial_id)
+        cells = {}
+        for limit, skips in ((8, 4), (2, 2)):
+            cell = random_genotype(rng, skips)
+            while cell.normal.skips != skips:
+                cell = random_genotype(rng, skips)
+            cells[limit] = cell
+        kept = [row for row in rows if row["stage"] < last]
+        kept += [genotype_row(trial_id, last, limit, Genotype(cell.normal, cell.reduce), None) for limit, cell in cells.items()]
+        write_rows(path, "genotypes", trial_id, kept)
+        for row in kept[-2:]:
+            mean = accuracy.get((variant, row["max_skips"]))
+            if mean is not None:
+                make_evaluations(path, row, "cifar10", START, (0,), 8000, mean)
+    return path
