@@ -30,8 +30,10 @@ from pdarts_tune.study_table import read_study_table
 NOTHING = "–"
 CELLS = ("normal", "reduce")
 # What answers rest on: in studies of thousands of trials every further column takes seconds.
-_LONG = ("versions", "config_id", "finished", "attempts", "left_out")
-_SEARCH_COLUMNS = [name for name in SCHEMAS["trials"].names if name not in (*_LONG, *(field.name for field in fields(Execution)))]
+_UNASKED = ("study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out")
+_SEARCH_COLUMNS = [
+    name for name in SCHEMAS["trials"].names if name not in (*_UNASKED, *(field.name for field in fields(Execution)))
+]
 _EPOCH_COLUMNS = ["trial_id", "stage", "epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count", "collapsed"]
 _EPOCH_COLUMNS += ["hessian_eigenvalue"]
 _EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
