@@ -28,6 +28,7 @@ from question import Read, open_question
 from rq2_approximation import tradeoff_frame
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
+from texts import NOTHING
 
 STUDY = "baselines"
 
@@ -35,7 +36,7 @@ NOTES = SEARCH_NOTES | {
     "methods": f"""\
 Means over search seeds ± standard deviation. *over random*: by how many percent its accuracy is above that of cells drawn at
 random (Yang et al., ICLR 2020): what the search adds to its space and its training recipe. *s*: of search, on the study's device.
-{frames.NOTHING}: none, or not there yet.""",
+{NOTHING}: none, or not there yet.""",
     "error_differences": COMPARISON_NOTES,
     "against_random": "Each method minus random cells; a family of its own. " + COMPARISON_NOTES.split(" A difference")[0],
     "same_images": """\

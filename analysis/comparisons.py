@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from frames import show, show_interval
 from pdarts_tune.statistics import holm, mean_sd, minimum_detectable_difference, paired_comparison, smallest_p
+from texts import show, show_interval
 
 LEVEL = 0.05
 

@@ -1,4 +1,4 @@
-"""What the analysis scripts share: a study's tables joined to one row a trial, and tables as text.
+"""What the analysis scripts share: a study's tables joined to one row a trial.
 
 The scripts run as `python analysis/rq1_depth_gap.py`, so they import this module by its bare name.
 """
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from pdarts_tune.config import ConfigError
 from pdarts_tune.definition import COMPLETED, DEFINITION, check_seeds, planned_seeds
@@ -26,8 +25,8 @@ from pdarts_tune.results import read_rows
 from pdarts_tune.schemas import SCHEMAS
 from pdarts_tune.space import EDGES, PRIMITIVES
 from pdarts_tune.study_table import read_study_table
+from texts import first_line
 
-NOTHING = "–"
 CELLS = ("normal", "reduce")
 # What answers rest on: in studies of thousands of trials every further column takes seconds.
 _UNASKED = ("study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out")
@@ -212,11 +211,6 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
     return lines
 
 
-def first_line(text: str) -> str:
-    """Of a failure, what happened."""
-    return text.split("\n", 1)[0]  # the traceback follows
-
-
 def describe_study(study: StudyTables) -> str:
     """Where the figures come from: data, recipe, devices, code."""
 
@@ -289,35 +283,3 @@ def stage_times(epochs: pd.DataFrame) -> pd.DataFrame:
     spent = epochs.groupby(["variant", "trial_id", "stage"], sort=False, as_index=False)["seconds"].sum()
     means = spent.groupby(["variant", "stage"], sort=False, as_index=False)["seconds"].mean()
     return means.assign(start_seconds=means.groupby("variant", sort=False)["seconds"].cumsum() - means["seconds"])
-
-
-def show(value: float | None, digits: int, sign: bool = False) -> str:
-    """A number for readers, with a true minus sign; a dash where there is none."""
-    if value is None or math.isnan(value):
-        return NOTHING
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
-
-
-def show_interval(low: float, high: float, digits: int) -> str:
-    return NOTHING if math.isnan(low) else f"[{show(low, digits, True)}, {show(high, digits, True)}]"
-
-
-def to_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    align = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align if rows else None)
-
-
-def to_latex(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A booktabs table in plain ASCII."""
-    align = ["left", *["right"] * (len(headers) - 1)]
-    text = tabulate(rows, headers, tablefmt="latex_booktabs", disable_numparse=True, colalign=align if rows else None)
-    for character, command in (("±", r"$\pm$"), ("−", "$-$"), (NOTHING, "--")):
-        text = text.replace(character, command)
-    return text + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -18,12 +18,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from frames import write_text
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from pdarts_tune.definition import COMPLETED, DEFINITION
 from pdarts_tune.results import SCHEMAS, TOGETHER, read_file, read_table, to_parquet
 from pdarts_tune.storage import Storage
+from texts import write_text
 
 REPORT_FILES = (".md", ".csv", ".tex", ".png")
 

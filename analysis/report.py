@@ -25,7 +25,7 @@ import rq3_regularization
 import rq4_transfer
 import schedule_front
 from checklist import StudyFacts, fill_checklist
-from frames import StudyTables, first_line, measure_trials, of_several_settings, read_study, write_text
+from frames import StudyTables, measure_trials, of_several_settings, read_study
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from pdarts_tune.figures import draw_genotype
@@ -35,6 +35,7 @@ from pdarts_tune.study_table import read_study_table
 from question import Read
 from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
 from sections import Section
+from texts import first_line, write_text
 
 BUILDERS: Mapping[str, Callable[[Path, Read], Section | None]] = {
     "RQ1": lambda results, read: rq1_depth_gap.build(results, read=read),

@@ -16,8 +16,8 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from checklist import SOURCE, Item
-from frames import NOTHING
 from sections import NOTHING_MISSING, Section, as_text, heading
+from texts import NOTHING
 
 MOST_ROWS = 2000  # of a table on the page; the tables themselves have all
 MOST_TEXT = 20_000  # characters of one error

@@ -19,7 +19,7 @@ import frames
 from agreement_tables import RANK_NOTES, SPREAD_NOTES, mean_intervals, rank_table, spread_table
 from arms import Arms, depths, grows, operations
 from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, pair_up, say_power
-from frames import StudyTables, show
+from frames import StudyTables
 from pdarts_tune.figures import draw_depth_gap, draw_learning_curves
 from pdarts_tune.methods import trains_alphas
 from pdarts_tune.stages import search_work
@@ -28,6 +28,7 @@ from published_figures import PUBLISHED_NOTES, published_cifar
 from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
+from texts import NOTHING, show
 
 STUDY = "depth_gap"
 ALIKE = 0.1  # planned costs of whole epochs cannot be matched better in short searches
@@ -39,7 +40,7 @@ seeds. *n*: seeds evaluated, of those started. *search*: validation accuracy of 
 cell, trained from scratch, after the last epoch. *gap*: the depth gap, search validation accuracy minus evaluation test accuracy,
 in points; it mixes depth with width, training length and images, in all of which the two networks differ. *skips*, *depth*: of
 the normal cell. *params*: of the evaluation network in the papers' CIFAR setting. *seconds*: of search, on the study's device.
-{frames.NOTHING}: none (a random cell has no search network), or not there yet."""
+{NOTHING}: none (a random cell has no search network), or not there yet."""
 
 GAP_NOTES = """\
 The same of the depth gap: a second question, corrected apart. A larger gap of a better cell is no fault of its search."""

@@ -29,6 +29,7 @@ from published_figures import PUBLISHED_NOTES, published_cifar
 from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
+from texts import NOTHING
 
 STUDY = "approximation"
 MEBIBYTE = 2**20
@@ -41,7 +42,7 @@ NOTES = SEARCH_NOTES | {
     "variants": f"""\
 Means over seeds ± standard deviation over search seeds. *n*: searches started; *completed*; *out of memory* is a result, not a gap
 in the data. *dropped*: which operations go between stages. *peak*: most device memory that a search had in use at once. *s*: of
-search, on the study's device. {frames.NOTHING}: none, or not there yet.""",
+search, on the study's device. {NOTHING}: none, or not there yet.""",
     "error_differences": COMPARISON_NOTES,
     "seconds_differences": "Seconds of search, paired by seed; a question of its own.",
     "peak_differences": """\

@@ -21,7 +21,7 @@ import frames
 from agreement_tables import SPREAD_NOTES, mean_intervals, spread_table
 from arms import Arms, differences, has_skip_dropout
 from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, describe_row, say_power
-from frames import StudyTables, show
+from frames import StudyTables
 from pdarts_tune.figures import draw_learning_curves, draw_limits
 from pdarts_tune.methods import trains_alphas
 from pdarts_tune.statistics import brown_forsythe, holm, mean_sd, proportion_interval
@@ -29,6 +29,7 @@ from published_figures import PUBLISHED_NOTES, published_cifar
 from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
+from texts import show
 
 STUDY = "regularization"
 UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import frames
 from comparisons import LEVEL
-from frames import StudyTables, show
+from frames import StudyTables
 from pdarts_tune.figures import draw_genotype, draw_transfer
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.results import read_rows
@@ -27,6 +27,7 @@ from pdarts_tune.statistics import holm, kendall_tau, mean_sd, minimum_detectabl
 from published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
 from question import Read
 from sections import Section, run_script
+from texts import NOTHING, first_line, show, show_interval
 
 STUDY = "transfer"
 GATE_MILLIONS = 600.0  # of the mobile setting (Chen et al., 2019, section 4.4)
@@ -35,7 +36,7 @@ NOTES = {
     "cells": f"""\
 The papers' layout: a row a cell of a search seed, test error of the last epoch (mean over evaluation seeds ± standard deviation) in
 each setting, which is a data set with a recipe. Columns of two settings cannot be compared with each other, only their order of the
-cells. {frames.NOTHING}: not evaluated there.""",
+cells. {NOTHING}: not evaluated there.""",
     "imagenet": f"""\
 In the mobile setting: top-1 and top-5 test error, and what the evaluated network costs. *macs*: multiply-accumulates of
 convolutions and linear layers for one image; the papers' multiply-adds, which the gate of {GATE_MILLIONS:.0f}M counts, are up to a
@@ -194,7 +195,7 @@ def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, 
     sentences = []
     for row in known.to_dict("records"):
         pair = f"{row['setting']} and {row['with']}"
-        interval = frames.show_interval(row["ci_low"], row["ci_high"], 2)
+        interval = show_interval(row["ci_low"], row["ci_high"], 2)
         figures = f"tau {show(row['tau'], 2, True)}, 95 % interval {interval}, Holm-adjusted p {show(row['p_holm'], 3)}"
         if not (row["ci_low"] > 0 and row["p_holm"] < LEVEL):
             seen = minimum_detectable_tau(row["n"])
@@ -227,7 +228,7 @@ def list_missing(study: StudyTables, cells: pd.DataFrame, evaluations: pd.DataFr
             if genotype_id not in evaluated:
                 lines.append(f"{cell['name']}: not evaluated in {setting}")
                 continue
-            lines += [f"{cell['name']}, {setting}: {frames.first_line(failure)}" for failure in failed.get(genotype_id, ())]
+            lines += [f"{cell['name']}, {setting}: {first_line(failure)}" for failure in failed.get(genotype_id, ())]
             if finished.get(genotype_id, 0) < seeds:
                 lines.append(f"{cell['name']}, {setting}: {finished.get(genotype_id, 0)} of {seeds} seeds finished")
     if evaluations["seed"].nunique() < 2:

@@ -18,10 +18,11 @@ from types import MappingProxyType
 import pandas as pd
 from matplotlib.figure import Figure
 
-from frames import NOTHING, find_study, show, show_interval, to_latex, to_markdown, write_text
+from frames import find_study
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from pdarts_tune.figures import save_figure
+from texts import NOTHING, show, show_interval, to_latex, to_markdown, write_text
 
 PUBLISHED = "published"  # a table whose name starts with this holds other people's figures, and is headed accordingly
 NOTHING_MISSING = "Nothing: every search and every evaluation is there."
