@@ -99,11 +99,26 @@ def test_what_trials_need_is_predicted_for_searches_and_evaluations():
     assert evaluations[0] > evaluations[1] > 0  # the second recipe has no auxiliary head
 
 
-def test_a_probe_times_real_steps():
+def test_a_probe_times_real_steps(monkeypatch):
+    """Not by the clock, which a busy machine makes say anything: by the gradients that each step computes."""
+    steps, backward = [], torch.Tensor.backward
+
+    def noting(*given, **named):
+        steps[-1] += 1
+        return backward(*given, **named)
+
+    def count(step, device):
+        assert device.type == "cpu"
+        steps.append(0)
+        step()
+        return steps[-1]
+
     config = replace(LAPTOP.search, batch_size=8)
-    times = probe_stage(config, replace(config.stages[0], operations=3), DIGITS, torch.device("cpu"))
-    assert 0 < times.forward < times.both
-    assert times.weights < times.both
-    evaluation = replace(LAPTOP.evaluation, cells=3, batch_size=8)
-    trained = probe_evaluation(PUBLISHED["DARTS_V2"].genotype, evaluation, DIGITS, torch.device("cpu"))
-    assert 0 < trained.forward < trained.weights
+    stage, evaluation = replace(config.stages[0], operations=3), replace(LAPTOP.evaluation, cells=3, batch_size=8)
+    genotype, cpu = PUBLISHED["DARTS_V2"].genotype, torch.device("cpu")
+    times = probe_stage(config, stage, DIGITS, cpu)
+    assert min(times.weights, times.both, times.forward) > 0
+    monkeypatch.setattr(torch.Tensor, "backward", noting)
+    monkeypatch.setattr("pdarts_tune.probe._time", count)
+    assert probe_stage(config, stage, DIGITS, cpu) == StepTimes(weights=1, both=2, forward=0)
+    assert probe_evaluation(genotype, evaluation, DIGITS, cpu) == StepTimes(weights=1, both=1, forward=0)
