@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from pdarts_tune.guards import ClusterLostError
 from pdarts_tune.progress import Progress
@@ -17,7 +18,7 @@ from pdarts_tune.trainable import record_failure
 _PROBE, _PROBE_BYTES = ".probe", 2**20  # written where a trial failed: enough to tell a full disk from one with a little room
 
 
-class Display(tune.Callback):
+class Display(TrialProgressCallback):  # else Tune adds one of its own, which prints at times, whatever its verbosity
     """Shows what Tune reports, and calls `changed` with the id of each trial that may have new rows.
 
     `storage_error` is set before a callback raises because the study's folder cannot be written.

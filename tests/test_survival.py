@@ -340,3 +340,20 @@ def test_a_node_that_is_lost_costs_the_epoch_under_way(tmp_path, undisturbed, mo
     assert_whole(tmp_path, undisturbed, searches, before)
     assert sorted(read_table(tmp_path, "trials").attempts) == [1, 2]
     assert_mirrored(tmp_path / "mlflow.db", searches)
+
+
+def test_tune_shows_no_trials_beside_our_display(tmp_path, capsys):
+    """Its own display says a line of a trial that ends without a result, such as one that was continued at its very end."""
+    from ray.tune.utils.callback import _create_default_callbacks
+
+    class Trial:
+        config = {"trial": {"trial_id": "t"}}  # noqa: RUF012
+        last_result = {}  # noqa: RUF012
+
+    with Progress("evaluations", 1, 0, 1) as progress:
+        display = callbacks.Display(progress, lambda _: None, Storage(tmp_path))
+        for callback in _create_default_callbacks([display, display.watch]):
+            callback.on_trial_complete(0, [], Trial())
+    said = capsys.readouterr()
+    assert "Last result" not in said.out + said.err
+    assert "1/1 t: done" in said.out + said.err
