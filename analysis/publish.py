@@ -42,7 +42,7 @@ def publish(study: Path, out: Path, command: str) -> None:
     """Writes the copy.
 
     Raises:
-        ConfigError: `study` is no study's folder or not finished, or one of its files cannot be read.
+        ConfigError: `study` is no study's folder or not finished, one of its files cannot be read, or `out` is a study's folder.
     """
     if not (study / "trials").is_dir():
         raise ConfigError(f"{study}: is not the folder of a study, it has no folder trials")
@@ -50,6 +50,9 @@ def publish(study: Path, out: Path, command: str) -> None:
         raise ConfigError(f"{study}: has no {COMPLETED}; run the study's command again until it is finished")
     if out.resolve() == study.resolve():
         raise ConfigError(f"{out}: is the study itself")
+    others = [file for table in SCHEMAS for file in (out / table).glob("[!.]*.parquet") if file.stem != TOGETHER]
+    if others:
+        raise ConfigError(f"{out}: holds {others[0].relative_to(out)}, so it is a study and no copy of one; name another folder")
     target = Storage(out)
     for table, schema in SCHEMAS.items():
         parts = [read_file(file, table, None) for file in sorted((study / table).glob("[!.]*.parquet"))]

@@ -88,3 +88,11 @@ def test_what_is_no_finished_study_is_refused_and_nothing_is_written(study, tmp_
         publish.main(["--results", str(folder), "--out", str(tmp_path / "out")])
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_is_not_overwritten_by_a_copy_of_another(study, tmp_path, capsys):
+    other = shutil.copytree(study, tmp_path / "regularization")
+    with pytest.raises(SystemExit, match="2"):
+        publish.main(["--results", str(study), "--out", str(other)])
+    assert "so it is a study and no copy of one; name another folder" in capsys.readouterr().err
+    assert (other / "report" / "rq1.svg").exists()
