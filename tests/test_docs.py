@@ -79,6 +79,7 @@ def test_every_study_is_in_the_readme():
 
 def test_the_examples_of_own_studies_run_as_they_stand(tmp_path, monkeypatch, capsys):
     examples = dict(zip(("width", "my_report", "recipes"), re.findall(r"```python\n(.*?)```", OWN_STUDY, re.DOTALL), strict=True))
+    assert examples["width"] in (ROOT / "README.md").read_text()
     for name, text in examples.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
