@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,25 @@ def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Ge
     except (OSError, ValueError) as error:
         raise ConfigError(str(error) if is_text else f"{source}: {error}") from None
     return {genotype.genotype_id if is_text else Path(source).name: genotype}
+
+
+def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
+    """Those of several sources, each as SOURCE or NAME=SOURCE: genotypes by the name of their variant, with where they are from.
+
+    Raises:
+        ConfigError: as `find_genotypes`; two have one name.
+    """
+    found: dict[str, tuple[str, Genotype]] = {}
+    for item in sources.split(","):
+        name, equals, source = item.rpartition("=")
+        genotypes = find_genotypes(source)
+        for label, genotype in genotypes.items():
+            parts = [name] if equals and len(genotypes) == 1 else [part for part in (name, label.split(" ")[0]) if part]
+            variant = re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts)).strip("_.-")
+            if variant in found:
+                raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
+            found[variant] = (f"{source}: {label}" if label != source else source, genotype)
+    return found
 
 
 def parse_limits(text: str) -> list[int]:

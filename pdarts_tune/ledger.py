@@ -29,7 +29,9 @@ def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
         return {}
     limits = {variant.name: variant.limits for variant in plan.variants}
     columns = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
-    rows = _read(Storage(folder), "genotypes", *columns, max_skips=tuple(sorted({m for chosen in limits.values() for m in chosen})))
+    rows = read_columns(
+        Storage(folder), "genotypes", *columns, max_skips=tuple(sorted({m for chosen in limits.values() for m in chosen}))
+    )
     last = rows[rows.stage == rows.groupby("trial_id").stage.transform("max")]
     found = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in last.itertuples(index=False)}
     return dict(
@@ -45,17 +47,17 @@ def study_is_done(plan: Plan, folder: Storage) -> bool:
 
 
 def _finished(folder: Path | Storage, table: str) -> set[str]:
-    rows = _read(Storage(folder), table, *_STATE[table])
+    rows = read_columns(Storage(folder), table, *_STATE[table])
     return set(rows.trial_id[rows.status == "completed"])
 
 
 def over_limit(folder: Path | Storage) -> set[str]:
     """The searches that were ended because a stage would take more than their memory limit, as another attempt's would."""
-    rows = _read(Storage(folder), "trials", *_STATE["trials"])
+    rows = read_columns(Storage(folder), "trials", *_STATE["trials"])
     return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError").fillna(False)])
 
 
-def _read(folder: Storage, table: str, *columns: str, max_skips: tuple[int, ...] | None = None) -> pd.DataFrame:
+def read_columns(folder: Storage, table: str, *columns: str, max_skips: tuple[int, ...] | None = None) -> pd.DataFrame:
     """These columns of a table, read again only when one of its files has changed; no rows where there are no files.
 
     Args:
@@ -80,7 +82,7 @@ def _read_once(
 def image_warnings(folder: Path | Storage) -> list[str]:
     """What the evaluations found wrong with the images of their data sets: the processes that saw it have no terminal."""
     columns = ["data", "left_out", "shared"]
-    counts = _read(Storage(folder), "evaluations", *_STATE["evaluations"])[columns].groupby("data").max()
+    counts = read_columns(Storage(folder), "evaluations", *_STATE["evaluations"])[columns].groupby("data").max()
     says = {
         "left_out": "images of {} cannot be used and were left out",
         "shared": "of {}'s test images are among its training images too",

@@ -7,7 +7,6 @@ what the tables say is missing. Ray, torch and MLflow are imported when work sta
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -60,6 +59,9 @@ class Arguments:
     """Trainings from scratch per distinct genotype."""
     samples: int | None = None
     """Schedules that schedule_search.py tries."""
+    reuse: str | None = None
+    """Folders of studies, separated by commas, whose finished searches and evaluations of the same configuration are taken over
+    rather than run again, such as results/depth_gap: the base stands in most studies."""
     gpus_per_trial: float | None = None
     """GPUs for each trial where the cluster has any; 0.5 puts two trials on one. Without it, as follows from predicted memory."""
     max_failures: int = 2
@@ -89,6 +91,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     """The command line of a study. Exits with 0, 1 (a trial failed), 2 (bad input) or 130 (stopped by Ctrl-C or SIGTERM)."""
     settings = parse(Arguments, arguments, prog=f"{study.name}.py", description=study.question)
     try:
+        if settings.genotypes:
+            from pdarts_tune.genotype_source import named_genotypes
         plan = make_plan(
             study,
             settings.preset,
@@ -98,22 +102,14 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             image_size=settings.image_size,
             skip_bad_images=settings.skip_bad_images,
             execution=settings.execution,
-            genotypes=_find_genotypes(settings.genotypes) if settings.genotypes else None,
+            genotypes=named_genotypes(settings.genotypes) if settings.genotypes else None,
             seeds=settings.seeds,
             evaluation_seeds=settings.evaluation_seeds,
             samples=settings.samples,
         )
         if settings.dry_run:
             _check_inputs(plan, settings)
-            print(describe(plan, f"{settings.results}/{study.name}"))
-            from pdarts_tune.ledger import study_is_done
-
-            if study_is_done(plan, Storage(settings.results).below(study.name)):
-                print("\nall of them done, and their evaluations; nothing is left to run")
-                return
-            from pdarts_tune.forecast import forecast_here
-
-            print(f"\n{forecast_here(plan, settings.probe_seconds)}")
+            _forecast(plan, settings)
             return
         if settings.print_config:
             print(
@@ -141,6 +137,27 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     sys.exit(1 if failed else 0)
 
 
+def _forecast(plan: Plan, settings: Arguments) -> None:
+    """Prints what a dry run says: the trials, what each changes, and what they will take."""
+    print(describe(plan, f"{settings.results}/{plan.study.name}"))
+    from pdarts_tune.ledger import missing_trials, study_is_done
+    from pdarts_tune.reuse import find_same, open_sources
+
+    folder = Storage(settings.results).below(plan.study.name)
+    if study_is_done(plan, folder):
+        print("\nall of them done, and their evaluations; nothing is left to run")
+        return
+    if settings.reuse:
+        same = find_same(missing_trials(plan.searches(), "trials", folder), open_sources(settings.reuse, folder))
+        print(
+            f"\n{len(same)} searches would be taken over from {settings.reuse}, and what it has evaluated of their "
+            "genotypes; the forecast counts them as if they ran"
+        )
+    from pdarts_tune.forecast import forecast_here
+
+    print(f"\n{forecast_here(plan, settings.probe_seconds)}")
+
+
 def run_study(plan: Plan, settings: Arguments) -> int:
     """Runs what is missing of the study and returns how many of its trials failed.
 
@@ -156,12 +173,19 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
 
         from pdarts_tune.ledger import forget_checkpoints, image_warnings, over_limit
+        from pdarts_tune.reuse import open_sources
         from pdarts_tune.tracking import Mirror, TrackingError, default_tracking_uri
 
         uri = settings.tracking_uri or default_tracking_uri(settings.results)
         mirror = Mirror(folder, uri)
         try:
-            demands = Demands(settings.address, settings.gpus_per_trial, settings.max_failures, settings.keep_weights)
+            demands = Demands(
+                settings.address,
+                settings.gpus_per_trial,
+                settings.max_failures,
+                settings.keep_weights,
+                open_sources(settings.reuse, folder),
+            )
             failed = run_missing(plan, demands, folder, mirror, signals)
         except KeyboardInterrupt:
             with suppress(TrackingError):
@@ -205,6 +229,14 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     if plan.study.report and not plan.study.report.exists():
         raise ConfigError(f"the report script {plan.study.report} is not there")
     results = Storage(settings.results)
+    if settings.reuse is not None:
+        from pdarts_tune.reuse import open_sources
+
+        if plan.study.adaptive:
+            raise ConfigError(f"reuse: {plan.study.name} chooses its schedules as results come in, so it can take over none")
+        if settings.keep_weights:
+            raise ConfigError("reuse: takes over rows of tables and no weights; leave out either it or --keep-weights")
+        open_sources(settings.reuse, results.below(plan.study.name))
     if plan.study.adaptive and results.is_remote:
         raise ConfigError(f"results: {settings.results} is wrong for this study, what Optuna knows needs a folder")
     if not results.is_remote and results.path.exists() and not results.path.is_dir():
@@ -236,23 +268,6 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
             if isinstance(method, Given):
                 check_madds(Genotype.parse(method.genotype), recipe, info, variant.name)
     return definition
-
-
-def _find_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
-    """Genotypes by the name of their variant, with where they are from."""
-    from pdarts_tune.genotype_source import find_genotypes
-
-    found: dict[str, tuple[str, Genotype]] = {}
-    for item in sources.split(","):
-        name, equals, source = item.rpartition("=")
-        genotypes = find_genotypes(source)
-        for label, genotype in genotypes.items():
-            parts = [name] if equals and len(genotypes) == 1 else [part for part in (name, label.split(" ")[0]) if part]
-            variant = re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts)).strip("_.-")
-            if variant in found:
-                raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
-            found[variant] = (f"{source}: {label}" if label != source else source, genotype)
-    return found
 
 
 def _report(script: Path, folder: Storage) -> bool:

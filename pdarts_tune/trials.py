@@ -28,18 +28,30 @@ class Demands:
     gpus_per_trial: float | None
     max_failures: int
     keep_weights: bool
+    sources: Sequence[Storage] = ()  # studies whose finished trials are taken over
 
 
 def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, signals: Signals) -> int:
     """Runs the trials that the tables do not hold, and returns how many failed. Starts Ray only if there are some."""
     from pdarts_tune.ledger import found_genotypes, missing_trials
+    from pdarts_tune.reuse import take_over
 
     if plan.study.adaptive:
         return _run_adaptive(plan, demands, folder, mirror, signals)
+
+    def lacking(trials: Sequence[SearchTrial | EvalTrial], table: str) -> list[SearchTrial | EvalTrial]:
+        missing = missing_trials(trials, table, folder)
+        taken = take_over(missing, demands.sources, folder) if demands.sources else 0
+        if taken:
+            what = "searches" if table == "trials" else "evaluations"
+            print(f"{taken} {what} taken over from {', '.join(map(str, demands.sources))}", flush=True)
+            return missing_trials(trials, table, folder)
+        return missing
+
     searches = plan.searches()
-    missing = missing_trials(searches, "trials", folder)
+    missing = lacking(searches, "trials")
     evaluations = [] if missing else plan.evaluations(found_genotypes(plan, folder))
-    if not missing and not missing_trials(evaluations, "evaluations", folder):
+    if not missing and not lacking(evaluations, "evaluations"):
         print(f"{len(searches)} searches and {len(evaluations)} evaluations, all of them done", flush=True)
         return 0
 
@@ -56,7 +68,7 @@ def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, s
         signals.install()  # again: Ray's start installs a handler that aborts
 
         def run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str) -> int:
-            missing = missing_trials(trials, table, folder)
+            missing = lacking(trials, table)
             refused = len(missing)
             searches = [trial for trial in missing if isinstance(trial, SearchTrial)]
             missing = [*searches, *refuse_large([trial for trial in missing if isinstance(trial, EvalTrial)], folder)]

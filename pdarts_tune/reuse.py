@@ -1,0 +1,85 @@
+"""Takes over from other studies what they have finished and this one would only do again.
+
+Studies share arms: P-DARTS itself is the base of RQ1, RQ2 and RQ3. A search is taken over where its whole configuration, seeds
+included, is the same; an evaluation where genotype and configuration are. Rows come as they are, with commit, device and times of
+where they ran, under this study's names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from pdarts_tune.config import ConfigError, EvalConfig, config_id, from_dict
+from pdarts_tune.genotype import Genotype
+from pdarts_tune.ledger import read_columns
+from pdarts_tune.plan import EvalTrial, SearchTrial
+from pdarts_tune.results import read_rows, write_rows
+from pdarts_tune.storage import Storage
+
+_TABLES = ("epochs", "alphas", "genotypes", "trials")  # of a search; the row that says it is finished comes last
+
+
+def open_sources(reuse: str | None, folder: Storage) -> list[Storage]:
+    """The study folders that a command line names, separated by commas.
+
+    Raises:
+        ConfigError: one of them is no study's folder, or the study's own.
+    """
+    sources = [Storage(name) for name in reuse.split(",")] if reuse else []
+    for source in sources:
+        if "trials" not in source.folders():
+            raise ConfigError(f"reuse: {source} is not the folder of a study, it has no folder trials")
+        if source.location == folder.location:
+            raise ConfigError(f"reuse: {source} is the study itself, which is continued anyway")
+    return sources
+
+
+def find_same(
+    trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage]
+) -> list[tuple[SearchTrial | EvalTrial, Storage, str]]:
+    """Those of the trials that a source has finished, with the first such source and the trial's id there."""
+    found: dict[str, tuple[SearchTrial | EvalTrial, Storage, str]] = {}
+    searches = {config_id(trial.config): trial for trial in trials if isinstance(trial, SearchTrial)}
+    trainings = {
+        (Genotype.parse(trial.genotype).genotype_id, trial.config): trial for trial in trials if isinstance(trial, EvalTrial)
+    }
+    wanted = {genotype_id for genotype_id, _ in trainings}
+    for source in sources:
+        if searches:
+            rows = read_columns(source, "trials", "trial_id", "status", "config_id")
+            rows = rows[(rows.status == "completed") & rows.config_id.isin(set(searches))]
+            for there, content in zip(rows.trial_id, rows.config_id, strict=True):
+                search = searches[content]
+                found.setdefault(search.trial_id, (search, source, there))
+        if trainings:
+            rows = read_columns(source, "evaluations", "trial_id", "status", "genotype_id", "config")
+            rows = rows[(rows.status == "completed") & rows.genotype_id.isin(wanted)]
+            for there, genotype_id, config in zip(rows.trial_id, rows.genotype_id, rows.config, strict=True):
+                training = trainings.get((genotype_id, from_dict(EvalConfig, json.loads(config))))
+                if training is not None:
+                    found.setdefault(training.trial_id, (training, source, there))
+    return list(found.values())
+
+
+def take_over(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage], folder: Storage) -> int:
+    """Writes the rows of those of the trials that a source has finished, and returns how many they are.
+
+    Raises:
+        ConfigError: a source's table cannot be read.
+    """
+    same = find_same(trials, sources)
+    for trial, source, there in same:
+        if isinstance(trial, EvalTrial):
+            _copy(source, there, folder, "evaluations", trial.trial_id, {})
+            continue
+        for table in _TABLES:
+            names = {"study": folder.name, "variant": trial.variant} if table == "trials" else {}
+            _copy(source, there, folder, table, trial.trial_id, names)
+    return len(same)
+
+
+def _copy(source: Storage, there: str, folder: Storage, table: str, trial_id: str, names: dict[str, str]) -> None:
+    rows = [row | names | {"trial_id": trial_id} for row in read_rows(source, table, there)]
+    if rows:  # a drawn genotype has no epochs
+        write_rows(folder, table, trial_id, rows)

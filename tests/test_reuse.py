@@ -1,0 +1,158 @@
+"""What other studies have finished is taken over, whole and under the study's own names; what differs is not."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pdarts_tune.definition import COMPLETED
+from pdarts_tune.ledger import found_genotypes, missing_trials
+from pdarts_tune.methods import RandomSampling
+from pdarts_tune.plan import Study, Variant, make_plan
+from pdarts_tune.results import SCHEMAS, read_rows, write_rows
+from pdarts_tune.reuse import find_same, take_over
+from pdarts_tune.storage import Storage
+from pdarts_tune.study import main
+from publish import publish
+from synthetic import START, make_trial
+from synthetic_rows import evaluation_row
+
+EARLIER = Study("earlier", "What is there?", lambda base: [Variant("base", base), Variant("drawn", drawn(base))])
+LATER = Study("later", "What joins?", lambda base: [Variant("control", drawn(base)), Variant("p_darts", base)])
+OPTIONS = ("--preset", "smoke", "--seeds", "2")
+
+
+def drawn(base):
+    return replace(base, method=RandomSampling())
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """The folder of a study that is finished with two seeds."""
+    plan = make_plan(EARLIER, "smoke", seeds=2)
+    folder = tmp_path / "earlier"
+    for trial in plan.searches():
+        make_trial(folder, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
+    for trial in plan.evaluations(found_genotypes(plan, folder)):
+        write_evaluation(folder, trial)
+    return folder
+
+
+def write_evaluation(folder, trial, **changed):
+    found = {"genotype_id": trial.trial_id.split("-")[0], "params": 10, "macs": 20}
+    row = evaluation_row(trial.trial_id, found, trial.config, np.random.default_rng(0), START, 0.9)
+    write_rows(folder, "evaluations", trial.trial_id, [row | changed])
+
+
+def rows_of(folder, trial_id, table):
+    return [
+        {column: value for column, value in row.items() if column not in ("study", "variant", "trial_id")}
+        for row in read_rows(folder, table, trial_id)
+    ]
+
+
+def test_rows_are_taken_over_whole_and_named_as_the_study_names_them(earlier, tmp_path):
+    plan = make_plan(LATER, "smoke", seeds=2)
+    folder = Storage(tmp_path / "later")
+    assert take_over(plan.searches(), [Storage(earlier)], folder) == 4
+    assert not missing_trials(plan.searches(), "trials", folder)
+    for seed in (0, 1):
+        for ours, theirs in ((f"p_darts-seed{seed}", f"base-seed{seed}"), (f"control-seed{seed}", f"drawn-seed{seed}")):
+            for table in ("trials", "epochs", "alphas", "genotypes"):
+                assert rows_of(folder, ours, table) == rows_of(earlier, theirs, table)
+            (row,) = read_rows(folder, "trials", ours)
+            assert (row["study"], row["variant"]) == ("later", ours.split("-")[0])
+    evaluations = plan.evaluations(found_genotypes(plan, folder))
+    assert take_over(evaluations, [Storage(earlier)], folder) == len(evaluations) > 0
+    assert not missing_trials(evaluations, "evaluations", folder)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"learning_rate": 0.02}, {"split_seed": 7}, {"max_skips": 3}], ids=lambda changed: next(iter(changed))
+)
+def test_a_search_of_another_configuration_is_not_taken_over(earlier, changed):
+    other = Study("other", "?", lambda base: [Variant("base", replace(base, **changed))])
+    assert find_same(make_plan(other, "smoke", seeds=2).searches(), [Storage(earlier)]) == []
+
+
+def test_a_seed_that_the_source_lacks_is_left_to_run(earlier):
+    same = find_same(make_plan(LATER, "smoke", seeds=3).searches(), [Storage(earlier)])
+    assert sorted(there for _, _, there in same) == ["base-seed0", "base-seed1", "drawn-seed0", "drawn-seed1"]
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "out_of_memory"])
+def test_what_did_not_end_well_is_not_taken_over(earlier, status):
+    (row,) = read_rows(earlier, "trials", "base-seed1")
+    write_rows(earlier, "trials", "base-seed1", [row | {"status": status}])
+    plan = make_plan(EARLIER, "smoke", seeds=2)
+    same = find_same(plan.searches(), [Storage(earlier)])
+    assert "base-seed1" not in {there for _, _, there in same}
+    assert len(same) == 3
+    evaluations = plan.evaluations(found_genotypes(plan, earlier))
+    write_evaluation(earlier, evaluations[0], status=status)
+    assert len(find_same(evaluations, [Storage(earlier)])) == len(evaluations) - 1
+
+
+def test_an_evaluation_by_another_recipe_or_seed_is_not_taken_over(earlier):
+    plan = make_plan(EARLIER, "smoke", seeds=2)
+    (first, *_) = plan.evaluations(found_genotypes(plan, earlier))
+    longer = replace(first, config=replace(first.config, epochs=first.config.epochs + 1))
+    seeded = replace(first, config=replace(first.config, seed=99))
+    assert [there for _, _, there in find_same([first], [Storage(earlier)])] == [first.trial_id]
+    assert find_same([longer, seeded], [Storage(earlier)]) == []
+
+
+def test_a_published_copy_is_a_source_too(earlier, tmp_path):
+    (earlier / COMPLETED).write_text("{}")
+    (earlier / "study.json").write_text("{}")
+    publish(earlier, tmp_path / "copy" / "earlier", "")
+    plan = make_plan(LATER, "smoke", seeds=2)
+    folder = Storage(tmp_path / "later")
+    assert take_over(plan.searches(), [Storage(tmp_path / "copy" / "earlier")], folder) == 4
+    assert rows_of(folder, "p_darts-seed0", "alphas") == rows_of(earlier, "base-seed0", "alphas")
+
+
+def test_a_study_whose_trials_are_all_there_already_runs_none(earlier, tmp_path, capsys):
+    main_exits(0, [*OPTIONS, "--results", str(tmp_path), "--reuse", str(earlier)])
+    said = capsys.readouterr().out
+    assert "4 searches taken over from " in said
+    assert "all of them done" in said
+    assert json.loads((tmp_path / "later" / COMPLETED).read_text())["searches"] == 4
+    before = {path: path.read_bytes() for table in SCHEMAS for path in (tmp_path / "later" / table).iterdir()}
+    main_exits(0, [*OPTIONS, "--results", str(tmp_path), "--reuse", str(earlier)])
+    assert "taken over" not in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for table in SCHEMAS for path in (tmp_path / "later" / table).iterdir()}
+
+
+def test_the_dry_run_says_what_would_be_taken_over_and_writes_nothing(earlier, tmp_path, capsys):
+    main(LATER, [*OPTIONS, "--results", str(tmp_path), "--reuse", str(earlier), "--dry-run", "--probe-seconds", "0"])
+    assert f"4 searches would be taken over from {earlier}" in capsys.readouterr().out
+    assert not (tmp_path / "later").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--reuse", "{}/nowhere"], "is not the folder of a study"),
+        (["--reuse", "{}"], "is not the folder of a study"),
+        (["--reuse", "{}/later"], "is the study itself"),
+        (["--reuse", "{}/earlier", "--keep-weights"], "takes over rows of tables and no weights"),
+    ],
+)
+def test_a_wrong_source_is_refused_before_anything_is_written(earlier, tmp_path, capsys, options, says):
+    if "itself" in says:
+        (tmp_path / "later" / "trials").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    main_exits(2, [*OPTIONS, "--results", str(tmp_path), *(option.format(tmp_path) for option in options)])
+    error = capsys.readouterr().err
+    assert error.startswith("error: reuse: ")
+    assert says in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def main_exits(code, options):
+    with pytest.raises(SystemExit) as ended:
+        main(LATER, options)
+    assert ended.value.code == code
