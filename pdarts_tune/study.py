@@ -7,6 +7,7 @@ what the tables say is missing. Ray, torch and MLflow are imported when work sta
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ from pdarts_tune.wording import describe
 
 if TYPE_CHECKING:
     pass
+
+NOBODY_READS = 141  # as a shell reports a process that SIGPIPE ended
 
 __all__ = ["Arguments", "Study", "Variant", "main", "run_study"]
 
@@ -117,6 +120,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
                     _check_inputs(plan, settings) | {"seeds": plan.seeds, "evaluation_seeds": plan.evaluation_seeds}, indent=1
                 )
             )
+            sys.stdout.flush()
             return
         failed = run_study(plan, settings)
     except ConfigError as error:
@@ -128,6 +132,10 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     except ClusterLostError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:
+        # Who read the output, such as `head`, has gone; what is still buffered must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NOBODY_READS)
     except OSError as error:
         explanation = explain_storage_error(error)
         if explanation is None:
@@ -155,7 +163,7 @@ def _forecast(plan: Plan, settings: Arguments) -> None:
         )
     from pdarts_tune.forecast import forecast_here
 
-    print(f"\n{forecast_here(plan, settings.probe_seconds)}")
+    print(f"\n{forecast_here(plan, settings.probe_seconds)}", flush=True)
 
 
 def run_study(plan: Plan, settings: Arguments) -> int:

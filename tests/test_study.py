@@ -27,7 +27,7 @@ from pdarts_tune.plan import make_plan
 from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.rows import alpha_rows
 from pdarts_tune.search import Search
-from pdarts_tune.study import Study, Variant, main
+from pdarts_tune.study import NOBODY_READS, Study, Variant, main
 from synthetic import make_trial
 from synthetic_rows import evaluation_row
 
@@ -353,3 +353,22 @@ def test_a_second_driver_on_the_same_folder_is_refused(tmp_path, capsys):
         code, output = run_main(["--preset", "smoke", "--results", str(tmp_path)], capsys)
     assert code == 2
     assert "another process is running this study here" in output.err
+
+
+def test_a_dry_run_into_a_pipe_that_nobody_reads_ends_without_a_traceback(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [
+        sys.executable,
+        "studies/depth_gap.py",
+        "--preset",
+        "smoke",
+        "--dry-run",
+        "--probe-seconds",
+        "0",
+        "--results",
+        tmp_path,
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (NOBODY_READS, "")
