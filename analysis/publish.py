@@ -3,15 +3,17 @@
 python analysis/publish.py --results results/depth_gap --out docs/results/depth_gap --command "python studies/depth_gap.py"
 
 Each table becomes one file, with all its rows and columns; all readers and scripts here work on the copy as on the study's folder.
+Data in files are called by their folder's name, without where that was: `parquet:cifar10` for `parquet:/home/me/cifar10`.
 Beside the tables stand the study's definition, its report (Markdown, CSV, LaTeX and PNG) and a README with where the figures come
 from: commits, versions, devices, times, and the command, which no table knows.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +21,13 @@ import pandas as pd
 import pyarrow as pa
 
 from pdarts_tune.command_line import parse
-from pdarts_tune.config import ConfigError
+from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict
 from pdarts_tune.definition import COMPLETED, DEFINITION
 from pdarts_tune.results import SCHEMAS, TOGETHER, read_file, read_table, to_parquet
 from pdarts_tune.storage import Storage
 from texts import write_text
 
-REPORT_FILES = (".md", ".csv", ".tex", ".png")
+TEXTS, PICTURES = (".md", ".csv", ".tex"), (".png",)  # of a report
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def publish(study: Path, out: Path, command: str) -> None:
     """Writes the copy.
 
     Raises:
-        ConfigError: `study` is no study's folder or not finished, one of its files cannot be read, or `out` is a study's folder.
+        ConfigError: `study` is no study's folder or not finished, one of its files cannot be read, `out` is a study's folder, or
+            two data sets would have one name.
     """
     if not (study / "trials").is_dir():
         raise ConfigError(f"{study}: is not the folder of a study, it has no folder trials")
@@ -53,18 +56,60 @@ def publish(study: Path, out: Path, command: str) -> None:
     others = [file for table in SCHEMAS for file in (out / table).glob("[!.]*.parquet") if file.stem != TOGETHER]
     if others:
         raise ConfigError(f"{out}: holds {others[0].relative_to(out)}, so it is a study and no copy of one; name another folder")
+    tables = {table: _read_whole(study, table) for table in SCHEMAS}
+    places = _find_places({name for table in ("trials", "evaluations") for name in tables[table]["data"].to_pylist()})
+
+    def rename(text: str) -> str:
+        for place in sorted(places, key=len, reverse=True):  # one may be the beginning of another
+            text = text.replace(place, places[place]).replace(json.dumps(place)[1:-1], places[place])
+        return text
+
     target = Storage(out)
-    for table, schema in SCHEMAS.items():
-        parts = [read_file(file, table, None) for file in sorted((study / table).glob("[!.]*.parquet"))]
-        whole = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries()
-        target.write(f"{table}/{TOGETHER}.parquet", to_parquet(whole.combine_chunks()))
+    for table, whole in tables.items():
+        target.write(f"{table}/{TOGETHER}.parquet", to_parquet(_rename_data(whole, rename) if places else whole))
     for name in (DEFINITION, COMPLETED):
-        target.write(name, (study / name).read_bytes())
+        target.write(name, rename((study / name).read_text()).encode())
     shutil.rmtree(out / "report", ignore_errors=True)
     for file in sorted((study / "report").glob("*")):
-        if file.suffix in REPORT_FILES:
+        if file.suffix in TEXTS:
+            target.write(f"report/{file.name}", rename(file.read_text()).encode())
+        elif file.suffix in PICTURES:
             target.write(f"report/{file.name}", file.read_bytes())
-    write_text(out / "README.md", describe(study, command))
+    write_text(out / "README.md", describe(study, rename(command)))
+
+
+def _read_whole(study: Path, table: str) -> pa.Table:
+    parts = [read_file(file, table, None) for file in sorted((study / table).glob("[!.]*.parquet"))]
+    return pa.concat_tables([SCHEMAS[table].empty_table(), *parts]).unify_dictionaries().combine_chunks()
+
+
+def _find_places(data: Collection[str]) -> dict[str, str]:
+    """The folders of data sets in files, with the names that stand for them. ConfigError if two would have one name."""
+    places: dict[str, str] = {}
+    for name in sorted(data):
+        kind, colon, place = name.partition(":")
+        if colon and place != Path(place).name:
+            short = Path(place).name
+            other = next((known for known, taken in places.items() if taken == f"{kind}:{short}"), None)
+            if other is not None:
+                raise ConfigError(
+                    f"data: {other} and {name} would both be called {kind}:{short} in a copy; rename one of the folders"
+                )
+            places[name] = f"{kind}:{short}"
+    return places
+
+
+def _rename_data(table: pa.Table, rename: Callable[[str], str]) -> pa.Table:
+    """A configuration keeps being named by its content."""
+    for name in ("data", "config"):
+        if name in table.column_names:
+            values = pa.array([rename(text) for text in table[name].to_pylist()], table.schema.field(name).type)
+            table = table.set_column(table.column_names.index(name), table.schema.field(name), values)
+    if "config_id" in table.column_names:
+        configs = [from_dict(SearchConfig, json.loads(text)) for text in table["config"].to_pylist()]
+        field = table.schema.field("config_id")
+        table = table.set_column(table.column_names.index("config_id"), field, pa.array(map(config_id, configs), field.type))
+    return table
 
 
 def describe(study: Path, command: str) -> str:

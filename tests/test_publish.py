@@ -1,14 +1,15 @@
 """A published copy holds what the study's folder holds, and is read like it."""
 
 import importlib
+import json
 import shutil
 
 import pandas as pd
 import pytest
 
-from pdarts_tune.config import ConfigError, SearchConfig
+from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict
 from pdarts_tune.methods import RandomSampling
-from pdarts_tune.results import SCHEMAS, TOGETHER, read_rows, read_table
+from pdarts_tune.results import SCHEMAS, TOGETHER, read_file, read_rows, read_table, write_rows
 from pdarts_tune.study_table import read_study_table
 from synthetic import make_study
 
@@ -64,6 +65,51 @@ def test_a_copy_says_where_it_is_from_and_has_the_report(copy):
     assert "| command | `python studies/depth_gap.py` |" in text
     assert "| searches | 4, " in text
     assert sorted(path.name for path in (copy / "report").iterdir()) == ["rq1.md"]
+
+
+def study_on(data, folder):
+    """A finished study whose searches are on the first of these data sets."""
+    folder = make_study(folder, "depth_gap", {"progressive": SearchConfig(data=data[0])}, (0,), epochs=2, test_images=20)
+    for row in read_rows(folder, "evaluations", read_table(folder, "evaluations").trial_id[0]):
+        for number, name in enumerate(data[1:]):
+            trial = f"more-{number}"
+            write_rows(folder, "evaluations", trial, [row | {"trial_id": trial, "data": name}])
+    (folder / "study.json").write_text(json.dumps({"variants": {"progressive": {"data": data[0]}}}))
+    (folder / "completed.json").write_text("{}")
+    (folder / "report").mkdir()
+    (folder / "report" / "rq1.md").write_text(f"10 searches on {data[0]}.\n")
+    return folder
+
+
+def test_a_copy_does_not_tell_in_which_folders_the_data_were(tmp_path):
+    place = f"parquet:{tmp_path}/père/cifar"
+    study = study_on([place, f"{place}/more", "digits"], tmp_path)
+    publish.main(["--results", str(study), "--out", str(tmp_path / "copy"), "--command", f"study.py --data {place}"])
+    trials, evaluations = read_table(tmp_path / "copy", "trials"), read_table(tmp_path / "copy", "evaluations")
+    assert set(trials.data) == {"parquet:cifar"}
+    assert set(evaluations.data) == {"parquet:cifar", "parquet:more", "digits"}
+    for row in trials.itertuples():
+        assert row.config_id == config_id(SearchConfig(data="parquet:cifar", seed=row.seed, stages=stages_of(row)))
+    for file in (tmp_path / "copy").rglob("*.*"):
+        text = (
+            file.read_bytes()
+            if file.suffix != ".parquet"
+            else read_file(file, file.parent.name, None).to_pandas().to_csv().encode()
+        )
+        assert b"re/cifar" not in text, file
+    assert "`study.py --data parquet:cifar`" in (tmp_path / "copy" / "README.md").read_text()
+
+
+def stages_of(row):
+    return from_dict(SearchConfig, json.loads(row.config)).stages
+
+
+def test_two_data_sets_that_would_have_one_name_in_a_copy_are_refused(tmp_path, capsys):
+    study = study_on(["parquet:/here/cifar10", "parquet:/there/cifar10"], tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        publish.main(["--results", str(study), "--out", str(tmp_path / "copy")])
+    assert "would both be called parquet:cifar10 in a copy; rename one of the folders" in capsys.readouterr().err
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_trial_that_is_in_a_copy_and_beside_it_is_not_counted_twice(study, copy, tmp_path):
