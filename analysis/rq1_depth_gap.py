@@ -35,11 +35,11 @@ ALIKE = 0.1  # planned costs of whole epochs cannot be matched better in short s
 
 VARIANT_NOTES = f"""\
 Means over seeds, of those that have the figure; ± is the standard deviation over search seeds, after averaging over evaluation
-seeds. *n*: seeds evaluated, of those started. *search*: validation accuracy of the search network after its last epoch.
+seeds. *evaluated*: of the seeds started. *search, %*: validation accuracy of the search network after its last epoch.
 *inherited*: on the same images, that of the derived cell in the search network's own weights. *error*: test error of the derived
 cell, trained from scratch, after the last epoch. *gap*: the depth gap, search validation accuracy minus evaluation test accuracy,
 in points; it mixes depth with width, training length and images, in all of which the two networks differ. *skips*, *depth*: of
-the normal cell. *params*: of the evaluation network in the papers' CIFAR setting. *seconds*: of search, on the study's device.
+the normal cell. *params*: of the evaluation network in the papers' CIFAR setting. *search, s*: seconds on the study's device.
 {NOTHING}: none (a random cell has no search network), or not there yet."""
 
 GAP_NOTES = """\
@@ -103,8 +103,21 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         figures=draw(study, measures) | draw_search(study, baseline) if figures else {},
         conclusion=conclusion,
         missing=tuple(missing),
-        notes=NOTES,
+        notes=NOTES | {"variants": "\n".join(filter(None, (VARIANT_NOTES, say_precision(arms, measures))))},
         about=frames.describe_study(study),
+    )
+
+
+def say_precision(arms: Arms, measures: pd.DataFrame) -> str:
+    """How far a search accuracy, and so a gap, is off by the number of its images alone; nothing where that is not known."""
+    accuracy = measures["search_accuracy"].mean()
+    counts = {round(config.train_images * config.validation_fraction) for config in arms.values() if config.train_images}
+    if len(counts) != 1 or 0 in counts or np.isnan(accuracy):
+        return ""
+    (images,) = counts
+    error = 100 * np.sqrt(accuracy * (1 - accuracy) / images)
+    return (
+        f"A search accuracy is on {images} validation images: its standard error is {show(error, 1)} points, and a gap's no less."
     )
 
 

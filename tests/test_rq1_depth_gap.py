@@ -367,3 +367,12 @@ def test_the_conclusion_names_every_claim_with_its_sign():
     assert "shallow +1.00 points (95 % interval [+0.90, +1.10], p 0.008, Holm 0.008)" in first
     assert "random −0.50 points" in first
     assert second == "Every comparison of this question is shown."
+
+
+def test_the_report_says_how_far_few_validation_images_put_the_gap_off():
+    measures = pd.DataFrame({"search_accuracy": [0.4, np.nan, 0.6]})
+    few = SearchConfig(train_images=2500, validation_fraction=0.04)
+    said = rq1.say_precision({"a": few, "b": few}, measures)
+    assert said == "A search accuracy is on 100 validation images: its standard error is 5.0 points, and a gap's no less."
+    assert not rq1.say_precision({"a": SearchConfig()}, measures)  # how many a whole set has, the tables do not say
+    assert not rq1.say_precision({"a": few}, measures.iloc[1:2])
