@@ -1,0 +1,75 @@
+"""The results in docs/results are what their tables say, and the README quotes them rightly."""
+
+import csv
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pdarts_tune.results import SCHEMAS, read_table
+from texts import show, show_interval
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+SCRIPTS = {
+    "depth_gap": ("rq1", "rq1_depth_gap"),
+    "approximation": ("rq2", "rq2_approximation"),
+    "regularization": ("rq3", "rq3_regularization"),
+}
+PUBLISHED = sorted(path.parent.name for path in RESULTS.glob("*/study.json"))
+
+
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_a_published_report_follows_from_the_published_tables(study):
+    name, script = SCRIPTS[study]
+    answer = importlib.import_module(script).build(RESULTS, figures=False)
+    text = (RESULTS / study / "report" / f"{name}.md").read_text()
+    assert " ".join(answer.conclusion) in text
+    for table, rows in answer.tables.items():
+        quoted = pd.read_csv(RESULTS / study / "report" / f"{name}_{table}.csv")
+        assert list(quoted) == list(rows)
+        pd.testing.assert_frame_equal(quoted, rows.reset_index(drop=True), check_dtype=False, rtol=1e-9)
+
+
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_a_published_study_is_whole_and_tells_nothing_of_the_machine_s_folders(study):
+    definition = json.loads((RESULTS / study / "study.json").read_text())
+    trials = read_table(RESULTS / study, "trials")
+    assert trials.groupby("variant").size().to_dict() == definition["seeds"]
+    assert (trials.status == "completed").all()
+    for table in SCHEMAS:
+        for name, column in read_table(RESULTS / study, table).select_dtypes(["object", "string"]).items():
+            if name not in ("correct", "train_accuracies", "validation_accuracies"):
+                assert not column.dropna().astype(str).str.contains(r"(?:^|[:\"\s])/\w", regex=True).any(), (table, name)
+
+
+def test_the_readme_quotes_the_published_depth_gap_study():
+    text = (ROOT / "README.md").read_text()
+    lines = {
+        line.split("|")[1].strip(" `"): line for line in text[text.index("## On real images") :].split("\n") if line.startswith("|")
+    }
+    differences = {row["variant"]: row for row in read_report("depth_gap", "rq1_error_differences")}
+    for row in read_report("depth_gap", "rq1_variants"):
+        cells = [cell.strip() for cell in lines[row["variant"]].split("|")[2:-1]]
+        assert cells[1] == (mean_sd(row, "search_percent", 1) if row["search_percent"] else "–")
+        assert cells[2] == mean_sd(row, "error_percent", 2)
+        assert cells[3] == (show(float(row["gap_points"]), 1, sign=True) if row["gap_points"] else "–")
+        if row["variant"] in differences:
+            found = differences[row["variant"]]
+            assert cells[4] == show(float(found["difference"]), 2, sign=True)
+            assert cells[5] == show_interval(float(found["ci_low"]), float(found["ci_high"]), 2)
+            assert cells[6] == show(float(found["detectable"]), 1)
+    (seeds,) = {row["evaluated"] for row in read_report("depth_gap", "rq1_variants")}
+    assert re.search(rf"--seeds {seeds}`", text)
+
+
+def read_report(study, name):
+    with (RESULTS / study / "report" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def mean_sd(row, column, digits):
+    return f"{show(float(row[column]), digits)} ± {show(float(row[f'{column}_sd']), digits)}"
