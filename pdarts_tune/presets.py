@@ -90,8 +90,8 @@ LAPTOP = Preset(
 
 # The laptop preset's plan on real images, three times as deep in the last stage as in the first and deeper again in evaluation. Of
 # CIFAR-10's 50,000 training images 2,400 are taken, of which 1,080 train weights and 1,080 alphas: six seeds of depth_gap.py's
-# five main variants, each genotype trained twice, are then some three and a half hours on 2 cores. Of the test images 5,000, since a
-# thousand more cost little next to training and the standard error falls below 0.7 points.
+# five main variants, each genotype trained twice, are then three and a half hours on 2 cores, as measured. Of the test images
+# 5,000, since a thousand more cost little next to training and the standard error falls below 0.7 points.
 CIFAR_MINI = Preset(
     search=SearchConfig(
         stages=(
