@@ -35,31 +35,42 @@ def open_sources(reuse: str | None, folder: Storage) -> list[Storage]:
     return sources
 
 
-def find_same(
-    trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage]
-) -> list[tuple[SearchTrial | EvalTrial, Storage, str]]:
-    """Those of the trials that a source has finished, with the first such source and the trial's id there."""
-    found: dict[str, tuple[SearchTrial | EvalTrial, Storage, str]] = {}
-    searches = {config_id(trial.config): trial for trial in trials if isinstance(trial, SearchTrial)}
-    trainings = {
-        (Genotype.parse(trial.genotype).genotype_id, trial.config): trial for trial in trials if isinstance(trial, EvalTrial)
-    }
-    wanted = {genotype_id for genotype_id, _ in trainings}
+Same = tuple[SearchTrial | EvalTrial, Storage, str]
+
+
+def find_same(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage]) -> list[Same]:
+    """Those of the trials that a source has finished, with the first such source and the trial's id there.
+
+    Raises:
+        ConfigError: a source's table cannot be read.
+    """
+    same: dict[str, Same] = {}
     for source in sources:
-        if searches:
-            rows = read_columns(source, "trials", "trial_id", "status", "config_id")
-            rows = rows[(rows.status == "completed") & rows.config_id.isin(set(searches))]
-            for there, content in zip(rows.trial_id, rows.config_id, strict=True):
-                search = searches[content]
-                found.setdefault(search.trial_id, (search, source, there))
-        if trainings:
-            rows = read_columns(source, "evaluations", "trial_id", "status", "genotype_id", "config")
-            rows = rows[(rows.status == "completed") & rows.genotype_id.isin(wanted)]
-            for there, genotype_id, config in zip(rows.trial_id, rows.genotype_id, rows.config, strict=True):
-                training = trainings.get((genotype_id, from_dict(EvalConfig, json.loads(config))))
-                if training is not None:
-                    found.setdefault(training.trial_id, (training, source, there))
-    return list(found.values())
+        searches = _finished_searches(source) if any(isinstance(trial, SearchTrial) for trial in trials) else {}
+        trainings = _finished_evaluations(source) if any(isinstance(trial, EvalTrial) for trial in trials) else {}
+        for trial in trials:
+            if isinstance(trial, SearchTrial):
+                there = searches.get(config_id(trial.config))
+            else:
+                there = trainings.get((Genotype.parse(trial.genotype).genotype_id, trial.config))
+            if there is not None:
+                same.setdefault(trial.trial_id, (trial, source, there))
+    return list(same.values())
+
+
+def _finished_searches(source: Storage) -> dict[str, str]:
+    """Trial ids by what names the configuration."""
+    rows = read_columns(source, "trials", "trial_id", "status", "config_id")
+    rows = rows[rows.status == "completed"]
+    return dict(zip(rows.config_id, rows.trial_id, strict=True))
+
+
+def _finished_evaluations(source: Storage) -> dict[tuple[str, EvalConfig], str]:
+    """Trial ids by genotype id and configuration."""
+    rows = read_columns(source, "evaluations", "trial_id", "status", "genotype_id", "config")
+    rows = rows[rows.status == "completed"]
+    configs = {text: from_dict(EvalConfig, json.loads(text)) for text in rows.config.unique()}
+    return dict(zip(zip(rows.genotype_id, rows.config.map(configs), strict=True), rows.trial_id, strict=True))
 
 
 def take_over(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage], folder: Storage) -> int:
