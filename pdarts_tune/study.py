@@ -133,6 +133,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
+        if not (settings.dry_run or settings.print_config):
+            raise  # a running study has other pipes than its output
         # Who read the output, such as `head`, has gone; what is still buffered must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(NOBODY_READS)

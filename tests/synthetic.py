@@ -16,7 +16,9 @@ import numpy as np
 
 from pdarts_tune.config import EvalConfig, SearchConfig
 from pdarts_tune.genotype import random_genotype
+from pdarts_tune.ledger import found_genotypes
 from pdarts_tune.methods import RandomSampling
+from pdarts_tune.plan import EvalTrial, Plan
 from pdarts_tune.results import write_rows
 from pdarts_tune.stages import DARTS, PDARTS_CIFAR10, with_depths, with_skip_dropout
 from synthetic_rows import evaluation_row, genotype_row, search_rows, trial_row
@@ -62,6 +64,20 @@ def make_study(
                 status="failed" if trial_id in failed else "completed",
             )
     return folder
+
+
+def make_planned(folder: Path, plan: Plan) -> None:
+    """Writes every search and evaluation of a plan into a study's folder, under the plan's own trial ids."""
+    for trial in plan.searches():
+        make_trial(folder, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
+    for trial in plan.evaluations(found_genotypes(plan, folder)):
+        make_planned_evaluation(folder, trial)
+
+
+def make_planned_evaluation(folder: Path, trial: EvalTrial, status: str = "completed") -> None:
+    found = {"genotype_id": trial.trial_id.split("-")[0], "params": 10, "macs": 20}
+    row = evaluation_row(trial.trial_id, found, trial.config, _generator(trial.trial_id), START, 0.9)
+    write_rows(folder, "evaluations", trial.trial_id, [row | {"status": status}])
 
 
 def shrink(config: SearchConfig, epochs: int | None) -> SearchConfig:

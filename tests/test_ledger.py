@@ -3,7 +3,6 @@
 import os
 from dataclasses import replace
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,8 +11,7 @@ from pdarts_tune.plan import Study, Variant, make_plan
 from pdarts_tune.results import read_rows, write_rows
 from pdarts_tune.storage import Storage
 from pdarts_tune.study import main
-from synthetic import START, make_trial
-from synthetic_rows import evaluation_row
+from synthetic import make_planned, make_planned_evaluation
 
 STUDY = Study("ready", "Is there anything left to do?", lambda base: [Variant("a", base), Variant("b", replace(base, max_skips=1))])
 OPTIONS = ("--preset", "smoke", "--seeds", "2")
@@ -24,17 +22,8 @@ def finished(tmp_path):
     """The results folder of a study whose searches and evaluations are all in the tables, and its plan."""
     plan = make_plan(STUDY, "smoke", seeds=2)
     folder = tmp_path / "ready"
-    for trial in plan.searches():
-        make_trial(folder, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
-    for trial in plan.evaluations(ledger.found_genotypes(plan, folder)):
-        write_evaluation(folder, trial)
+    make_planned(folder, plan)
     return tmp_path, plan
-
-
-def write_evaluation(folder, trial, status="completed"):
-    found = {"genotype_id": trial.trial_id.split("-")[0], "params": 10, "macs": 20}
-    row = evaluation_row(trial.trial_id, found, trial.config, np.random.default_rng(0), START, 0.9)
-    write_rows(folder, "evaluations", trial.trial_id, [row | {"status": status}])
 
 
 def test_the_dry_run_of_a_finished_study_says_so_and_forecasts_nothing(finished, capsys, monkeypatch):
@@ -57,7 +46,7 @@ def test_a_study_is_not_done_before_its_last_evaluation_is(finished, status):
     folder = Storage(results / "ready")
     assert ledger.study_is_done(plan, folder)
     *_, last = plan.evaluations(ledger.found_genotypes(plan, folder))
-    write_evaluation(folder, last, status)
+    make_planned_evaluation(folder, last, status)
     assert not ledger.study_is_done(plan, folder)
     folder.remove(f"evaluations/{last.trial_id}.parquet")
     assert not ledger.study_is_done(plan, folder)

@@ -64,6 +64,14 @@ def test_the_readme_quotes_the_published_depth_gap_study():
             assert cells[6] == show(float(found["detectable"]), 1)
     (seeds,) = {row["evaluated"] for row in read_report("depth_gap", "rq1_variants")}
     assert re.search(rf"--seeds {seeds}`", text)
+    said = " ".join(text.split())
+    ranks = read_report("depth_gap", "rq1_ranks")[0]
+    tau, low, high, again = (show(float(ranks[name]), 2) for name in ("tau", "ci_low", "ci_high", "seed_tau"))
+    assert f"over the {ranks['n']} cells searched, Kendall's tau with test accuracy is {tau} " in said
+    assert f"(95 % interval {low} to {'+' + high})" in said
+    assert f"two trainings of the same cells agree with {again}" in said
+    seen = [float(row["detectable"]) for row in differences.values()]
+    assert f"true differences would have had to be {min(seen):.0f} to {max(seen):.0f} points" in said
 
 
 def read_report(study, name):

@@ -1,22 +1,24 @@
 """What other studies have finished is taken over, whole and under the study's own names; what differs is not."""
 
+import importlib
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
+from pdarts_tune.config import config_id
 from pdarts_tune.definition import COMPLETED
 from pdarts_tune.ledger import found_genotypes, missing_trials
-from pdarts_tune.methods import RandomSampling
+from pdarts_tune.methods import RandomSampling, trains_alphas
 from pdarts_tune.plan import Study, Variant, make_plan
+from pdarts_tune.presets import PRESETS
 from pdarts_tune.results import SCHEMAS, read_rows, write_rows
 from pdarts_tune.reuse import find_same, take_over
+from pdarts_tune.stages import search_work
 from pdarts_tune.storage import Storage
 from pdarts_tune.study import main
 from publish import publish
-from synthetic import START, make_trial
-from synthetic_rows import evaluation_row
+from synthetic import make_planned, make_planned_evaluation
 
 EARLIER = Study("earlier", "What is there?", lambda base: [Variant("base", base), Variant("drawn", drawn(base))])
 LATER = Study("later", "What joins?", lambda base: [Variant("control", drawn(base)), Variant("p_darts", base)])
@@ -30,19 +32,9 @@ def drawn(base):
 @pytest.fixture
 def earlier(tmp_path):
     """The folder of a study that is finished with two seeds."""
-    plan = make_plan(EARLIER, "smoke", seeds=2)
     folder = tmp_path / "earlier"
-    for trial in plan.searches():
-        make_trial(folder, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
-    for trial in plan.evaluations(found_genotypes(plan, folder)):
-        write_evaluation(folder, trial)
+    make_planned(folder, make_plan(EARLIER, "smoke", seeds=2))
     return folder
-
-
-def write_evaluation(folder, trial, **changed):
-    found = {"genotype_id": trial.trial_id.split("-")[0], "params": 10, "macs": 20}
-    row = evaluation_row(trial.trial_id, found, trial.config, np.random.default_rng(0), START, 0.9)
-    write_rows(folder, "evaluations", trial.trial_id, [row | changed])
 
 
 def rows_of(folder, trial_id, table):
@@ -87,6 +79,17 @@ def test_a_seed_that_the_source_lacks_is_left_to_run(earlier):
     assert sorted(there for _, _, there in same) == ["base-seed0", "base-seed1", "drawn-seed0", "drawn-seed1"]
 
 
+def test_what_the_docs_say_the_paper_s_studies_share_is_shared():
+    scripts = {name: importlib.import_module(name).STUDY for name in ("depth_gap", "approximation", "regularization", "baselines")}
+    plans = {name: make_plan(study, "paper", data="cifar10") for name, study in scripts.items()}
+    there = {config_id(trial.config) for trial in plans.pop("depth_gap").searches()}
+    base = PRESETS["paper"].search.stages
+    shared = {name: [trial.config for trial in plan.searches() if config_id(trial.config) in there] for name, plan in plans.items()}
+    assert {name: len(configs) for name, configs in shared.items()} == {"approximation": 12, "regularization": 4, "baselines": 8}
+    searched = [config for configs in shared.values() for config in configs if trains_alphas(config.method)]
+    assert round(sum(search_work(config.stages) for config in searched) / search_work(base)) == 18
+
+
 @pytest.mark.parametrize("status", ["running", "failed", "out_of_memory"])
 def test_what_did_not_end_well_is_not_taken_over(earlier, status):
     (row,) = read_rows(earlier, "trials", "base-seed1")
@@ -96,7 +99,7 @@ def test_what_did_not_end_well_is_not_taken_over(earlier, status):
     assert "base-seed1" not in {there for _, _, there in same}
     assert len(same) == 3
     evaluations = plan.evaluations(found_genotypes(plan, earlier))
-    write_evaluation(earlier, evaluations[0], status=status)
+    make_planned_evaluation(earlier, evaluations[0], status=status)
     assert len(find_same(evaluations, [Storage(earlier)])) == len(evaluations) - 1
 
 
