@@ -208,6 +208,9 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
     for _, rows in evaluated[evaluated.duplicated("genotype_id", keep=False)].groupby("genotype_id", sort=False):
         names = ", ".join(f"{variant} seed {seed}" for variant, seed in zip(rows["variant"], rows["seed"], strict=True))
         lines.append(f"{names} found the same cell, so they share its evaluations and are not independent")
+    devices = study.trials["device"].dropna().unique()
+    if len(devices) > 1:
+        lines.append(f"searches ran on {len(devices)} kinds of device ({'; '.join(devices)}), so their seconds do not compare")
     return lines
 
 

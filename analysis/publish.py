@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict
+from pdarts_tune.data_names import short_name
 from pdarts_tune.definition import COMPLETED, DEFINITION
 from pdarts_tune.results import SCHEMAS, TOGETHER, read_file, read_table, to_parquet
 from pdarts_tune.storage import Storage
@@ -87,15 +88,12 @@ def _find_places(data: Collection[str]) -> dict[str, str]:
     """The folders of data sets in files, with the names that stand for them. ConfigError if two would have one name."""
     places: dict[str, str] = {}
     for name in sorted(data):
-        kind, colon, place = name.partition(":")
-        if colon and place != Path(place).name:
-            short = Path(place).name
-            other = next((known for known, taken in places.items() if taken == f"{kind}:{short}"), None)
+        short = short_name(name)
+        if short != name:
+            other = next((known for known, taken in places.items() if taken == short), None)
             if other is not None:
-                raise ConfigError(
-                    f"data: {other} and {name} would both be called {kind}:{short} in a copy; rename one of the folders"
-                )
-            places[name] = f"{kind}:{short}"
+                raise ConfigError(f"data: {other} and {name} would both be called {short} in a copy; rename one of the folders")
+            places[name] = short
     return places
 
 

@@ -28,6 +28,7 @@ from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, EvalConfig, config_id, to_dict
 from pdarts_tune.cost import network_cost, peak_bytes, reset_peak_bytes
 from pdarts_tune.data import Batches, Dataset, load_dataset
+from pdarts_tune.data_names import absolute_name
 from pdarts_tune.eval_job import EvalJob, data_columns, describe_device, epoch_line, run_eval_job, test_columns, write_eval_row
 from pdarts_tune.eval_table import compare_genotypes
 from pdarts_tune.genotype import PUBLISHED, Genotype
@@ -186,7 +187,8 @@ def build_config(settings: Arguments) -> EvalConfig:
     """The recipe with what the command line changes. Raises ConfigError, naming the setting."""
     changes = {name: getattr(settings, name) for name in OVERRIDES if getattr(settings, name) is not None}
     switches = ("sync_batch_norm", "channels_last", "compile", "skip_bad_images", "auto_width", "data", "seed", "split_seed")
-    return replace(find_recipe(settings.recipe), **changes, **{name: getattr(settings, name) for name in switches})
+    config = replace(find_recipe(settings.recipe), **changes, **{name: getattr(settings, name) for name in switches})
+    return replace(config, data=absolute_name(config.data))
 
 
 def describe(label: str, genotype: Genotype, shape: NetworkConfig, config: EvalConfig) -> str:

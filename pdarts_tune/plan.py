@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, content_id
+from pdarts_tune.data_names import absolute_name
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.methods import Given, Method
@@ -179,7 +180,7 @@ def make_plan(
         ConfigError: an unknown preset or variant, or a configuration that makes no sense.
     """
     size: Preset = _choose("preset", preset, PRESETS)
-    sets = (size.search.data,) if data is None else tuple(data.split(","))
+    sets = (size.search.data,) if data is None else tuple(map(absolute_name, data.split(",")))
     base = replace(
         size.search,
         data=sets[0],

@@ -2,15 +2,19 @@
 
 Studies share arms: P-DARTS itself is the base of RQ1, RQ2 and RQ3. A search is taken over where its whole configuration, seeds
 included, is the same; an evaluation where genotype and configuration are. Rows come as they are, with commit, device and times of
-where they ran, under this study's names.
+where they ran, under this study's names. A published copy calls data in files by their folder's name alone (`parquet:cifar10`),
+so there the same name is taken for the same data.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-from pdarts_tune.config import ConfigError, EvalConfig, config_id, from_dict
+from pdarts_tune.config import ConfigError, EvalConfig, config_id, from_dict, to_dict
+from pdarts_tune.data_names import short_name
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.ledger import read_columns
 from pdarts_tune.plan import EvalTrial, SearchTrial
@@ -49,12 +53,13 @@ def find_same(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Stora
         searches = _finished_searches(source) if any(isinstance(trial, SearchTrial) for trial in trials) else {}
         trainings = _finished_evaluations(source) if any(isinstance(trial, EvalTrial) for trial in trials) else {}
         for trial in trials:
-            if isinstance(trial, SearchTrial):
-                there = searches.get(config_id(trial.config))
-            else:
-                there = trainings.get((Genotype.parse(trial.genotype).genotype_id, trial.config))
-            if there is not None:
-                same.setdefault(trial.trial_id, (trial, source, there))
+            for data in (trial.config.data, short_name(trial.config.data)):
+                if isinstance(trial, SearchTrial):
+                    there = searches.get(config_id(replace(trial.config, data=data)))
+                else:
+                    there = trainings.get((Genotype.parse(trial.genotype).genotype_id, replace(trial.config, data=data)))
+                if there is not None:
+                    same.setdefault(trial.trial_id, (trial, source, there))
     return list(same.values())
 
 
@@ -81,16 +86,17 @@ def take_over(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Stora
     """
     same = find_same(trials, sources)
     for trial, source, there in same:
+        config = {"data": trial.config.data, "config": json.dumps(to_dict(trial.config))}
         if isinstance(trial, EvalTrial):
-            _copy(source, there, folder, "evaluations", trial.trial_id, {})
+            _copy(source, there, folder, "evaluations", trial.trial_id, config)
             continue
+        names = config | {"config_id": config_id(trial.config), "study": folder.name, "variant": trial.variant}
         for table in _TABLES:
-            names = {"study": folder.name, "variant": trial.variant} if table == "trials" else {}
-            _copy(source, there, folder, table, trial.trial_id, names)
+            _copy(source, there, folder, table, trial.trial_id, names if table == "trials" else {})
     return len(same)
 
 
-def _copy(source: Storage, there: str, folder: Storage, table: str, trial_id: str, names: dict[str, str]) -> None:
+def _copy(source: Storage, there: str, folder: Storage, table: str, trial_id: str, names: dict[str, Any]) -> None:
     rows = [row | names | {"trial_id": trial_id} for row in read_rows(source, table, there)]
     if rows:  # a drawn genotype has no epochs
         write_rows(folder, table, trial_id, rows)

@@ -10,7 +10,7 @@ import torch
 from images import write_folders
 from pdarts_tune import eval_job
 from pdarts_tune.config import ConfigError, EvalConfig
-from pdarts_tune.evaluation import main
+from pdarts_tune.evaluation import Arguments, build_config, main
 from pdarts_tune.genotype import PUBLISHED
 from pdarts_tune.genotype_source import find_genotypes, parse_limits
 from pdarts_tune.network import EvalNetwork, NetworkConfig
@@ -209,6 +209,18 @@ def test_a_damaged_image_is_refused_before_anything_is_written_or_left_out_and_c
     ]
     assert "1 images left out" in printed.out
     assert (row(tmp_path / "results")["left_out"], row(tmp_path / "results")["shared"]) == (1, 1)
+
+
+def test_a_cpu_is_told_by_its_name_its_instructions_and_its_threads():
+    name, instructions, threads = eval_job.describe_device(torch.device("cpu")).removeprefix("cpu (").removesuffix(")").split(", ")
+    assert name.strip()
+    assert (instructions, threads) == (torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads")
+
+
+def test_relative_data_are_named_by_their_whole_path_since_other_processes_start_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Arguments(genotype=("PDARTS_C10",), data="folder:images")
+    assert build_config(settings).data == f"folder:{tmp_path}/images"
 
 
 def test_the_row_keeps_the_whole_configuration(tmp_path):

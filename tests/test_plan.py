@@ -66,9 +66,16 @@ def test_the_resolution_and_what_becomes_of_bad_images_hold_for_searches_and_eve
 
 
 def test_the_data_set_replaces_that_of_search_and_evaluation():
-    plan = make_plan(STUDY, "smoke", data="parquet:somewhere")
-    assert plan.base.data == plan.evaluation.data == "parquet:somewhere"
-    assert {variant.search.data for variant in plan.variants} == {"parquet:somewhere"}
+    plan = make_plan(STUDY, "smoke", data="parquet:/somewhere")
+    assert plan.base.data == plan.evaluation.data == "parquet:/somewhere"
+    assert {variant.search.data for variant in plan.variants} == {"parquet:/somewhere"}
+
+
+def test_data_in_files_are_named_by_their_whole_path_since_trials_start_in_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(STUDY, "smoke", data="parquet:../images,digits,folder:here")
+    assert plan.base.data == f"parquet:{tmp_path.parent}/images"
+    assert [recipe.data for recipe in plan.recipes] == [plan.base.data, "digits", f"folder:{tmp_path}/here"]
 
 
 @pytest.mark.parametrize(

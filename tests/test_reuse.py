@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from pdarts_tune.config import config_id
+from pdarts_tune.config import SearchConfig, config_id, from_dict
 from pdarts_tune.definition import COMPLETED
 from pdarts_tune.ledger import found_genotypes, missing_trials
 from pdarts_tune.methods import RandomSampling, trains_alphas
 from pdarts_tune.plan import Study, Variant, make_plan
 from pdarts_tune.presets import PRESETS
-from pdarts_tune.results import SCHEMAS, read_rows, write_rows
+from pdarts_tune.results import SCHEMAS, read_rows, read_table, write_rows
 from pdarts_tune.reuse import find_same, take_over
 from pdarts_tune.stages import search_work
 from pdarts_tune.storage import Storage
@@ -120,6 +120,26 @@ def test_a_published_copy_is_a_source_too(earlier, tmp_path):
     folder = Storage(tmp_path / "later")
     assert take_over(plan.searches(), [Storage(tmp_path / "copy" / "earlier")], folder) == 4
     assert rows_of(folder, "p_darts-seed0", "alphas") == rows_of(earlier, "base-seed0", "alphas")
+
+
+def test_a_published_copy_has_the_same_data_if_its_folder_has_the_same_name(tmp_path):
+    make_planned(tmp_path / "earlier", make_plan(EARLIER, "smoke", seeds=1, data="parquet:/theirs/photos"))
+    (tmp_path / "earlier" / COMPLETED).write_text("{}")
+    (tmp_path / "earlier" / "study.json").write_text("{}")
+    publish(tmp_path / "earlier", tmp_path / "copy" / "earlier", "")
+    copy = Storage(tmp_path / "copy" / "earlier")
+    assert find_same(make_plan(LATER, "smoke", seeds=1, data="parquet:/ours/drawings").searches(), [copy]) == []
+    assert find_same(make_plan(LATER, "smoke", seeds=1, data="folder:/ours/photos").searches(), [copy]) == []
+    unpublished = Storage(tmp_path / "earlier")
+    plan, folder = make_plan(LATER, "smoke", seeds=1, data="parquet:/ours/photos"), Storage(tmp_path / "later")
+    assert find_same(plan.searches(), [unpublished]) == []
+    assert take_over(plan.searches(), [copy], folder) == 2
+    assert take_over(plan.evaluations(found_genotypes(plan, folder)), [copy], folder) > 0
+    assert set(read_table(folder, "evaluations").data) == {"parquet:/ours/photos"}
+    for trial in plan.searches():
+        (row,) = read_rows(folder, "trials", trial.trial_id)
+        assert (row["data"], row["config_id"]) == ("parquet:/ours/photos", config_id(trial.config))
+        assert from_dict(SearchConfig, json.loads(row["config"])) == trial.config
 
 
 def test_a_study_whose_trials_are_all_there_already_runs_none(earlier, tmp_path, capsys):

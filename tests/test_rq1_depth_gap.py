@@ -254,6 +254,15 @@ def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
     assert list(answer.tables["error_differences"]["n"]) == [3, 2, 2, 3]
 
 
+def test_searches_on_unlike_devices_are_told_since_their_seconds_do_not_compare(tmp_path):
+    folder = study(tmp_path, 1)
+    assert "kinds of device" not in sections.to_text(rq1.build(tmp_path, figures=False))
+    (row,) = read_rows(folder, "trials", "depth_gap-deep-s0")
+    write_rows(folder, "trials", "depth_gap-deep-s0", [row | {"device": "cpu (slow)"}])
+    text = sections.to_text(rq1.build(tmp_path, figures=False))
+    assert "- searches ran on 2 kinds of device (synthetic; cpu (slow)), so their seconds do not compare" in text
+
+
 @pytest.mark.parametrize(
     ("variants", "settings"),
     [
