@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import frames
-from agreement_tables import SPREAD_NOTES, mean_intervals, spread_table
+from agreement_tables import SPREAD_NOTES, spread_table
 from arms import Arms, differences, has_skip_dropout
 from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, describe_row, say_power
 from frames import StudyTables
@@ -29,10 +29,10 @@ from published_figures import PUBLISHED_NOTES, published_cifar
 from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
+from skip_limits import UNLIMITED, limits_frame, measure_limits, summarize_limits
 from texts import show
 
 STUDY = "regularization"
-UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing
 
 NOTES = SEARCH_NOTES | {
     "two_by_two": """\
@@ -46,7 +46,9 @@ refined minus as derived, mean over both. *interaction*: effect of dropout on re
 """
     + COMPARISON_NOTES,
     "error_differences": "Every variant at its own M, minus the first with dropout.",
-    "by_limit": "Test error of the cells derived at each limit M, and the skip-connects that their normal cells have.",
+    "by_limit": """\
+Test error of the cells derived at each limit M. *changed*: cells that the limit makes other ones than the search's own. *skips*:
+skip-connects of the normal cells.""",
     "collapse": """\
 Searches whose normal cell, before refinement, was more than half skip-connects (5 of 8): at the end of the last stage, and at any
 epoch. Intervals: Wilson, 95 %.""",
@@ -80,8 +82,14 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
     else:
         refined = arms[baseline].max_skips
         tables["two_by_two"] = cross(limits, baseline, plain, refined)
-        tables["effects"] = compare_pairs(contrasts(limits, baseline, plain, refined), rng, "effect")
+        pairs, idle = contrasts(limits, baseline, plain, refined), is_idle(limits, baseline, plain, refined)
+        if idle:  # no differences to test, and the family is not corrected for them
+            pairs = {"dropout": pairs["dropout"]}
+        tables["effects"] = compare_pairs(pairs, rng, "effect")
         conclusion += conclude_effects(tables["effects"], refined)
+        if idle:
+            unchanged = f"Refinement to {refined} skip-connects changed none of these cells, since none had more"
+            conclusion += (f"{unchanged}: of its effect, and of an interaction with dropout, these data say nothing.",)
         if not (limits["max_skips"] == UNLIMITED).any():
             missing.append(f"no cell was evaluated at M = {UNLIMITED}, so refinement cannot be judged")
     tables["variants"] = summarize(measures)
@@ -124,28 +132,6 @@ def find_plain(arms: Arms, baseline: str | None) -> str | None:
     return None
 
 
-def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
-    """One row a completed trial and limit M at which its last cell was evaluated, with error_percent; and what was left out.
-
-    A cell can have been evaluated by chance: at a limit that changes nothing it is the cell of another limit. Were such rows kept,
-    a limit would be judged by the searches that have few skip-connects. So a limit counts only where all evaluated searches of a
-    variant have it.
-    """
-    done = study.derived[study.derived["status"] == "completed"]
-    last = done[done["stage"] == done.groupby("trial_id")["stage"].transform("max")]
-    evaluated = frames.evaluate_cells(study, last)
-    evaluated = evaluated[evaluated["evaluations"] > 0]
-    searches = evaluated.groupby("variant")["trial_id"].nunique()
-    counts = evaluated.groupby(["variant", "max_skips"], sort=False)["trial_id"].transform("size")
-    whole = counts == evaluated["variant"].map(searches)
-    partial = evaluated[~whole & evaluated["max_skips"].eq(UNLIMITED)].groupby("variant", sort=False)["trial_id"].size()
-    lines = [
-        f"{variant}: {count} of {searches[str(variant)]} searches evaluated at M = {UNLIMITED}, left out there"
-        for variant, count in partial.items()
-    ]
-    return evaluated[whole], lines
-
-
 def cross(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> pd.DataFrame:
     """The 2 x 2 table: a row with dropout and one without, errors as derived and refined."""
     rows = []
@@ -173,6 +159,13 @@ def contrasts(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> M
     }
 
 
+def is_idle(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> bool:
+    """Whether the refined cells of both variants are their searches' own, which were evaluated as derived too."""
+    chosen = limits[limits["variant"].isin((dropout, plain))]
+    refined_cells = chosen[chosen["max_skips"] == refined]
+    return len(refined_cells) > 0 and (chosen["max_skips"] == UNLIMITED).any() and not refined_cells["changed"].any()
+
+
 def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
     names = {"dropout": "dropout", "refinement": f"refinement to {refined} skip-connects", "interaction": "their interaction"}
     rows = effects.to_dict("records")
@@ -181,16 +174,20 @@ def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
     claimed = [f"{names[row['effect']]} {show(row['difference'], 2, True)} points" for row in rows if row["claimed"]]
     others = effects[~effects["claimed"]]
     rest = " and ".join(names[effect] for effect in others["effect"])
+    tested, causes = "either regularizer", "dropout on skip-connects or a limit on their number"
+    if len(rows) == 1:
+        tested = causes = "dropout on skip-connects"
     reason = cannot_show(effects)
     if claimed:
         shown = f"Shown in evaluation error: {'; '.join(claimed)}."
         return (shown,) if others.empty else (shown, f"Not shown for {rest} with n = {rows[0]['n']}: {say_power(others)}.")
     largest = max(rows, key=lambda row: abs(row["difference"]))
-    second = f"The largest effect is that of {names[largest['effect']]}, {describe_row(largest)}"
+    which = f"The largest effect is that of {names[largest['effect']]}," if len(rows) > 1 else "The difference is"
+    second = f"{which} {describe_row(largest)}"
     if reason is not None:
-        return f"W{reason[1:]}: these data cannot show an effect of either regularizer.", f"{second}."
-    first = f"No effect of either regularizer is shown (smallest Holm-adjusted p {show(effects['p_holm'].min(), 3)}): "
-    first += "these data do not support that dropout on skip-connects or a limit on their number changes the evaluation error."
+        return f"W{reason[1:]}: these data cannot show an effect of {tested}.", f"{second}."
+    first = f"No effect of {tested} is shown (smallest Holm-adjusted p {show(effects['p_holm'].min(), 3)}): "
+    first += f"these data do not support that {causes} changes the evaluation error."
     return first, f"{second}; {say_power(effects)}."
 
 
@@ -204,18 +201,6 @@ def summarize(measures: pd.DataFrame) -> pd.DataFrame:
             values = trials.loc[trials["status"] == "completed", column].dropna().astype(float)
             row[column], row[f"{column}_sd"] = mean_sd(values) if len(values) else (np.nan, np.nan)
         rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def summarize_limits(limits: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    order = list(limits["variant"].unique())
-    ordered = limits.sort_values("max_skips").groupby(["variant", "max_skips"], sort=False)
-    for (variant, limit), cells in sorted(ordered, key=lambda group: order.index(group[0][0])):
-        mean, sd = mean_sd(cells["error_percent"])
-        skips = float(cells["skips"].mean())
-        row = {"variant": variant, "max_skips": limit, "n": len(cells), "skips": skips}
-        rows.append(row | {"error_percent": mean, "error_percent_sd": sd})
     return pd.DataFrame(rows)
 
 
@@ -240,7 +225,8 @@ def compare_spreads(measures: pd.DataFrame, limits: pd.DataFrame, baseline: str)
     """
     errors = {str(name): _errors(trials) for name, trials in measures.groupby("variant", sort=False)}
     pairs = [(name, values, errors[baseline] if name != baseline else None) for name, values in errors.items()]
-    derived = limits[(limits["max_skips"] == UNLIMITED) & (limits["own_limit"] != UNLIMITED)]
+    refined = set(limits.loc[(limits["max_skips"] == limits["own_limit"]) & limits["changed"], "variant"])
+    derived = limits[(limits["max_skips"] == UNLIMITED) & limits["variant"].isin(refined)]
     pairs += [(f"{name}, as derived", _errors(cells), errors[str(name)]) for name, cells in derived.groupby("variant", sort=False)]
     rows = []
     for name, values, against in pairs:
@@ -271,16 +257,6 @@ def draw(study: StudyTables, limits: pd.DataFrame, rng: np.random.Generator) -> 
         curves = frames.average_curves(measured, "hessian_eigenvalue")
         figures["eigenvalue"] = draw_learning_curves(curves, "largest eigenvalue of the Hessian", 1)
     return figures
-
-
-def limits_frame(limits: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """What `figures.draw_limits` draws: variants that were evaluated at more than one limit."""
-    several = limits.groupby("variant")["max_skips"].transform("nunique") > 1
-    parts = []
-    for limit, cells in limits[several].groupby("max_skips"):
-        found = mean_intervals(cells, "error_percent", rng).assign(max_skips=limit)
-        parts.append(found.assign(low=found["ci_low"].fillna(found["mean"]), high=found["ci_high"].fillna(found["mean"])))
-    return pd.concat(parts) if parts else pd.DataFrame()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

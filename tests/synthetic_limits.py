@@ -19,20 +19,16 @@ VARIANTS = {
 }
 
 
-def make_limits_study(root, seeds, accuracy, folder="regularization"):
-    """A study whose normal cells have 4 skip-connects as derived (M = 8) and 2 refined; `accuracy` by variant and limit."""
+def make_limits_study(root, seeds, accuracy, folder="regularization", derived_skips=4):
+    """A study of normal cells with so many skip-connects as derived (M = 8) and 2 refined; `accuracy` by variant and limit."""
     path = make_study(root, folder, VARIANTS, range(seeds), epochs=1, evaluation_seeds=())
     for trial in read_table(path, "trials").to_dict("records"):
         trial_id, variant = trial["trial_id"], trial["variant"]
         rows = read_rows(path, "genotypes", trial_id)
         last = max(row["stage"] for row in rows)
         rng = random.Random(trial_id)
-        cells = {}
-        for limit, skips in ((8, 4), (2, 2)):
-            cell = random_genotype(rng, skips)
-            while cell.normal.skips != skips:
-                cell = random_genotype(rng, skips)
-            cells[limit] = cell
+        cells = {8: draw(rng, derived_skips)}
+        cells[2] = cells[8] if derived_skips == 2 else draw(rng, 2)
         kept = [row for row in rows if row["stage"] < last]
         kept += [genotype_row(trial_id, last, limit, Genotype(cell.normal, cell.reduce), None) for limit, cell in cells.items()]
         write_rows(path, "genotypes", trial_id, kept)
@@ -41,3 +37,11 @@ def make_limits_study(root, seeds, accuracy, folder="regularization"):
             if mean is not None:
                 make_evaluations(path, row, "cifar10", START, (0,), 8000, mean)
     return path
+
+
+def draw(rng, skips):
+    """A cell of exactly so many skip-connects."""
+    cell = random_genotype(rng, skips)
+    while cell.normal.skips != skips:
+        cell = random_genotype(rng, skips)
+    return cell

@@ -54,6 +54,24 @@ def test_a_planted_null_is_reported_as_null_with_what_could_have_been_seen(tmp_p
     )
 
 
+def test_a_limit_that_changed_no_cell_has_no_effect_to_be_tested(tmp_path):
+    make_limits_study(tmp_path, 6, NULL, derived_skips=2)
+    section = rq3.build(tmp_path, figures=False)
+    assert list(effects(section).index) == ["dropout"]
+    assert effects(section).loc["dropout", "p"] == effects(section).loc["dropout", "p_holm"]
+    assert section.conclusion[0].startswith("No effect of dropout on skip-connects is shown")
+    assert section.conclusion[1].startswith("The difference is ")
+    assert section.conclusion[2].startswith("Refinement to 2 skip-connects changed none of these cells, since none had more")
+    assert list(section.tables["by_limit"].query("variant != 'drawn'")["changed"]) == [0, 0, 0, 0]
+    assert "with, as derived" not in set(section.tables["spread_between_seeds"]["variant"])
+
+
+def test_cells_that_a_limit_changed_are_counted(tmp_path):
+    make_limits_study(tmp_path, 3, NULL)
+    table = rq3.build(tmp_path, figures=False).tables["by_limit"].set_index(["variant", "max_skips"])["changed"]
+    assert table["with"].to_dict() == table["without"].to_dict() == {2: 3, 8: 0}
+
+
 def test_effects_are_those_of_the_evaluations(tmp_path):
     path = make_limits_study(tmp_path, 3, NULL)
     table = rq3.build(tmp_path, figures=False).tables["effects"].set_index("effect")
