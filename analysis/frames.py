@@ -208,9 +208,6 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
     for _, rows in evaluated[evaluated.duplicated("genotype_id", keep=False)].groupby("genotype_id", sort=False):
         names = ", ".join(f"{variant} seed {seed}" for variant, seed in zip(rows["variant"], rows["seed"], strict=True))
         lines.append(f"{names} found the same cell, so they share its evaluations and are not independent")
-    devices = study.trials["device"].dropna().unique()
-    if len(devices) > 1:
-        lines.append(f"searches ran on {len(devices)} kinds of device ({'; '.join(devices)}), so their seconds do not compare")
     return lines
 
 
@@ -283,6 +280,6 @@ def average_curves(epochs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def stage_times(epochs: pd.DataFrame) -> pd.DataFrame:
     """What `figures.draw_timeline` draws, without its labels: seconds of each stage of each variant, mean over its searches."""
-    spent = epochs.groupby(["variant", "trial_id", "stage"], sort=False, as_index=False)["seconds"].sum()
+    spent = epochs.dropna(subset="seconds").groupby(["variant", "trial_id", "stage"], sort=False, as_index=False)["seconds"].sum()
     means = spent.groupby(["variant", "stage"], sort=False, as_index=False)["seconds"].mean()
     return means.assign(start_seconds=means.groupby("variant", sort=False)["seconds"].cumsum() - means["seconds"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,26 @@ def open_question(results: Path, name: str, read: Read, is_about: Callable[[Stud
     study = frames.of_one_setting(read(folder))
     if folder.name != name and not is_about(study):
         return None
+    study, told = keep_one_clock(study)
     measures = frames.measure_trials(study)
-    missing = frames.list_missing(study, measures)
+    missing = frames.list_missing(study, measures) + told
     return Question(study, read_arms(study.trials), measures, missing, np.random.default_rng(RNG_SEED))
+
+
+def keep_one_clock(study: StudyTables) -> tuple[StudyTables, list[str]]:
+    """The study with the seconds of one kind of device alone, that of most searches, and a line on those left out.
+
+    A study may be continued, or take over arms, on another machine; its seconds would be compared as if variants differed in them.
+    """
+    devices = study.trials.set_index("trial_id")["device"]
+    counts = devices.reindex(study.epochs["trial_id"].unique()).value_counts()
+    if len(counts) < 2:
+        return study, []
+    usual, *others = counts.index
+
+    def blank(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(seconds=table["seconds"].where(~table["trial_id"].map(devices).isin(others)))
+
+    names = ", ".join(f"{counts[name]} on {name}" for name in others)
+    told = f"seconds are those of the searches on {usual}; left out are those of {counts[others].sum()} searches: {names}"
+    return replace(study, trials=blank(study.trials), epochs=blank(study.epochs)), [told]

@@ -165,9 +165,9 @@ def conclude_dropping(judged: pd.DataFrame) -> tuple[str, ...]:
 
 def summarize_stages(study: StudyTables) -> pd.DataFrame:
     """Memory, time and accuracy of each stage of each variant: means over its searches, as far as they came."""
-    per_trial = study.epochs.groupby(["variant", "trial_id", "stage"], sort=False, as_index=False).agg(
-        seconds=("seconds", "sum"), peak_bytes=("peak_bytes", "max"), accuracy=("validation_accuracy", "last")
-    )
+    searches = study.epochs.groupby(["variant", "trial_id", "stage"], sort=False)
+    per_trial = searches.agg(peak_bytes=("peak_bytes", "max"), accuracy=("validation_accuracy", "last"))
+    per_trial = per_trial.assign(seconds=searches["seconds"].sum(min_count=1)).reset_index()
     per_trial = per_trial.assign(
         peak_mebibytes=per_trial["peak_bytes"].astype(float) / MEBIBYTE, search_percent=100 * per_trial["accuracy"]
     )

@@ -115,6 +115,21 @@ def test_out_of_memory_is_a_result_and_the_rest_is_compared(tmp_path):
     assert "so dropping cannot be judged" in section.conclusion[-1]
 
 
+def test_a_variant_from_another_device_has_no_seconds(tmp_path):
+    folder = study(tmp_path, 2)
+    for seed in (0, 1):
+        (row,) = read_rows(folder, "trials", f"approximation-all_kept-s{seed}")
+        write_rows(folder, "trials", f"approximation-all_kept-s{seed}", [row | {"device": "cpu (slow)"}])
+    section = rq2.build(tmp_path)
+    variants, stages = section.tables["variants"].set_index("variant"), section.tables["stages"]
+    assert dict(variants["search_seconds"].isna()) == {"any_name": False, "at_random": False, "all_kept": True, "drawn": False}
+    assert set(stages.loc[stages["seconds"].isna(), "variant"]) == {"all_kept"}
+    assert stages["peak_mebibytes"].notna().all()
+    assert section.tables["seconds_differences"].set_index("variant").loc["all_kept", "n"] == 0
+    assert any("left out are those of 2 searches" in line for line in section.missing)
+    assert "tradeoff" in section.figures
+
+
 def test_the_script_writes_what_it_shows_and_needs_no_name(eight, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(rq2, "draw_search", lambda *_: {})  # slow, and RQ1's test draws them
     root, _ = eight
