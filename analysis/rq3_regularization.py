@@ -29,7 +29,7 @@ from published_figures import PUBLISHED_NOTES, published_cifar
 from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
-from skip_limits import UNLIMITED, limits_frame, measure_limits, summarize_limits
+from skip_limits import UNLIMITED, count_skips, limits_frame, measure_limits, summarize_limits
 from texts import show
 
 STUDY = "regularization"
@@ -46,6 +46,9 @@ refined minus as derived, mean over both. *interaction*: effect of dropout on re
 """
     + COMPARISON_NOTES,
     "error_differences": "Every variant at its own M, minus the first with dropout.",
+    "skip_differences": """\
+Skip-connects of the normal cell as derived, before refinement: every searched variant minus the first with dropout, paired by seed.
+A question of its own.""",
     "by_limit": """\
 Test error of the cells derived at each limit M. *changed*: cells that the limit makes other ones than the search's own. *skips*:
 skip-connects of the normal cells.""",
@@ -98,6 +101,8 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         hypothesis = "other dropout rates, or another limit, find better or worse cells"
         conclusion += conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
         tables["spread_between_seeds"] = compare_spreads(measures, limits, baseline)
+        searched = measures[measures["variant"].map(lambda name: trains_alphas(arms[name].method))]
+        tables["skip_differences"] = compare_variants(count_skips(study, searched), "derived_skips", baseline, rng)
     if study.epochs["hessian_eigenvalue"].isna().all():
         missing.append("the Hessian's largest eigenvalue was not measured (eigenvalue_every is 0), so there are no curves of it")
     tables["by_limit"] = summarize_limits(limits)

@@ -40,6 +40,13 @@ def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
     return evaluated[whole], lines
 
 
+def count_skips(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:
+    """`measures`, one row a trial, with `derived_skips`: skip-connects of the normal cell that a completed search ended with."""
+    unrefined = study.derived[(study.derived["max_skips"] == UNLIMITED) & (study.derived["status"] == "completed")]
+    last = unrefined.sort_values("stage").groupby("trial_id")["skips"].last()
+    return measures.assign(derived_skips=measures["trial_id"].map(last).astype(float))
+
+
 def summarize_limits(limits: pd.DataFrame) -> pd.DataFrame:
     """One row a variant and limit: error, skip-connects, and how many cells the limit changed."""
     rows = []

@@ -100,6 +100,15 @@ def test_a_limit_at_which_cells_were_evaluated_by_chance_does_not_count(tmp_path
     assert "neither regularizer can be judged" in section.conclusion[0]
 
 
+def test_skip_connects_as_derived_are_compared_between_searches(tmp_path):
+    path = make_limits_study(tmp_path, 6, NULL)
+    for seed in range(6):
+        rows = read_rows(path, "genotypes", f"regularization-without-s{seed}")
+        write_rows(path, "genotypes", f"regularization-without-s{seed}", [row | {"skips": row["skips"] + 3} for row in rows])
+    (row,) = rq3.build(tmp_path, figures=False).tables["skip_differences"].to_dict("records")
+    assert (row["variant"], row["n"], row["difference"]) == ("without", 6, 3.0)
+
+
 def test_collapsed_searches_are_counted(tmp_path):
     path = make_limits_study(tmp_path, 4, NULL)
     for seed in (0, 1):
