@@ -165,10 +165,9 @@ def contrasts(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> M
 
 
 def is_idle(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> bool:
-    """Whether the refined cells of both variants are their searches' own, which were evaluated as derived too."""
-    chosen = limits[limits["variant"].isin((dropout, plain))]
-    refined_cells = chosen[chosen["max_skips"] == refined]
-    return len(refined_cells) > 0 and (chosen["max_skips"] == UNLIMITED).any() and not refined_cells["changed"].any()
+    """Whether the refined cells of both variants are their searches' own."""
+    cells = limits[limits["variant"].isin((dropout, plain)) & (limits["max_skips"] == refined)]
+    return cells["variant"].nunique() == 2 and not cells["changed"].any()
 
 
 def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
