@@ -24,11 +24,12 @@ from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_va
 from frames import StudyTables
 from pdarts_tune.figures import draw_learning_curves, draw_limits
 from pdarts_tune.methods import trains_alphas
-from pdarts_tune.statistics import brown_forsythe, holm, mean_sd, proportion_interval
+from pdarts_tune.statistics import mean_sd, proportion_interval
 from published_figures import PUBLISHED_NOTES, published_cifar
 from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
+from seed_spreads import compare_spreads, conclude_spreads
 from skip_limits import UNLIMITED, count_skips, limits_frame, measure_limits, summarize_limits
 from texts import show
 
@@ -103,6 +104,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         tables["spread_between_seeds"] = compare_spreads(measures, limits, baseline)
         searched = measures[measures["variant"].map(lambda name: trains_alphas(arms[name].method))]
         tables["skip_differences"] = compare_variants(count_skips(study, searched), "derived_skips", baseline, rng)
+        conclusion += conclude_spreads(tables["spread_between_seeds"], baseline)
     if study.epochs["hessian_eigenvalue"].isna().all():
         missing.append("the Hessian's largest eigenvalue was not measured (eigenvalue_every is 0), so there are no curves of it")
     tables["by_limit"] = summarize_limits(limits)
@@ -220,31 +222,6 @@ def count_collapses(study: StudyTables) -> pd.DataFrame:
         row = {"variant": variant, "n": n, "collapsed_at_end": ended, "rate_percent": 100 * ended / n}
         rows.append(row | {"low_percent": 100 * low, "high_percent": 100 * high, "at_any_epoch": int(trials["any"].sum())})
     return pd.DataFrame(rows)
-
-
-def compare_spreads(measures: pd.DataFrame, limits: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Between-seed standard deviation of each variant, and whether it differs from the baseline's.
-
-    And without refinement, where cells were evaluated as derived: against the same variant refined.
-    """
-    errors = {str(name): _errors(trials) for name, trials in measures.groupby("variant", sort=False)}
-    pairs = [(name, values, errors[baseline] if name != baseline else None) for name, values in errors.items()]
-    refined = set(limits.loc[(limits["max_skips"] == limits["own_limit"]) & limits["changed"], "variant"])
-    derived = limits[(limits["max_skips"] == UNLIMITED) & limits["variant"].isin(refined)]
-    pairs += [(f"{name}, as derived", _errors(cells), errors[str(name)]) for name, cells in derived.groupby("variant", sort=False)]
-    rows = []
-    for name, values, against in pairs:
-        sd = mean_sd(values)[1] if len(values) else np.nan
-        p = brown_forsythe(values, against) if against is not None and min(len(values), len(against)) else np.nan
-        rows.append({"variant": name, "n": len(values), "between_seeds_points": sd, "p": p})
-    table = pd.DataFrame(rows).astype({"p": float})
-    tested = table["p"].notna()
-    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
-    return table.reindex(columns=["variant", "n", "between_seeds_points", "p", "p_holm"])
-
-
-def _errors(rows: pd.DataFrame) -> NDArray[np.float64]:
-    return rows["error_percent"].dropna().to_numpy(dtype=float)
 
 
 def draw(study: StudyTables, limits: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:

@@ -47,6 +47,7 @@ def test_a_planted_null_is_reported_as_null_with_what_could_have_been_seen(tmp_p
     section = rq3.build(tmp_path, figures=False)
     assert not effects(section)["claimed"].any()
     assert section.conclusion[0].startswith("No effect of either regularizer is shown (smallest Holm-adjusted p ")
+    assert section.conclusion[-1].startswith("No spread between seeds is shown to differ (smallest Holm-adjusted p ")
     sizes = re.search(r"a true difference of ([\d.]+) to ([\d.]+) points could have been seen", section.conclusion[1])
     assert sizes
     assert [float(size) for size in sizes.groups()] == pytest.approx(
@@ -147,9 +148,14 @@ def test_spread_between_seeds_is_compared_with_and_without_each_regularizer(tmp_
         rows = [row for row in read_rows(path, "genotypes", f"regularization-without-s{seed}") if row["stage"] == 3]
         chosen = next(row for row in rows if row["max_skips"] == 2)
         make_evaluations(path, chosen, "cifar10", START, (0,), 8000, 0.70 + 0.05 * seed)
-    table = rq3.build(tmp_path, figures=False).tables["spread_between_seeds"].set_index("variant")
+    section = rq3.build(tmp_path, figures=False)
+    table = section.tables["spread_between_seeds"].set_index("variant")
     assert list(table.index) == ["with", "without", "drawn", "with, as derived", "without, as derived"]
     assert np.isnan(table.loc["with", "p"])
     assert table.loc["without", "between_seeds_points"] > 5
     assert table.loc["without", "p_holm"] < 0.05
     assert table.loc["with, as derived", "p"] > 0.05
+    said = section.conclusion[-1]
+    assert said.startswith("Shown in the standard deviation of the evaluation error between seeds: without ")
+    assert f"against {table.loc['with', 'between_seeds_points']:.2f} points" in said
+    assert f"against {table.loc['without', 'between_seeds_points']:.2f} points" in said  # of its cells as derived
