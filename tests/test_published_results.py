@@ -74,6 +74,31 @@ def test_the_readme_quotes_the_published_depth_gap_study():
     assert f"true differences would have had to be {min(seen):.0f} to {max(seen):.0f} points" in said
 
 
+def test_the_readme_quotes_the_published_regularization_study():
+    text = (ROOT / "README.md").read_text()
+    section = " ".join(text[text.index("### Regularizers (RQ3)") :].split("\n## ")[0].split())
+    two_by_two = {row["variant"]: row for row in read_report("regularization", "rq3_two_by_two")}
+    limits = {(row["variant"], row["max_skips"]): row for row in read_report("regularization", "rq3_by_limit")}
+    for variant, row in two_by_two.items():
+        refined = [mean_sd(limits[key], "error_percent", 2) if (key := (variant, limit)) in limits else "–" for limit in "10"]
+        skips = show(float(limits[variant, "8"]["skips"]), 1)
+        cells = [skips, mean_sd(row, "as_derived_percent", 2), mean_sd(row, "at_most_2_skips_percent", 2), *refined]
+        assert f"| {row['search']} | {' | '.join(cells)} |" in section
+    effects = {row["effect"]: row for row in read_report("regularization", "rq3_effects")}
+    assert not any(row["claimed"] == "True" for row in effects.values())
+    for name, before in (("dropout", "Its effect on the error is "), ("refinement", "which changed 2 of 12 cells, ")):
+        difference, low, high = (float(effects[name][column]) for column in ("difference", "ci_low", "ci_high"))
+        assert f"{before}{show(difference, 2, sign=True)} " in section
+        assert f"{show(low, 2)} to {show(high, 2, sign=True)}" in section
+    assert f"{show(float(effects['dropout']['detectable']), 1)} would have been seen" in section
+    assert sum(int(limits[variant, "2"]["changed"]) for variant in two_by_two) == 2
+    spreads = {row["variant"]: row for row in read_report("regularization", "rq3_spread_between_seeds")}
+    p, adjusted = (show(float(spreads["no_dropout"][column]), 3) for column in ("p", "p_holm"))
+    assert f"Brown-Forsythe p {p}, Holm-adjusted {adjusted}" in section
+    ratio = float(spreads["dropout"]["between_seeds_points"]) / float(spreads["no_dropout"]["between_seeds_points"])
+    assert 2.5 < ratio < 3  # almost three times
+
+
 def read_report(study, name):
     with (RESULTS / study / "report" / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
