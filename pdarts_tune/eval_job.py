@@ -182,7 +182,7 @@ def describe_device(device: torch.device, workers: Workers = ALONE) -> str:
     """The device as its driver names it, and how many there are.
 
     Of a CPU the instructions that kernels use of it too: virtual machines call different ones alike, and with AVX-512 a search was
-    seen to take two thirds of its seconds with AVX2.
+    seen to take 0.7 of its seconds with AVX2.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
