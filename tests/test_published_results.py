@@ -74,9 +74,29 @@ def test_the_readme_quotes_the_published_depth_gap_study():
     assert f"true differences would have had to be {min(seen):.0f} to {max(seen):.0f} points" in said
 
 
+def test_the_readme_quotes_the_published_approximation_study():
+    section = section_of_readme("### Dropping operations (RQ2)")
+    differences = {row["variant"]: row for row in read_report("approximation", "rq2_error_differences")}
+    stages = read_report("approximation", "rq2_stages")
+    for row in read_report("approximation", "rq2_variants"):
+        cells = [row["variant"], row["operations"], mean_sd(row, "error_percent", 2)]
+        found = differences.get(row["variant"])
+        if found:
+            cells.append(show(float(found["difference"]), 2, sign=True))
+            cells.append(show_interval(float(found["ci_low"]), float(found["ci_high"]), 2))
+            cells.append(show(float(found["detectable"]), 1))
+        else:
+            cells += [""] * 3
+        own = [stage for stage in stages if stage["variant"] == row["variant"]]
+        for column in ("peak_mebibytes", "seconds"):
+            cells.append(" / ".join(show(float(stage[column]), 0) for stage in own))
+        assert " ".join(f"| {' | '.join(cells)} |".split()) in section
+    assert not any(row["claimed"] == "True" for row in differences.values())
+    assert not any(row["shown"] == "True" for row in read_report("approximation", "rq2_non_inferiority"))
+
+
 def test_the_readme_quotes_the_published_regularization_study():
-    text = (ROOT / "README.md").read_text()
-    section = " ".join(text[text.index("### Regularizers (RQ3)") :].split("\n## ")[0].split())
+    section = section_of_readme("### Regularizers (RQ3)")
     two_by_two = {row["variant"]: row for row in read_report("regularization", "rq3_two_by_two")}
     limits = {(row["variant"], row["max_skips"]): row for row in read_report("regularization", "rq3_by_limit")}
     for variant, row in two_by_two.items():
@@ -97,6 +117,11 @@ def test_the_readme_quotes_the_published_regularization_study():
     assert f"Brown-Forsythe p {p}, Holm-adjusted {adjusted}" in section
     ratio = float(spreads["dropout"]["between_seeds_points"]) / float(spreads["no_dropout"]["between_seeds_points"])
     assert 2.5 < ratio < 3  # almost three times
+
+
+def section_of_readme(heading):
+    """Its text without the line breaks."""
+    return " ".join(re.split(r"\n##+ ", (ROOT / "README.md").read_text().split(heading)[1])[0].split())
 
 
 def read_report(study, name):

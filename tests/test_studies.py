@@ -97,9 +97,9 @@ def test_transfer_searches_nothing_and_trains_by_two_recipes_on_each_data_set():
     ids = [trial.trial_id for trial in plan.evaluations({"abc": "text"})]
     assert len(set(ids)) == 6
     assert ids[2].endswith("-imagenet-seed0")
-    own = make_plan(transfer.STUDY, "paper", data="cifar10,parquet:a,folder:b")
+    own = make_plan(transfer.STUDY, "paper", data="cifar10,parquet:/a,folder:/b")
     assert [recipe.recipe for recipe in own.recipes[:3]] == ["cifar", "cifar", "imagenet-mobile"]
-    assert [recipe.data for recipe in own.recipes[:3]] == ["cifar10", "parquet:a", "folder:b"]
+    assert [recipe.data for recipe in own.recipes[:3]] == ["cifar10", "parquet:/a", "folder:/b"]
 
 
 def test_published_cells_are_evaluated_in_place_of_a_studys_searches():
