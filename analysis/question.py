@@ -41,16 +41,17 @@ def open_question(results: Path, name: str, read: Read, is_about: Callable[[Stud
     study = frames.of_one_setting(read(folder))
     if folder.name != name and not is_about(study):
         return None
-    study, told = keep_one_clock(study)
+    study, told = keep_one_device(study)
     measures = frames.measure_trials(study)
     missing = frames.list_missing(study, measures) + told
     return Question(study, read_arms(study.trials), measures, missing, np.random.default_rng(RNG_SEED))
 
 
-def keep_one_clock(study: StudyTables) -> tuple[StudyTables, list[str]]:
-    """The study with the seconds of one kind of device alone, that of most searches, and a line on those left out.
+def keep_one_device(study: StudyTables) -> tuple[StudyTables, list[str]]:
+    """The study with the costs of one kind of device alone, that of most searches, and a line on those left out.
 
-    A study may be continued, or take over arms, on another machine; its seconds would be compared as if variants differed in them.
+    A study may be continued, or take over arms, on another machine; seconds and peak memory would be compared as if variants
+    differed in them.
     """
     devices = study.trials.set_index("trial_id")["device"]
     counts = devices.reindex(study.epochs["trial_id"].unique()).value_counts()
@@ -59,8 +60,9 @@ def keep_one_clock(study: StudyTables) -> tuple[StudyTables, list[str]]:
     usual, *others = counts.index
 
     def blank(table: pd.DataFrame) -> pd.DataFrame:
-        return table.assign(seconds=table["seconds"].where(~table["trial_id"].map(devices).isin(others)))
+        usual_ones = ~table["trial_id"].map(devices).isin(others)
+        return table.assign(**{cost: table[cost].where(usual_ones) for cost in ("seconds", "peak_bytes")})
 
     names = ", ".join(f"{counts[name]} on {name}" for name in others)
-    told = f"seconds are those of the searches on {usual}; left out are those of {counts[others].sum()} searches: {names}"
+    told = f"seconds and peak memory are those of the searches on {usual}; left out are {counts[others].sum()} searches: {names}"
     return replace(study, trials=blank(study.trials), epochs=blank(study.epochs)), [told]

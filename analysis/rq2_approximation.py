@@ -29,7 +29,7 @@ from published_figures import PUBLISHED_NOTES, published_cifar
 from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
 from sections import Section, run_script
-from texts import NOTHING
+from texts import NOTHING, show
 
 STUDY = "approximation"
 MEBIBYTE = 2**20
@@ -78,11 +78,15 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         searched = measures[
             (measures["status"] == "completed") & measures["variant"].map(lambda name: trains_alphas(arms[name].method))
         ]
-        tables["peak_differences"] = compare_variants(searched, "peak_mebibytes", baseline, rng)
-        tables["seconds_differences"] = compare_variants(searched, "seconds", baseline, rng)
+        costed = find_costed(searched, arms, baseline)
+        tables["peak_differences"] = compare_variants(searched, "peak_mebibytes", costed, rng)
+        tables["seconds_differences"] = compare_variants(searched, "seconds", costed, rng)
+        if costed != baseline:
+            missing.append(f"costs are compared with those of {costed}, since those of {baseline} are of another device")
         hypothesis = "dropping other operations than the least probable ones, or none, finds better or worse cells"
         conclusion = conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
         conclusion += conclude_dropping(tables["non_inferiority"])
+        conclusion += conclude_costs(tables["peak_differences"], tables["seconds_differences"], costed)
     if measures["peak_mebibytes"].isna().all():
         missing.append("peak memory was not measured on this device, so nothing is said about it")
     elif study.trials["device"].str.startswith("cpu").all():
@@ -150,6 +154,22 @@ def judge_dropping(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator)
                 }
             )
     return pd.DataFrame(rows)
+
+
+def find_costed(searched: pd.DataFrame, arms: Arms, baseline: str) -> str:
+    """The variant whose costs the others' are compared with: the baseline, or where its are not known the first that drops too."""
+    known = set(searched.loc[searched["seconds"].notna(), "variant"])
+    return next((name for name in (baseline, *arms) if name in known and drops(arms[name])), baseline)
+
+
+def conclude_costs(peaks: pd.DataFrame, seconds: pd.DataFrame, costed: str) -> tuple[str, ...]:
+    """What the other searches cost more or less; nothing where no pair of searches was measured."""
+    parts = [
+        f"{spent['variant']} {show(spent['difference'], 0, True)} s and {show(held['difference'], 0, True)} MiB"
+        for spent, held in zip(seconds.to_dict("records"), peaks.to_dict("records"), strict=True)
+        if spent["n"] and held["n"]
+    ]
+    return (f"Cost of a search against {costed}, mean: {'; '.join(parts)}.",) if parts else ()
 
 
 def conclude_dropping(judged: pd.DataFrame) -> tuple[str, ...]:
