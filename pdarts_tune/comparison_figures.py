@@ -82,9 +82,11 @@ def draw_tradeoff(points: pd.DataFrame, costs: dict[str, str], label: str = "tes
         panel.grid(color=GRID)
         panel.set_axisbelow(True)
     figure.axes[0].set_ylabel(label, fontsize=10)
+    shown = set(points.loc[points["mean"].notna() & points[list(costs)].notna().any(axis=1), "variant"])
     keys = [
         Line2D([], [], color=style_of(index)[0], marker=style_of(index)[2], linestyle="none", label=variant)
         for index, variant in enumerate(variants)
+        if variant in shown
     ]
     keys.append(Line2D([], [], color=PALE, linewidth=6, alpha=0.6, label="front: nothing is better in both"))
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

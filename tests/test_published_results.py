@@ -89,7 +89,7 @@ def test_the_readme_quotes_the_published_approximation_study():
             cells += [""] * 3
         own = [stage for stage in stages if stage["variant"] == row["variant"]]
         for column in ("peak_mebibytes", "seconds"):
-            cells.append(" / ".join(show(float(stage[column]), 0) for stage in own))
+            cells.append(" / ".join(show(float(stage[column] or "nan"), 0) for stage in own))
         assert " ".join(f"| {' | '.join(cells)} |".split()) in section
     assert not any(row["claimed"] == "True" for row in differences.values())
     assert not any(row["shown"] == "True" for row in read_report("approximation", "rq2_non_inferiority"))

@@ -128,7 +128,8 @@ def test_a_variant_from_another_device_has_no_seconds(tmp_path):
     assert set(stages.loc[stages["peak_mebibytes"].isna(), "variant"]) == {"all_kept"}
     assert section.tables["seconds_differences"].set_index("variant").loc["all_kept", "n"] == 0
     assert any("left out are 2 searches" in line for line in section.missing)
-    assert "tradeoff" in section.figures
+    legend = [text.get_text() for text in section.figures["tradeoff"].legends[0].get_texts()]
+    assert legend[:-1] == ["any_name", "at_random", "drawn"]
 
 
 def test_costs_are_concluded_and_compared_with_a_dropping_search_that_was_measured_on_the_same_device(tmp_path):
