@@ -70,7 +70,7 @@ def test_a_factorized_reduction_of_few_channels_is_the_same_in_channels_last_mem
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         for _ in range(3):
-            x = images.to(memory_format=layout).requires_grad_()
+            x = images.clone(memory_format=layout).requires_grad_()
             module.zero_grad()
             out = module(x)
             out.square().sum().backward()
