@@ -63,7 +63,7 @@ def test_three_seeds_cannot_show_that_dropping_is_no_worse(tmp_path):
     study(tmp_path, 3, accuracy={"any_name": 1.0})
     section = rq2.build(tmp_path, figures=False)
     assert not section.tables["non_inferiority"]["shown"].any()
-    assert section.conclusion[-1].endswith("is not shown for any variant; n = 3 cannot show it, six pairs are needed.")
+    assert section.conclusion[-2].endswith("is not shown for any variant; n = 3 cannot show it, six pairs are needed.")
 
 
 def test_costs_are_those_of_the_tables_and_an_exact_difference_has_no_interval(eight):
@@ -113,7 +113,7 @@ def test_out_of_memory_is_a_result_and_the_rest_is_compared(tmp_path):
     assert (kept["completed"], kept["out_of_memory"]) == (0, 2)
     assert "- all_kept, seed 0: search out_of_memory (stage 3 needs 17 GB)" in to_text(section)
     assert section.tables["non_inferiority"].empty
-    assert "so dropping cannot be judged" in section.conclusion[-1]
+    assert "so dropping cannot be judged" in section.conclusion[-2]
 
 
 def test_a_variant_from_another_device_has_no_seconds(tmp_path):
