@@ -1,5 +1,5 @@
 # make study   everything a newcomer needs: environment, the RQ1 study on embedded data, its table
-# make test    the default tests (8 to 18 minutes on 2 cores: with AVX-512, without)
+# make test    the default tests (8 to 11 minutes on 2 cores: with AVX-512, without)
 # make slow-test   studies killed, stopped and continued; the paper's networks; compiled cells
 # make lint    style, types and import layers
 
@@ -7,8 +7,10 @@ VENV := .venv
 PYTHON ?= python3
 RESULTS ?= results
 INSTALLED := $(VENV)/.installed
-# Two processes, each with whole files: what a file's tests share is made once.
+# Two processes, each with whole files: what a file's tests share is made once. One thread each: two on each of two cores wait
+# for each other, tens of times longer than they compute when the machine is busy.
 TWO := --numprocesses 2 --dist loadfile
+test slow-test: export OMP_NUM_THREADS = 1
 
 .PHONY: study test lint slow-test clean
 

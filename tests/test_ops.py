@@ -65,15 +65,16 @@ def test_factorized_reduce_refuses_an_odd_width():
 @pytest.mark.parametrize("channels", [2, 4, 8])
 def test_a_factorized_reduction_of_few_channels_is_the_same_in_channels_last_memory(channels):
     # Where oneDNN lacks AVX-512, torch 2.14.1's own strided kernel corrupts memory here and ends the process.
+    torch.manual_seed(channels)
     module = FactorizedReduce(channels, channels, affine=False)
-    images = torch.randn(8, channels, 8, 8)
+    images, weights = torch.randn(8, channels, 8, 8), torch.randn(8, channels, 4, 4)
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         for _ in range(3):
             x = images.clone(memory_format=layout).requires_grad_()
             module.zero_grad()
             out = module(x)
-            out.square().sum().backward()
+            (out * weights).sum().backward()  # a sum of squares behind batch norm is constant: its gradients are rounding
         found.append((out.detach(), x.grad, module.conv1.weight.grad.clone(), module.conv2.weight.grad.clone()))
     for plain, last in zip(*found, strict=True):
         torch.testing.assert_close(last, plain, rtol=1e-3, atol=1e-4)
