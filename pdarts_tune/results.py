@@ -49,7 +49,9 @@ def table_path(study_dir: Path, table: str, trial_id: str) -> Path:
     return study_dir / table_file(study_dir.name, table, trial_id)
 
 
-TOGETHER = "_all"  # names a table's file that holds all trials, as analysis/publish.py makes it; no trial can be called so
+# Names a table's file that holds all trials, as analysis/publish.py makes it. No trial can be called so, for all end in a seed;
+# and pandas and pyarrow would pass over a file whose name begins with an underscore, and read an empty table.
+TOGETHER = "all"
 
 
 def write_rows(study_dir: Path | str | Storage, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:

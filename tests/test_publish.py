@@ -42,6 +42,7 @@ def test_a_copy_has_one_file_a_table_with_the_same_rows(study, copy, table):
     assert len(read_table(copy, table))
     pd.testing.assert_frame_equal(read_table(copy, table), read_table(study, table))
     pd.testing.assert_frame_equal(read_study_table(copy, table), read_study_table(study, table))
+    assert len(pd.read_parquet(copy / table)) == len(read_table(study, table))  # without this package, too
 
 
 def test_rows_of_one_trial_are_found_in_a_copy(study, copy):
