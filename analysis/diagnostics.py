@@ -4,7 +4,7 @@ python analysis/diagnostics.py --results results --study baselines
 
 Writes `<results>/<study>/report/diagnostics_<variant>.png`: skip-connects and operations' entropy, the Hessian's eigenvalue, the
 agreement between cells, and the accuracy of the derived cell in inherited weights, each against the epoch; a line per seed. Prints
-a table of the last epochs, and the trials whose normal cell collapsed to skip-connects at any time.
+a table of the epochs that cells were taken from, and the trials whose normal cell collapsed to skip-connects at any time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from frames import find_study, load_study
+from frames import StudyTables, chosen_epochs, find_study, load_study
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError
 from pdarts_tune.diagnostics import COLLAPSED_SKIPS
@@ -114,9 +114,12 @@ def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def summarise(epochs: pd.DataFrame) -> str:
-    """A Markdown table of each variant at its last epochs, mean over seeds, and a line per trial that ever collapsed."""
-    last = epochs.sort_values("running_epoch").groupby("trial_id").tail(1)
+def summarise(study: StudyTables) -> str:
+    """A Markdown table of each variant, mean over its completed searches, and a line per trial that ever collapsed.
+
+    Its figures are of the epochs that the searches took their cells from: see `frames.chosen_epochs`.
+    """
+    epochs, last = study.epochs, chosen_epochs(study)
     columns = (
         "normal_skip_count",
         "alpha_entropy",
@@ -131,7 +134,8 @@ def summarise(epochs: pd.DataFrame) -> str:
     spent = epochs.groupby("variant")[["seconds", "diagnostic_seconds"]].sum()
     looking = 100 * spent["diagnostic_seconds"] / (spent["seconds"] - spent["diagnostic_seconds"])
     rows = []
-    for variant, trials in last.groupby("variant", sort=False):
+    for variant in epochs["variant"].unique():
+        trials = last[last["variant"] == variant]
         figures = [*(trials[column].mean() for column in columns), trials["trial_id"].map(growth).mean()]
         rows.append([str(variant), *(show(figure, 2) for figure in figures), show(float(looking[str(variant)]), 0)])
     headers = ["variant", "skips", "entropy", "margin", "agreement", "search", "inherited", "eigenvalue last/first", "looking, %"]
@@ -176,7 +180,7 @@ def main() -> None:
         path = folder / f"diagnostics_{variant}.png"
         draw_diagnostics(epochs, f"{settings.study}: {variant}").savefig(path, dpi=110)
         print(path)
-    text = summarise(study.epochs)
+    text = summarise(study)
     write_text(folder / "diagnostics.md", text)
     print(f"\n{text}")
 

@@ -34,7 +34,7 @@ _SEARCH_COLUMNS = [
     name for name in SCHEMAS["trials"].names if name not in (*_UNASKED, *(field.name for field in fields(Execution)))
 ]
 _EPOCH_COLUMNS = ["trial_id", "stage", "epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count", "collapsed"]
-_EPOCH_COLUMNS += ["hessian_eigenvalue"]
+_EPOCH_COLUMNS += ["hessian_eigenvalue", "derived_epoch"]
 _EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
 _EVALUATION_COLUMNS += ["top5_accuracy", "params", "macs", "config"]  # for comparisons across settings
 _GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]
@@ -152,14 +152,34 @@ def evaluate_cells(study: StudyTables, cells: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(error_percent=100 * (1 - joined["accuracy"]))
 
 
+def stage_ends(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Of each stage that has ended, or candidate of a random search, the epoch whose alphas decided what came out of it.
+
+    That is the last one, or an earlier one where the stage was stopped early.
+    """
+    ends = epochs.loc[epochs["derived_epoch"].notna(), ["trial_id", "stage", "derived_epoch"]]
+    return ends.rename(columns={"derived_epoch": "epoch"}).astype({"epoch": int}).merge(epochs, on=["trial_id", "stage", "epoch"])
+
+
+def chosen_epochs(study: StudyTables) -> pd.DataFrame:
+    """The epoch that each completed search took its cell from: what the search saw of it.
+
+    Of a random search that is the last one of the candidate with the best validation accuracy, of others that of the last stage.
+    """
+    ends = stage_ends(study.epochs).merge(study.trials.loc[study.trials["status"] == "completed", ["trial_id", "method"]])
+    ends = ends.sort_values(["trial_id", "stage"], ignore_index=True)
+    rank = ends["validation_accuracy"].where(ends["method"] == "random_search", ends["stage"])
+    return ends.loc[rank.groupby(ends["trial_id"]).idxmax()]  # of equals, the first
+
+
 def measure_trials(study: StudyTables) -> pd.DataFrame:
     """One row a trial: its own columns, those of its last cell, `search_accuracy`, `accuracy` and `gap_points`.
 
+    `search_accuracy` is the validation accuracy of the network that this cell was taken from: see `chosen_epochs`.
     Fractions, percent and points (of accuracy, search minus evaluation). What a trial does not have is nan; a trial that is not
     completed has no cell.
     """
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
-    last_epochs = study.epochs[study.epochs["trial_id"].isin(completed)].groupby("trial_id").tail(1)
     cells = study.cells[study.cells["trial_id"].isin(completed)].sort_values("stage").groupby("trial_id").tail(1)
     columns = [
         "trial_id",
@@ -174,7 +194,7 @@ def measure_trials(study: StudyTables) -> pd.DataFrame:
         "error_percent",
     ]
     measures = study.trials.merge(evaluate_cells(study, cells)[[*columns, "evaluations"]], on="trial_id", how="left")
-    found = last_epochs[["trial_id", "validation_accuracy"]].rename(columns={"validation_accuracy": "search_accuracy"})
+    found = chosen_epochs(study)[["trial_id", "validation_accuracy"]].rename(columns={"validation_accuracy": "search_accuracy"})
     measures = measures.merge(found, on="trial_id", how="left")
     return measures.assign(gap_points=100 * (measures["search_accuracy"] - measures["accuracy"]))
 

@@ -35,7 +35,8 @@ ALIKE = 0.1  # planned costs of whole epochs cannot be matched better in short s
 
 VARIANT_NOTES = f"""\
 Means over seeds, of those that have the figure; ± is the standard deviation over search seeds, after averaging over evaluation
-seeds. *evaluated*: of the seeds started. *search, %*: validation accuracy of the search network after its last epoch.
+seeds. *evaluated*: of the seeds started. *search, %*: validation accuracy of the search network that the cell was
+taken from (of a random search the chosen candidate's), after its last epoch or, if it was stopped early, the one that decided.
 *inherited*: on the same images, that of the derived cell in the search network's own weights. *error*: test error of the derived
 cell, trained from scratch, after the last epoch. *gap*: the depth gap, search validation accuracy minus evaluation test accuracy,
 in points; it mixes depth with width, training length and images, in all of which the two networks differ. *skips*, *depth*: of
@@ -190,7 +191,7 @@ def summarize(measures: pd.DataFrame) -> pd.DataFrame:
 
 def summarize_stages(study: StudyTables) -> pd.DataFrame:
     """Stage by stage, of completed searches: the search network's accuracy, and the cell that would be derived then."""
-    ends = study.epochs.groupby(["trial_id", "stage"], as_index=False).tail(1)[["trial_id", "stage", "validation_accuracy"]]
+    ends = frames.stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
     cells = frames.evaluate_cells(study, study.cells[study.cells["status"] == "completed"]).merge(ends, on=["trial_id", "stage"])
     depths = study.trials.set_index("trial_id")["depths"].str.split("-")
     cells["cells"] = [

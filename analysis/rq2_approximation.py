@@ -186,10 +186,12 @@ def conclude_dropping(judged: pd.DataFrame) -> tuple[str, ...]:
 def summarize_stages(study: StudyTables) -> pd.DataFrame:
     """Memory, time and accuracy of each stage of each variant: means over its searches, as far as they came."""
     searches = study.epochs.groupby(["variant", "trial_id", "stage"], sort=False)
-    per_trial = searches.agg(peak_bytes=("peak_bytes", "max"), accuracy=("validation_accuracy", "last"))
+    per_trial = searches.agg(peak_bytes=("peak_bytes", "max"))
     per_trial = per_trial.assign(seconds=searches["seconds"].sum(min_count=1)).reset_index()
+    ends = frames.stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
+    per_trial = per_trial.merge(ends, on=["trial_id", "stage"], how="left")  # a stage under way has no end
     per_trial = per_trial.assign(
-        peak_mebibytes=per_trial["peak_bytes"].astype(float) / MEBIBYTE, search_percent=100 * per_trial["accuracy"]
+        peak_mebibytes=per_trial["peak_bytes"].astype(float) / MEBIBYTE, search_percent=100 * per_trial["validation_accuracy"]
     )
     grouped = per_trial.groupby(["variant", "stage"], sort=False)
     means = grouped[["peak_mebibytes", "seconds", "search_percent"]].mean()

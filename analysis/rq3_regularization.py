@@ -214,10 +214,11 @@ def count_collapses(study: StudyTables) -> pd.DataFrame:
     """Collapsed searches of each variant, of those completed."""
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
     epochs = study.epochs[study.epochs["trial_id"].isin(completed)]
-    per_trial = epochs.groupby(["variant", "trial_id"], sort=False)["collapsed"].agg(["last", "any"]).reset_index()
+    per_trial = epochs.groupby(["variant", "trial_id"], sort=False)["collapsed"].agg("any").rename("any").reset_index()
+    per_trial["end"] = per_trial["trial_id"].map(frames.chosen_epochs(study).set_index("trial_id")["collapsed"])
     rows = []
     for variant, trials in per_trial.groupby("variant", sort=False):
-        ended, n = int(trials["last"].sum()), len(trials)
+        ended, n = int(trials["end"].sum()), len(trials)
         low, high = proportion_interval(ended, n)
         row = {"variant": variant, "n": n, "collapsed_at_end": ended, "rate_percent": 100 * ended / n}
         rows.append(row | {"low_percent": 100 * low, "high_percent": 100 * high, "at_any_epoch": int(trials["any"].sum())})

@@ -55,9 +55,21 @@ def final_genotype(trial: Row, genotypes: Iterable[Row]) -> Row | None:
     return max(rows, key=lambda row: row["stage"]) if rows and trial["status"] == "completed" else None
 
 
+def chosen_epoch(trial: Row, epochs: Sequence[Row]) -> Row | None:
+    """The row of `epochs` that a completed search took its cell from, see `rows.genotype_rows`; None where nothing was trained.
+
+    Of a random search the last epoch of the best candidate; of another search that epoch of the last stage whose alphas decided.
+    """
+    by_place = {(row["stage"], row["epoch"]): row for row in epochs}
+    ends = [by_place[row["stage"], row["derived_epoch"]] for row in epochs if row["derived_epoch"] is not None]
+    key = "validation_accuracy" if trial["method"] == "random_search" else "stage"
+    return max(sorted(ends, key=lambda row: row["stage"]), key=lambda row: row[key], default=None)  # of equals, the first
+
+
 def trial_points(trial: Row, epochs: Sequence[Row], genotypes: Sequence[Row], evaluations: Sequence[Row]) -> list[Point]:
     """The figures of a trial that is over, as far as they are known; none while it runs.
 
+    `search_validation_accuracy` is that of the network that the trial's cell was taken from.
     `evaluation_error_percent` (the mean over evaluation seeds) and `depth_gap` (search minus evaluation accuracy, fraction) are
     of the trial's own data set and the recipe that was used first on it; other data sets and recipes have figures of their own,
     `evaluation_error_percent/<data>/<recipe_id>`. Their `step` is the number of evaluations that the mean is over, so the newest
@@ -72,7 +84,8 @@ def trial_points(trial: Row, epochs: Sequence[Row], genotypes: Sequence[Row], ev
     genotype = final_genotype(trial, genotypes)
     averages: list[Point] = []
     if genotype is not None:
-        search = max(epochs, key=lambda row: (row["stage"], row["epoch"]))["validation_accuracy"] if epochs else None
+        chosen = chosen_epoch(trial, epochs)
+        search = chosen["validation_accuracy"] if chosen else None
         figures |= {
             "search_validation_accuracy": search,
             "inherited_accuracy": genotype["inherited_accuracy"],

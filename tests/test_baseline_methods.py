@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 
 import baseline_methods
-from pdarts_tune.results import read_rows, read_table
+import frames
+from diagnostics import COLUMNS, summarise
+from pdarts_tune.config import SearchConfig
+from pdarts_tune.methods import RandomSearch
+from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.searches import PUBLISHED_SEARCHES
-from synthetic import make_study
+from pdarts_tune.stages import Stage
+from pdarts_tune.summary import trial_points
+from rq1_depth_gap import summarize_stages as rq1_stages
+from rq2_approximation import summarize_stages
+from rq3_regularization import count_collapses
+from synthetic import make_study, make_trial
 
 NAMES = ("pdarts", "darts_first", "pc_darts", "random")
 
@@ -88,3 +97,42 @@ def test_the_script_writes_what_it_shows(tmp_path, capsys, monkeypatch):
     out = tmp_path / "baselines" / "report"
     assert all((out / f"baselines_{name}.png").exists() for name in ("tradeoff", "learning_curves"))
     assert "Yang et al." in (out / "baselines.md").read_text()
+
+
+def test_a_search_is_shown_with_the_accuracy_of_the_network_that_its_cell_is_from(tmp_path):
+    """Of a random search that is the chosen candidate's, of a search that was stopped early the epoch's whose alphas decided."""
+    folder = make_study(tmp_path, "baselines", {"pdarts": SearchConfig()}, (0,), epochs=2)
+    config = SearchConfig(stages=(Stage(5, 8, epochs=2, warmup_epochs=2),), method=RandomSearch(3))
+    make_trial(folder, "baselines-random_search-s0", "random_search", config)
+    rows = read_rows(folder, "epochs", "baselines-random_search-s0")
+    accuracies = [(0.1, 0.6), (0.2, 0.9), (0.3, 0.7)]  # of each candidate, after either epoch
+    candidates = [
+        row | {"stage": stage, "validation_accuracy": accuracy, "collapsed": stage == 2}
+        for stage, both in enumerate(accuracies, start=1)
+        for row, accuracy in zip(rows, both, strict=True)
+    ]
+    write_rows(folder, "epochs", "baselines-random_search-s0", candidates)
+    stopped = read_rows(folder, "epochs", "baselines-pdarts-s0")
+    stopped[-1]["derived_epoch"], stopped[-2]["validation_accuracy"] = 0, 0.25
+    write_rows(folder, "epochs", "baselines-pdarts-s0", stopped)
+    seen = {"pdarts": 0.25, "random_search": 0.9}
+
+    study = frames.load_study(folder)
+    measures = frames.measure_trials(study).set_index("variant")
+    assert measures["search_accuracy"].to_dict() == seen
+    assert measures["gap_points"].to_dict() == {name: 100 * (seen[name] - measures.loc[name, "accuracy"]) for name in seen}
+    assert dict(summarize_stages(study).groupby("variant")["search_percent"].last()) == {"pdarts": 25.0, "random_search": 70.0}
+    assert rq1_stages(study).groupby("variant")["search_percent"].last()["pdarts"] == 25.0
+    ended = count_collapses(study).set_index("variant")["collapsed_at_end"]
+    assert ended.to_dict() == {"pdarts": 0, "random_search": 1}
+    lines = [line.split("|") for line in summarise(frames.load_study(folder, epoch_columns=COLUMNS)).splitlines()]
+    assert {line[1].strip(): line[6].strip() for line in lines if len(line) > 6 and line[1].strip() in seen} == {
+        "pdarts": "0.25",
+        "random_search": "0.90",
+    }
+    for name, accuracy in seen.items():
+        trial_id = f"baselines-{name}-s0"
+        (trial,) = read_rows(folder, "trials", trial_id)
+        tables = (read_rows(folder, table, trial_id) for table in ("epochs", "genotypes"))
+        points = {point.key: point.value for point in trial_points(trial, *tables, [])}
+        assert points["search_validation_accuracy"] == accuracy
