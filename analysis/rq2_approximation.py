@@ -21,6 +21,7 @@ from agreement_tables import mean_intervals
 from arms import Arms, drops, operations
 from comparisons import COMPARISON_NOTES, compare_variants, conclude, pair_up
 from frames import StudyTables
+from pdarts_tune.config import SearchConfig
 from pdarts_tune.figures import draw_learning_curves, draw_tradeoff
 from pdarts_tune.methods import trains_alphas
 from pdarts_tune.space import PRIMITIVES
@@ -51,7 +52,8 @@ none is needed: memory follows from the configuration.""",
     "non_inferiority": f"""\
 Is the error of a search that drops operations at most {MARGIN} points above that of one that drops none? Shown if the 95 % interval
 of the difference ends below the margin and the exact one-sided p of "{MARGIN} points worse or more" is below 0.025. The margin is
-the study's and was chosen before any result. Six pairs are the fewest that can show it. "Not shown" does not mean "worse".""",
+the study's and was chosen before any result. *steps ratio*: the steps of the search that it is held against, relative to its own;
+far from 1, steps are compared along with dropping. Six pairs are the fewest that can show it. "Not shown" does not mean "worse".""",
     "stages": "Means over seeds: peak memory, seconds, and the search network's accuracy at the end of each stage.",
     "dropped": "Of the edges of completed searches, the share on which an operation was in a stage and not in the next.",
     "tradeoff": "Points: means; bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
@@ -143,6 +145,7 @@ def judge_dropping(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator)
                 continue
             found = non_inferiority(pairs[:, 0], pairs[:, 1], MARGIN, rng)
             row = {"variant": variant, "against": reference, "n": found.n, "difference_points": found.mean_difference}
+            row["steps_ratio"] = steps(arms[reference]) / steps(arms[variant])
             rows.append(
                 row
                 | {
@@ -154,6 +157,11 @@ def judge_dropping(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator)
                 }
             )
     return pd.DataFrame(rows)
+
+
+def steps(config: SearchConfig) -> float:
+    """How many steps of the weights a search takes for each image that trains them: only ratios mean something."""
+    return sum(stage.epochs for stage in config.stages) / config.batch_size
 
 
 def find_costed(searched: pd.DataFrame, arms: Arms, baseline: str) -> str:

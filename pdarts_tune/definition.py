@@ -52,8 +52,10 @@ def check_definition(plan: Plan, found: bytes | None, folder: str) -> dict[str, 
         ) from None
     changed = definition_difference(theirs, ours)
     if changed:
+        alike = [name for name, own in ours["variants"].items() if not definition_difference(theirs, ours | {"variants": {name: own}})]
+        rest = f", or go on there with the variants that are as they were: --variants {','.join(alike)}" if alike else ""
         raise ConfigError(
-            f"{folder} was written by another definition of this study: {changed}; name another folder with --results"
+            f"{folder} was written by another definition of this study: {changed}; name another folder with --results{rest}"
         )
     counts = theirs.get("seeds", {})
     seeds = counts | {name: max(count, counts.get(name, 0)) for name, count in ours["seeds"].items()} if ours["seeds"] else {}

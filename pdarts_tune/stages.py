@@ -122,11 +122,15 @@ def peak_work(stages: Stages) -> float:
 
 
 def with_budget(stages: Stages, like: Stages) -> Stages:
-    """The same stages, their epochs scaled so that the search takes about as long as one in the stages `like`.
+    """The same stages, their epochs scaled so that the search takes about as long as one in the stages `like`."""
+    return with_epochs(stages, search_work(like) / search_work(stages))
+
+
+def with_epochs(stages: Stages, factor: float) -> Stages:
+    """The same stages with `factor` times the epochs, rounded.
 
     Warm-up scales along, and dropout decays as far in the new number of epochs as it did in the old.
     """
-    factor = search_work(like) / search_work(stages)
 
     def scaled(stage: Stage) -> Stage:
         epochs = max(1, round(stage.epochs * factor))

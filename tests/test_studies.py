@@ -1,5 +1,6 @@
 """The studies as data: names, what each variant changes, and that every size of them makes sense."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import transfer
 from pdarts_tune.config import ConfigError
 from pdarts_tune.cost import network_cost, predict_stage_bytes
 from pdarts_tune.data import DatasetInfo
+from pdarts_tune.definition import check_definition, define
 from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.network_shape import check_madds, network_shape
 from pdarts_tune.plan import make_plan
@@ -20,6 +22,7 @@ from pdarts_tune.presets import PRESETS
 from pdarts_tune.recipes import RECIPES
 from pdarts_tune.stages import search_work
 from pdarts_tune.wording import difference
+from rq2_approximation import steps
 
 STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines)]
 IMAGENET = DatasetInfo(3, 224, 1000, 1_281_167, 50_000)
@@ -74,6 +77,32 @@ def test_equal_memory_is_equal_in_predicted_bytes(preset, side, channels):
     )
     assert variants["nothing_dropped"].batch_size == variants["lowest_dropped"].batch_size
     assert fitting == pytest.approx(base, rel=0.15)
+
+
+def test_equal_memory_is_compared_at_about_equal_steps():
+    for preset, apart in (("laptop", 0.15), ("cifar-mini", 0.2), ("paper", 0.05)):  # as near as whole epochs allow
+        variants = {name: variant.search for name, variant in arms(approximation.STUDY, preset).items()}
+        base, fitting = variants["lowest_dropped"], variants["nothing_dropped_same_memory"]
+        assert fitting.batch_size < 0.6 * base.batch_size
+        assert steps(fitting) == pytest.approx(steps(base), rel=apart + 1e-9)
+        warm_up, all_epochs = (
+            (sum(stage.warmup_epochs for stage in config.stages), sum(stage.epochs for stage in config.stages))
+            for config in (fitting, base)
+        )
+        assert warm_up[0] / warm_up[1] == pytest.approx(all_epochs[0] / all_epochs[1], abs=0.1)
+
+
+def test_a_study_of_an_earlier_definition_of_a_variant_is_told_which_and_how_to_go_on():
+    plan = make_plan(approximation.STUDY, "laptop")
+    before = define(plan)
+    for stage in before["variants"]["nothing_dropped_same_memory"]["stages"]:
+        stage |= {"epochs": 7, "warmup_epochs": 3, "dropout_decay": 0.75}  # the base's: about twice the steps
+    rest = "lowest_dropped,random_dropped,nothing_dropped,keep_8_3_2,keep_5_5_3,random"
+    says = rf"epochs was 7, is 4 \(nothing_dropped_same_memory\); .* go on there with .*: --variants {rest}$"
+    with pytest.raises(ConfigError, match=says):
+        check_definition(plan, json.dumps(before).encode(), "results/approximation")
+    kept = check_definition(make_plan(approximation.STUDY, "laptop", variants=rest), json.dumps(before).encode(), "there")
+    assert kept["variants"] == before["variants"]
 
 
 def test_a_sweep_over_the_skip_limit_takes_no_further_searches():
