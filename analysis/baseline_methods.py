@@ -32,6 +32,8 @@ from texts import NOTHING
 
 STUDY = "baselines"
 
+RANKED = {"search_accuracy": "search network", "inherited_accuracy": "inherited weights"}
+
 NOTES = SEARCH_NOTES | {
     "methods": f"""\
 Means over search seeds ± standard deviation. *over random*: by how many percent its accuracy is above that of cells drawn at
@@ -72,7 +74,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
     else:
         tables["against_random"] = compare_variants(measures, "error_percent", drawn, rng)
         conclusion += conclude_random(tables["against_random"], drawn)
-    tables["ranks"] = rank_table(study, measures, {"search_accuracy": "search network", "inherited_accuracy": "inherited weights"})
+    tables["ranks"] = rank_table(study, measures, RANKED, rng)
     tables["spread"] = spread_table(study, measures)
     tables["published"] = published_methods()
     return Section(

@@ -59,7 +59,8 @@ RANKED = {"search_accuracy": "search network", "inherited_accuracy": "derived ce
 
 NOTES = SEARCH_NOTES | {
     "equal_budget": BUDGET_NOTES,
-    "gap_by_depth": "Ordered by the depth of the last search network; mean over seeds with its bootstrap interval.",
+    "gap_by_depth": """\
+Ordered by the depth of the last search network; mean over seeds with its bootstrap interval, drawn from the *n* distinct cells.""",
     "ranks": RANK_NOTES,
     "spread": SPREAD_NOTES,
     "variants": VARIANT_NOTES,
@@ -94,7 +95,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         conclusion += conclude_budget(tables["equal_budget"], baseline)
     tables["gap_by_depth"] = gap_by_depth(measures, arms, rng)
     tables["stages"] = summarize_stages(study)
-    tables["ranks"] = rank_table(study, measures, RANKED)
+    tables["ranks"] = rank_table(study, measures, RANKED, rng)
     tables["spread"] = spread_table(study, measures)
     tables["published"] = published_cifar()
     return Section(

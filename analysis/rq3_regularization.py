@@ -59,7 +59,8 @@ epoch. Intervals: Wilson, 95 %.""",
     "spread_between_seeds": """\
 Standard deviation of the test error over search seeds, and the Brown-Forsythe test of equal spreads: of each variant against the
 first with dropout, and of cells as derived against the same searches' refined ones (those two are not independent, which makes the
-test cautious). Holm-adjusted; it needs three seeds on both sides and has little power below ten.""",
+test cautious). Searches that found the same cell have its error each, which is no spread. Holm-adjusted; it needs three seeds on
+both sides and has little power below ten.""",
     "spread": SPREAD_NOTES,
     "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest seed.",
     "eigenvalue": "Largest eigenvalue of the validation loss's Hessian by the alphas, where it was measured.",

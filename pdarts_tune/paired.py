@@ -6,6 +6,7 @@ Part of `statistics.py`, which is where to import from.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,13 +70,33 @@ def smallest_p(n: int) -> float:
     return 2.0 ** (1 - n)
 
 
-def mean_interval(values: ArrayLike, rng: np.random.Generator) -> tuple[float, float]:
+def mean_interval(values: ArrayLike, rng: np.random.Generator, cells: Sequence[Hashable] | None = None) -> tuple[float, float]:
     """The 95 % interval of a mean, as `paired_comparison` has it; nan where the values cannot give one.
 
+    Args:
+        cells: of which cell each value is. Values of one cell share its evaluation, so they are drawn together.
+
     Raises:
-        ValueError: not a non-empty list of finite numbers.
+        ValueError: not a non-empty list of finite numbers, with as many cells.
     """
-    return _bootstrap_interval(finite_values(values, "values"), rng)
+    numbers = finite_values(values, "values")
+    if cells is None or len(set(cells)) == numbers.size:
+        return _bootstrap_interval(numbers, rng)
+    if len(cells) != numbers.size:
+        raise ValueError(f"mean_interval: {numbers.size} values, {len(cells)} cells")
+    places = {cell: place for place, cell in enumerate(dict.fromkeys(cells))}
+    place = np.array([places[cell] for cell in cells])
+    sums, counts = np.bincount(place, numbers), np.bincount(place)
+    if counts.size < 3 or np.ptp(numbers) <= 1e-12 * np.abs(numbers).max():
+        return math.nan, math.nan
+
+    def mean(sums: NDArray[np.float64], counts: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        means: NDArray[np.float64] = sums.sum(axis=axis) / counts.sum(axis=axis)
+        return means
+
+    batch = max(1, BLOCK // counts.size)
+    result = stats.bootstrap((sums, counts), mean, n_resamples=RESAMPLES, batch=batch, paired=True, vectorized=True, rng=rng)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _bootstrap_interval(differences: NDArray[np.float64], rng: np.random.Generator) -> tuple[float, float]:

@@ -7,64 +7,191 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import sparse, stats
 
-from pdarts_tune.paired import finite_values
+from pdarts_tune.paired import BLOCK, RESAMPLES, finite_values
 
 _Z = float(stats.norm.ppf(0.975))
 _TAU_VARIANCE = 0.437  # times 1 / (n - 4): of Fisher's z of Kendall's tau (Fieller, Hartley & Pearson, 1957)
+_FEWEST_PAIRS = 10  # for an interval: those of 5 cells of one variant
+_PERMUTED_UP_TO = 10_000  # pairs; with more, p is that of a normal distribution
 
 
 @dataclass(frozen=True)
 class RankAgreement:
     """Kendall's tau between what a search saw and what evaluations found."""
 
-    n: int  # genotypes
-    tau: float  # tau-b, with the mean over evaluation seeds; nan with fewer than 2 genotypes or no differences
-    ci_low: float  # 95 % interval; nan with fewer than 5 genotypes
+    n: int  # distinct cells that a pair was made of
+    pairs: int  # of cells that were compared
+    tau: float  # tau-b, with the mean over evaluation seeds; nan without a pair, or without differences
+    ci_low: float  # 95 % interval; nan with fewer than 5 cells, or 10 pairs
     ci_high: float
     p_value: float
-    seed_tau: float  # between evaluations of the same genotypes with two seeds, mean over pairs of seeds; nan with one seed
+    seed_tau: float  # between evaluations of the same cells with two seeds, over all pairs of seeds; nan with one seed
     disattenuated: float  # tau as it would be without the evaluations' seed noise; nan where that is unknown
 
 
 def kendall_tau(search: ArrayLike, evaluations: ArrayLike) -> RankAgreement:
-    """How well accuracy at search time orders genotypes, as their evaluations do.
+    """How well one measure of cells orders them, as their evaluations do. All cells are of one kind; see `tau_within_variants`.
 
-    Two trainings of the same genotypes do not agree on their order either, so a low tau can be seed noise and no "depth gap". The
+    Two trainings of the same cells do not agree on their order either, so a low tau can be seed noise and no "depth gap". The
     disattenuated tau corrects for that (Spearman, 1904): tau becomes the correlation that it has under normality, r = sin(pi/2 tau)
     (Greiner, 1909), which is divided by the root of the reliability of a mean over seeds (Spearman-Brown, from the seed-to-seed
-    tau) and cut at -1 and 1, and turned back. It is a point estimate: with few genotypes the reliability is itself uncertain.
+    tau) and cut at -1 and 1, and turned back. It is a point estimate: with few cells the reliability is itself uncertain.
 
     The interval is Fisher's z with variance 0.437 / (n - 4) (Fieller, Hartley & Pearson, 1957), which assumes no more than
     monotone transforms of normal values; at a tau of 1 it starts where that of one pair in another order does. p is SciPy's, exact
-    up to 33 genotypes without ties.
+    up to 33 cells without ties.
 
     Args:
-        search: (n,) a figure of each genotype at search time.
-        evaluations: (n,) or (n, seeds), its accuracy with each evaluation seed.
+        search: (n,) a figure of each cell.
+        evaluations: (n,) or (n, seeds), its accuracy with each evaluation seed; nan where a seed was not evaluated.
 
     Raises:
-        ValueError: other shapes, or values that are not finite.
+        ValueError: other shapes, values that are not finite, or a cell without an evaluation.
     """
-    seen = finite_values(search, "search")
-    found = np.asarray(evaluations, dtype=np.float64)
-    found = found[:, None] if found.ndim == 1 else found
-    if found.ndim != 2 or found.shape[0] != seen.size or not found.shape[1] or not np.isfinite(found).all():
-        raise ValueError(f"kendall_tau: evaluations of shape {found.shape}, needs finite numbers, one row for each of {seen.size}")
-    tau, p_value = _tau(seen, found.mean(axis=1))
+    seen, found = _check(search, evaluations, "kendall_tau")
+    means = np.nanmean(found, axis=1)
+    tau, p_value = _tau(seen, means)
     low, high = _fisher(tau, _TAU_VARIANCE / (seen.size - 4) if seen.size > 4 else math.nan)
     if seen.size > 4 and abs(tau) >= 1 - 1e-12:  # z is infinite: from the nearest other order, which has one pair turned round
         low, high = _fisher(math.copysign(1 - 4 / (seen.size * (seen.size - 1)), tau), _TAU_VARIANCE / (seen.size - 4))
         low, high = (low, 1.0) if tau > 0 else (-1.0, high)
-    pairs = itertools.combinations(range(found.shape[1]), 2)
-    taus = [_tau(found[:, first], found[:, second])[0] for first, second in pairs]
-    seed_tau = float(np.mean(taus)) if taus else math.nan
-    return RankAgreement(seen.size, tau, low, high, p_value, seed_tau, _disattenuate(tau, seed_tau, found.shape[1]))
+    again, corrected = _without_noise(tau, found, [np.arange(seen.size)])
+    return RankAgreement(seen.size, math.comb(seen.size, 2), tau, low, high, p_value, again, corrected)
+
+
+def tau_within_variants(
+    search: ArrayLike, evaluations: ArrayLike, variants: Sequence[Hashable], cells: Sequence[Hashable], rng: np.random.Generator
+) -> RankAgreement:
+    """How well accuracy at search time orders the cells of one variant, as their evaluations do; all variants together.
+
+    Search networks of two variants differ in depth, operations or method, and so in accuracy, whatever their cells are worth.
+    Counted are therefore pairs of cells of one variant alone: tau-b is concordant less discordant pairs over the geometric mean of
+    those that differ in either measure. Seed-to-seed and disattenuated tau, as `kendall_tau` has them, are of the same pairs.
+
+    The interval is the percentile bootstrap's of cells, drawn within each variant. A cell that several variants found has one
+    evaluation and is one cell: variants that share cells are drawn from together. There is none where all draws agree. p is that of
+    a permutation test: of the search's figures within each variant, which is valid whatever evaluations are shared.
+
+    Args:
+        search, evaluations: as `kendall_tau` has them; a row is a cell that a variant found.
+        variants, cells: the variant and the cell of each row; a cell stands in a variant once.
+
+    Raises:
+        ValueError: other shapes, values that are not finite, or a cell twice in a variant.
+    """
+    seen, found = _check(search, evaluations, "tau_within_variants")
+    if not len(variants) == len(cells) == seen.size or len(set(zip(variants, cells, strict=True))) < seen.size:
+        raise ValueError(f"tau_within_variants: {seen.size} values need as many variants and cells, each cell once in a variant")
+    rows: dict[Hashable, list[int]] = {}
+    for row, variant in enumerate(variants):
+        rows.setdefault(variant, []).append(row)
+    groups = [np.array(group) for group in rows.values() if len(group) > 1]
+    names = {cell: index for index, cell in enumerate(dict.fromkeys(cells[row] for group in groups for row in group))}
+    means = np.nanmean(found, axis=1)
+    signs = [(_signs(seen[group]), _signs(means[group])) for group in groups]
+    pairs = sum(math.comb(len(group), 2) for group in groups)
+    tau = _tau_of(sum((_sums(*sides) for sides in signs), np.zeros(3)))
+    low = high = p_value = math.nan
+    if not math.isnan(tau):
+        p_value = _permutation_p(signs, pairs, rng)
+        if pairs >= _FEWEST_PAIRS:
+            low, high = _bootstrap(signs, [np.array([names[cells[row]] for row in group]) for group in groups], len(names), rng)
+    return RankAgreement(len(names), pairs, tau, low, high, p_value, *_without_noise(tau, found, groups))
+
+
+def _check(search: ArrayLike, evaluations: ArrayLike, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    seen = finite_values(search, "search")
+    found = np.asarray(evaluations, dtype=np.float64)
+    found = found[:, None] if found.ndim == 1 else found
+    if found.ndim != 2 or found.shape[0] != seen.size or np.isinf(found).any() or not np.isfinite(found).any(axis=1).all():
+        raise ValueError(f"{name}: evaluations of shape {found.shape}, needs a finite number in each row, and {seen.size} rows")
+    return seen, found
+
+
+def _signs(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    signs: NDArray[np.float64] = np.sign(values[:, None] - values)
+    return signs
+
+
+def _sums(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Concordant less discordant pairs, and those that differ in each measure; every pair twice."""
+    return np.array([np.sum(one * other), np.sum(one * one), np.sum(other * other)])
+
+
+def _tau_of(sums: NDArray[np.float64]) -> float:
+    return float(sums[0] / math.sqrt(sums[1] * sums[2])) if sums[1] and sums[2] else math.nan
+
+
+def _permutation_p(signs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], pairs: int, rng: np.random.Generator) -> float:
+    observed = abs(sum(float(np.sum(one * other)) for one, other in signs))
+    if pairs > _PERMUTED_UP_TO:
+        return float(2 * stats.norm.sf(observed / math.sqrt(sum(_null_variance(*sides) for sides in signs))))
+    drawn = np.zeros(RESAMPLES)
+    for one, other in signs:
+        size = len(one)
+        for block in np.array_split(drawn, math.ceil(RESAMPLES * size**2 / BLOCK)):  # views
+            orders = rng.permuted(np.tile(np.arange(size), (len(block), 1)), axis=1)
+            block += np.einsum("ij,bij->b", one, other[orders[:, :, None], orders[:, None, :]])
+    return (1 + int(np.sum(np.abs(drawn) >= observed - 0.5))) / (1 + RESAMPLES)
+
+
+def _null_variance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Of the sum of products over all permutations (Daniels, 1944), which knows of ties."""
+    size = len(one)
+    squares = [float(np.sum(side**2)) for side in (one, other)]
+    paths = [float(np.sum(side.sum(axis=1) ** 2)) - square for side, square in zip((one, other), squares, strict=True)]
+    of_three = 4 * paths[0] * paths[1] / (size * (size - 1) * (size - 2)) if size > 2 else 0.0
+    return of_three + 2 * squares[0] * squares[1] / (size * (size - 1))
+
+
+def _bootstrap(
+    signs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    members: Sequence[NDArray[np.int64]],  # the cell of each row, variant by variant
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    links = sparse.coo_array((count, count))
+    for cells in members:
+        links = links + sparse.coo_array((np.ones(cells.size), (np.full(cells.size, cells[0]), cells)), (count, count))
+    part_of = sparse.csgraph.connected_components(links, directed=False)[1]
+    weights = np.zeros((RESAMPLES, count))
+    for part in range(part_of.max() + 1):
+        chosen = np.flatnonzero(part_of == part)
+        weights[:, chosen] = rng.multinomial(chosen.size, np.full(chosen.size, 1 / chosen.size), RESAMPLES)
+    sums = np.zeros((3, RESAMPLES))
+    for (one, other), cells in zip(signs, members, strict=True):
+        drawn = weights[:, cells]
+        sums += [np.sum((drawn @ products) * drawn, axis=1) for products in (one * other, one * one, other * other)]
+    known = (sums[1] > 0) & (sums[2] > 0)
+    taus = sums[0, known] / np.sqrt(sums[1, known] * sums[2, known])
+    if np.ptp(taus) < 1e-12:
+        return math.nan, math.nan
+    low, high = np.quantile(taus, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _without_noise(tau: float, found: NDArray[np.float64], groups: Sequence[NDArray[np.int64]]) -> tuple[float, float]:
+    """Seed-to-seed tau and disattenuated tau; the number of seeds is the harmonic mean over cells."""
+    sums = np.zeros(3)
+    for one, other in itertools.combinations(found.T, 2):
+        for group in groups:
+            both = group[np.isfinite(one[group]) & np.isfinite(other[group])]
+            sums += _sums(_signs(one[both]), _signs(other[both]))
+    again = _tau_of(sums)
+    if math.isnan(tau) or not again > 0:
+        return again, math.nan
+    single = math.sin(math.pi / 2 * again)
+    seeds = 1 / float(np.mean(1 / np.isfinite(found[np.concatenate(groups)]).sum(axis=1)))
+    reliability = seeds * single / (1 + (seeds - 1) * single)
+    correlation = math.sin(math.pi / 2 * tau) / math.sqrt(reliability)
+    return again, 2 / math.pi * math.asin(min(1.0, max(-1.0, correlation)))
 
 
 def minimum_detectable_tau(n: int, power: float = 0.8) -> float:
@@ -93,15 +220,6 @@ def _fisher(correlation: float, variance: float) -> tuple[float, float]:
         return math.nan, math.nan
     centre, reach = math.atanh(correlation), _Z * math.sqrt(variance)
     return math.tanh(centre - reach), math.tanh(centre + reach)
-
-
-def _disattenuate(tau: float, seed_tau: float, seeds: int) -> float:
-    if math.isnan(tau) or not seed_tau > 0:
-        return math.nan
-    single = math.sin(math.pi / 2 * seed_tau)
-    reliability = seeds * single / (1 + (seeds - 1) * single)
-    correlation = math.sin(math.pi / 2 * tau) / math.sqrt(reliability)
-    return 2 / math.pi * math.asin(min(1.0, max(-1.0, correlation)))
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ def mean_sd(values: ArrayLike) -> tuple[float, float]:
 class Components:
     """y = mean of its variant + search + evaluation, with independent effects of the search and of the evaluation seed."""
 
-    searches: int
-    evaluations: int  # of all searches together
-    search_sd: float  # of true means between searches of one variant; 0 if they differ by less than evaluations explain
-    evaluation_sd: float  # between evaluations of one search
+    cells: int  # distinct ones
+    evaluations: int  # of all cells together
+    search_sd: float  # of true means between cells that one variant found; 0 if they differ by less than evaluations explain
+    evaluation_sd: float  # between evaluations of one cell
 
     @property
     def search_share(self) -> float:
@@ -42,42 +42,50 @@ class Components:
         return self.search_sd**2 / total if total > 0 else math.nan
 
 
-def variance_components(values: ArrayLike, searches: Sequence[Hashable], variants: Sequence[Hashable] | None = None) -> Components:
+def variance_components(values: ArrayLike, cells: Sequence[Hashable], variants: Sequence[Hashable] | None = None) -> Components:
     """Splits the spread of evaluations into that of the search seed and that of the evaluation seed.
 
     The analysis of variance estimator of the nested random effects model (Searle, Casella & McCulloch, 1992, section 3.6), which
     with equal numbers of evaluations is REML's wherever it is positive. Means of variants are taken out first. A component is nan
-    where nothing was repeated that could show it: both without two evaluations of one search.
+    where nothing was repeated that could show it: both without two evaluations of one cell.
+
+    Searches of one variant that found the same cell are one. A cell of several variants is compared with the others of each, and
+    the spread of its evaluations, which are the same ones, counts once.
 
     Args:
-        values: one an evaluation.
-        searches: the search that each value is of.
+        values: one an evaluation, for each variant that found its cell.
+        cells: the cell that each value is of.
         variants: the variant that each value is of; without it, all are of one.
 
     Raises:
-        ValueError: not a non-empty list of finite numbers with as many labels.
+        ValueError: not a non-empty list of finite numbers with as many labels, or a cell whose values differ between variants.
     """
     numbers = finite_values(values, "values")
     strata = list(variants) if variants is not None else [None] * numbers.size
-    if len(searches) != numbers.size or len(strata) != numbers.size:
-        raise ValueError(f"variance_components: {numbers.size} values, {len(searches)} searches, {len(strata)} variants")
+    if len(cells) != numbers.size or len(strata) != numbers.size:
+        raise ValueError(f"variance_components: {numbers.size} values, {len(cells)} cells, {len(strata)} variants")
     groups: dict[Hashable, dict[Hashable, list[float]]] = {}
-    for number, search, variant in zip(numbers, searches, strata, strict=True):
-        groups.setdefault(variant, {}).setdefault(search, []).append(float(number))
-    between = within = unit = 0.0  # sums of squares, and the sum that the average size of a search follows from
-    count = sum(map(len, groups.values()))
+    for number, cell, variant in zip(numbers, cells, strata, strict=True):
+        groups.setdefault(variant, {}).setdefault(cell, []).append(float(number))
+    between = unit = 0.0  # a sum of squares, and the sum that the average size of a cell follows from
     for found in groups.values():
         sizes = np.array([len(group) for group in found.values()])
         means = np.array([np.mean(group) for group in found.values()])
         between += float(np.sum(sizes * (means - np.average(means, weights=sizes)) ** 2))
-        within += sum(float(np.sum((np.array(group) - np.mean(group)) ** 2)) for group in found.values())
         unit += float(np.sum(sizes) - np.sum(sizes**2) / np.sum(sizes))
-    free_between, free_within = count - len(groups), numbers.size - count
+    distinct: dict[Hashable, list[float]] = {}
+    for found in groups.values():
+        for cell, group in found.items():
+            if sorted(distinct.setdefault(cell, group)) != sorted(group):
+                raise ValueError(f"variance_components: cell {cell} has other evaluations in one variant than in another")
+    within = sum(float(np.sum((np.array(group) - np.mean(group)) ** 2)) for group in distinct.values())
+    count = sum(map(len, distinct.values()))
+    free_between, free_within = sum(map(len, groups.values())) - len(groups), count - len(distinct)
     if not free_within:
-        return Components(count, numbers.size, math.nan, math.nan)
+        return Components(len(distinct), count, math.nan, math.nan)
     evaluation = within / free_within
     search = (between / free_between - evaluation) / (unit / free_between) if free_between else math.nan
-    return Components(count, numbers.size, math.sqrt(max(search, 0.0)) if search == search else math.nan, math.sqrt(evaluation))
+    return Components(len(distinct), count, math.sqrt(max(search, 0.0)) if search == search else math.nan, math.sqrt(evaluation))
 
 
 def brown_forsythe(*samples: ArrayLike) -> float:

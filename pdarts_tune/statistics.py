@@ -21,7 +21,14 @@ from pdarts_tune.paired import (
     paired_comparison,
     smallest_p,
 )
-from pdarts_tune.ranks import Correlation, RankAgreement, kendall_tau, minimum_detectable_tau, partial_correlation
+from pdarts_tune.ranks import (
+    Correlation,
+    RankAgreement,
+    kendall_tau,
+    minimum_detectable_tau,
+    partial_correlation,
+    tau_within_variants,
+)
 from pdarts_tune.spread import Components, brown_forsythe, mean_sd, proportion_interval, variance_components
 
 __all__ = [
@@ -45,6 +52,7 @@ __all__ = [
     "proportion_interval",
     "relative_improvement",
     "smallest_p",
+    "tau_within_variants",
     "variance_components",
 ]
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import report
@@ -17,6 +18,7 @@ import rq1_depth_gap
 import rq2_approximation
 import rq3_regularization
 from pdarts_tune.config import SearchConfig
+from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.stages import PDARTS_CIFAR10, with_depths, with_operations
 from synthetic import make_study
 from synthetic_limits import make_limits_study
@@ -125,3 +127,51 @@ def test_the_scripts_say_the_same_in_markdown_as_the_page(texts):
     html, markdown = texts
     for part in answers(html).split("\n\n"):
         assert part.strip() in markdown
+
+
+RANKS = re.compile(r"\| search network +\| +(\d+) \| +(\d+) \| +([+−]?[\d.]+) \| +\[([+−][\d.]+), ([+−][\d.]+)\] \| +([\d.]+) \|")
+
+
+def write_ranks(root, agreement, offset):
+    """What rq1.md says of ranks: n, pairs, tau, interval and p. `offset`: of the second variant's search and test accuracy."""
+    names = ("progressive", "shallow")
+    folder = make_study(root, "depth_gap", {name: DEPTHS[name] for name in names}, range(8), epochs=1, evaluation_seeds=(0,))
+    rng = np.random.default_rng(0)
+    cells = read_table(folder, "genotypes").query("stage == 3 and max_skips == 2").set_index("trial_id")["genotype_id"]
+    for place, name in enumerate(names):
+        for seed in range(8):
+            quality, noise = rng.uniform(-0.02, 0.02, 2)
+            trial_id = f"depth_gap-{name}-s{seed}"
+            epochs = read_rows(folder, "epochs", trial_id)
+            epochs[-1]["validation_accuracy"] = 0.5 + quality + place * offset[0]
+            write_rows(folder, "epochs", trial_id, epochs)
+            evaluation_id = f"eval-{cells[trial_id]}-s0"
+            (row,) = read_rows(folder, "evaluations", evaluation_id)
+            accuracy = 0.8 + (quality + 0.2 * noise if agreement else noise) + place * offset[1]
+            write_rows(folder, "evaluations", evaluation_id, [row | {"accuracy": accuracy, "error_percent": 100 * (1 - accuracy)}])
+    with pytest.MonkeyPatch.context() as patch:
+        for draw in ("draw", "draw_search"):
+            patch.setattr(rq1_depth_gap, draw, lambda *_: {})
+        rq1_depth_gap.main(["--results", str(root)])
+    text = (folder / "report" / "rq1.md").read_text(encoding="utf-8")
+    found = RANKS.search(text)
+    assert found, text
+    return [float(number.replace("−", "-")) for number in found.groups()]
+
+
+def test_variants_that_differ_in_depth_and_cells_that_do_not_agree_have_a_tau_near_0(tmp_path):
+    # Over both variants together tau would be 0.5, since one is better in both accuracies.
+    n, pairs, tau, low, high, p = write_ranks(tmp_path, agreement=False, offset=(0.2, 0.1))
+    assert (n, pairs) == (16, 56)
+    assert abs(tau) < 0.2
+    assert low < 0 < high
+    assert p > 0.3
+
+
+def test_variants_whose_offsets_are_opposed_do_not_hide_the_agreement_of_their_cells(tmp_path):
+    # Over both variants together tau would be near 0, or below.
+    n, pairs, tau, low, high, p = write_ranks(tmp_path, agreement=True, offset=(0.2, -0.1))
+    assert (n, pairs) == (16, 56)
+    assert tau > 0.7
+    assert 0.4 < low < tau < high
+    assert p < 0.001

@@ -125,3 +125,17 @@ def test_mcnemar_is_that_of_statsmodels_on_random_flags():
 def test_what_are_not_two_lists_of_flags_is_refused(a, b):
     with pytest.raises(ValueError, match="mcnemar: needs two equally long"):
         mcnemar(a, b)
+
+
+def test_an_interval_of_a_mean_knows_that_equal_cells_are_one_measurement():
+    rng = np.random.default_rng(3)
+    cells = rng.standard_normal(8)
+    once = mean_interval(cells, np.random.default_rng(0))
+    fourfold = mean_interval(np.tile(cells, 4), np.random.default_rng(0), np.tile(np.arange(8), 4).tolist())
+    assert fourfold == pytest.approx(once, abs=0.02)
+    unaware = mean_interval(np.tile(cells, 4), np.random.default_rng(0))
+    assert unaware[1] - unaware[0] < 0.7 * (once[1] - once[0])
+    assert mean_interval(cells, np.random.default_rng(0), list(range(8))) == once
+    assert all(map(math.isnan, mean_interval([1.0, 1.0, 2.0, 2.0], rng, list("aabb"))))  # two cells
+    with pytest.raises(ValueError, match="4 values, 3 cells"):
+        mean_interval([1.0, 1.0, 2.0, 2.0], rng, list("aab"))

@@ -67,7 +67,7 @@ def test_the_readme_quotes_the_published_depth_gap_study():
     said = " ".join(text.split())
     ranks = read_report("depth_gap", "rq1_ranks")[0]
     tau, low, high, again = (show(float(ranks[name]), 2) for name in ("tau", "ci_low", "ci_high", "seed_tau"))
-    assert f"over the {ranks['n']} cells searched, Kendall's tau with test accuracy is {tau} " in said
+    assert f"over the {ranks['n']} cells searched, Kendall's tau with test accuracy within variants is {tau} " in said
     assert f"(95 % interval {low} to {'+' + high})" in said
     assert f"two trainings of the same cells agree with {again}" in said
     seen = [float(row["detectable"]) for row in differences.values()]

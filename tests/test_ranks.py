@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pdarts_tune.statistics import kendall_tau, minimum_detectable_tau, partial_correlation
+from pdarts_tune import ranks
+from pdarts_tune.statistics import kendall_tau, minimum_detectable_tau, partial_correlation, tau_within_variants
 
 
 def correlated(rng, n, rho):
@@ -107,7 +108,10 @@ def test_no_differences_have_no_tau():
     assert math.isnan(kendall_tau([1.0], [1.0]).tau)
 
 
-@pytest.mark.parametrize(("a", "b"), [([1.0], [1.0, 2.0]), ([], []), ([1.0, 2.0], [[1.0, math.nan], [1.0, 2.0]])])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [([1.0], [1.0, 2.0]), ([], []), ([1.0, 2.0], [[math.nan, math.nan], [1.0, 2.0]]), ([1.0, 2.0], [[1.0, math.inf], [1.0, 2.0]])],
+)
 def test_what_does_not_fit_together_is_refused(a, b):
     with pytest.raises(ValueError, match=r"kendall_tau: |search: "):
         kendall_tau(a, b)
@@ -145,3 +149,89 @@ def test_too_few_values_for_the_controls_have_no_correlation():
     assert math.isnan(result.correlation)
     with pytest.raises(ValueError, match="partial_correlation: 2 and 2 values, controls of shape"):
         partial_correlation([1.0, 2.0], [1.0, 2.0], [[1.0]])
+
+
+def within(search, evaluations, variants, cells=None, seed=0):
+    cells = list(range(len(search))) if cells is None else cells
+    return tau_within_variants(search, evaluations, variants, cells, np.random.default_rng(seed))
+
+
+def test_tau_within_variants_by_hand():
+    # Variant a: of 3 pairs, 2 agree (+1); variant b: one pair, which disagrees (-1). The 6 pairs between them say nothing.
+    result = within([1, 2, 3, 11, 12], [1, 3, 2, 9, 8], list("aaabb"))
+    assert (result.n, result.pairs, result.tau) == (5, 4, 0.0)
+    assert math.isnan(result.ci_low)  # of fewer than 10 pairs
+    tied = within([1, 2, 2, 11, 12], [1, 3, 2, 9, 8], list("aaabb"))  # of 4 pairs, 3 differ in both: 2 agree, 1 does not
+    assert tied.tau == pytest.approx(1 / math.sqrt(3 * 4))
+    assert within([1, 2, 3], [1, 2, 3], list("abc")).pairs == 0  # one cell a variant: nothing is compared
+    assert math.isnan(within([1, 2, 3], [1, 2, 3], list("abc")).tau)
+
+
+def test_tau_within_one_variant_is_kendalls_and_its_p_that_of_all_permutations():
+    first, second = correlated(np.random.default_rng(1), 9, 0.5)
+    result, reference = within(first, second, ["a"] * 9), stats.kendalltau(first, second)
+    assert result.tau == pytest.approx(reference.statistic)
+    assert result.p_value == pytest.approx(reference.pvalue, abs=0.02)
+    assert result == within(first, second, ["a"] * 9)  # of one seed, one interval
+
+
+def test_offsets_between_variants_neither_make_nor_hide_an_agreement():
+    rng = np.random.default_rng(4)
+    variants, offset = np.repeat(["a", "b"], 60), np.repeat([0.0, 9.0], 60)
+    first, second = rng.standard_normal(120), rng.standard_normal(120)
+    assert kendall_tau(first + offset, second + offset).ci_low > 0.3  # all of it is the offset
+    none = within(first + offset, second + offset, variants)
+    assert abs(none.tau) < 0.15
+    assert none.ci_low < 0 < none.ci_high
+    assert none.p_value > 0.05
+    agreeing = first + 0.3 * second
+    assert kendall_tau(first + offset, agreeing - offset).ci_high < 0.2
+    found = within(first + offset, agreeing - offset, variants)
+    sides = [stats.kendalltau(first[side], agreeing[side]).statistic for side in (slice(60), slice(60, 120))]
+    assert found.tau == pytest.approx(np.mean(sides))
+    assert found.ci_low > 0.6
+    assert found.p_value < 0.001
+
+
+@pytest.mark.parametrize(("sizes", "rho"), [((6, 6, 6, 6), 0.0), ((6, 6, 6, 6), 0.6), ((3, 3, 3, 3), 0.3), ((10, 3, 3), 0.5)])
+def test_interval_within_variants_covers_the_truth_and_p_is_right(sizes, rho, monkeypatch):
+    monkeypatch.setattr(ranks, "RESAMPLES", 499)
+    rng, variants = np.random.default_rng(sum(sizes)), np.repeat(np.arange(len(sizes)), sizes)
+    truth = 2 / math.pi * math.asin(rho)
+    found = []
+    for seed in range(300):
+        first, second = correlated(rng, len(variants), rho)
+        found.append(within(first + 5 * variants, second - 3 * variants, variants.tolist(), seed=seed))
+    assert 0.92 <= np.mean([result.ci_low <= truth <= result.ci_high for result in found]) <= 0.995
+    if rho == 0:
+        assert np.mean([result.p_value <= 0.05 for result in found]) == pytest.approx(0.05, abs=0.03)
+
+
+def test_cells_that_all_variants_share_are_not_so_many_measurements():
+    rng = np.random.default_rng(0)
+    quality = np.tile(rng.standard_normal(8), 4)  # four variants found the same eight cells
+    search = 0.6 * quality + rng.standard_normal(32)
+    variants = np.repeat(list("abcd"), 8).tolist()
+    shared, apart = within(search, quality, variants, np.tile(np.arange(8), 4).tolist()), within(search, quality, variants)
+    assert (shared.n, apart.n, shared.tau) == (8, 32, apart.tau)
+    assert shared.ci_high - shared.ci_low > 1.1 * (apart.ci_high - apart.ci_low)
+    with pytest.raises(ValueError, match="each cell once in a variant"):
+        within([1, 2], [1, 2], ["a", "a"], ["x", "x"])
+
+
+def test_seed_to_seed_tau_is_within_variants_and_of_the_cells_that_have_both_seeds():
+    # Variant means are far apart in both seeds, and within variants the seeds give opposite orders.
+    seeds = np.array([[1.0, 2.0], [2.0, 1.0], [11.0, 12.0], [12.0, 11.0]])
+    assert within([1, 2, 3, 4], seeds, list("aabb")).seed_tau == -1.0
+    assert kendall_tau([1, 2, 3, 4], seeds).seed_tau > 0
+    partial = within([1, 2, 3, 4], [[1.0, 1.0], [2.0, 2.0], [3.0, math.nan], [4.0, 1.0]], list("aabb"))
+    assert (partial.tau, partial.seed_tau) == (0.0, 1.0)  # means 1, 2 and 3, 2.5
+
+
+def test_with_very_many_pairs_p_is_the_normal_one_and_agrees_with_permutations(monkeypatch):
+    rng = np.random.default_rng(2)
+    first, second = rng.integers(0, 9, 40), rng.integers(0, 9, 40)  # with ties
+    variants = np.repeat(list("ab"), [25, 15]).tolist()
+    drawn = within(first, second, variants)
+    monkeypatch.setattr(ranks, "_PERMUTED_UP_TO", 0)
+    assert within(first, second, variants).p_value == pytest.approx(drawn.p_value, abs=0.02)

@@ -1,6 +1,7 @@
 """RQ1's report on synthetic studies: a planted effect is found, a planted null is not, and what is missing is said."""
 
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.methods import RandomSampling
@@ -203,16 +203,42 @@ def test_ranks_and_spread_are_those_of_the_evaluations(tmp_path):
     evaluations = read_table(folder, "evaluations").pivot_table(index="genotype_id", columns="seed", values="accuracy")
     measures = frames.measure_trials(frames.load_study(folder)).dropna(subset=["search_accuracy"])
     row = section.tables["ranks"].set_index("measure").loc["search network"]
-    means = evaluations.loc[measures["genotype_id"]].mean(axis=1)
-    assert row["n"] == 12
-    assert row["tau"] == pytest.approx(stats.kendalltau(measures["search_accuracy"], means).statistic)
-    chosen = evaluations.loc[measures["genotype_id"]]
-    taus = [stats.kendalltau(chosen[one], chosen[other]).statistic for one, other in ((0, 1), (0, 2), (1, 2))]
-    assert row["seed_tau"] == pytest.approx(np.mean(taus))
+    assert (row["n"], row["pairs"]) == (12, 4 * 3)
+    found = evaluations.loc[measures["genotype_id"]].to_numpy()
+
+    def tau(one, other):
+        sums = np.zeros(3)
+        for variant in measures["variant"].unique():
+            for i, j in itertools.combinations(np.flatnonzero(measures["variant"] == variant), 2):
+                first, second = np.sign(one[i] - one[j]), np.sign(other[i] - other[j])
+                sums += [first * second, first**2, second**2]
+        return sums
+
+    sums = tau(measures["search_accuracy"].to_numpy(), found.mean(axis=1))
+    assert row["tau"] == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]))
+    sums = sum(tau(found[:, one], found[:, other]) for one, other in ((0, 1), (0, 2), (1, 2)))
+    assert row["seed_tau"] == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]))
     spread = section.tables["spread"].set_index("variant")
-    assert spread.loc["all variants", ["searches", "evaluations"]].tolist() == [15, 45]
+    assert spread.loc["all variants", ["cells", "evaluations"]].tolist() == [15, 45]
     within = 100 * np.sqrt(evaluations.var(axis=1, ddof=1).mean())
     assert spread.loc["all variants", "evaluation_sd_points"] == pytest.approx(within)
+
+
+def test_searches_that_found_the_same_cell_are_one_measurement(tmp_path):
+    folder = study(tmp_path, 3, variants={"progressive": BASE, "deep": VARIANTS["deep"]})
+    before = rq1.build(tmp_path, figures=False).tables
+    trials = [f"depth_gap-progressive-s{seed}" for seed in (0, 1)]
+    rows = read_rows(folder, "genotypes", trials[0])
+    write_rows(folder, "genotypes", trials[1], [row | {"trial_id": trials[1]} for row in rows])
+    after = rq1.build(tmp_path, figures=False).tables
+    for tables, cells, pairs in ((before, 6, 6), (after, 5, 4)):
+        ranks, spread = tables["ranks"], tables["spread"]
+        assert ranks[["n", "pairs"]].to_numpy().tolist() == [[cells, pairs]] * 2
+        assert spread.set_index("variant").loc["all variants", ["cells", "evaluations"]].tolist() == [cells, 2 * cells]
+    gap = after["gap_by_depth"].set_index("variant")
+    assert gap["n"].to_dict() == {"progressive": 2, "deep": 3}
+    assert np.isnan(gap.loc["progressive", "ci_low"])  # of two cells there is no interval, of three searches or not
+    assert after["variants"].set_index("variant").loc["progressive", "evaluated"] == 3
 
 
 def test_the_gap_is_ordered_by_depth_with_its_interval(three):

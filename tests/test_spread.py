@@ -12,7 +12,7 @@ from pdarts_tune.statistics import brown_forsythe, proportion_interval, relative
 def test_components_by_hand():
     # Two searches, two evaluations each: means 2 and 6, deviations +-1. MS within = 4/2 = 2, MS between = 2 (4 + 4) / 1 = 16.
     result = variance_components([1.0, 3.0, 5.0, 7.0], ["a", "a", "b", "b"])
-    assert (result.searches, result.evaluations) == (2, 4)
+    assert (result.cells, result.evaluations) == (2, 4)
     assert result.evaluation_sd == pytest.approx(math.sqrt(2))
     assert result.search_sd == pytest.approx(math.sqrt((16 - 2) / 2))
     assert result.search_share == pytest.approx(7 / 9)
@@ -47,7 +47,7 @@ def test_what_was_not_repeated_is_unknown():
     one_search = variance_components([1.0, 2.0], ["a", "a"])
     assert math.isnan(one_search.search_sd)
     assert one_search.evaluation_sd == pytest.approx(math.sqrt(0.5))
-    with pytest.raises(ValueError, match="2 values, 1 searches"):
+    with pytest.raises(ValueError, match="2 values, 1 cells"):
         variance_components([1.0, 2.0], ["a"])
 
 
@@ -78,3 +78,15 @@ def test_interval_of_a_proportion_by_hand():
     assert proportion_interval(0, 3)[1] > 0.5  # none of three says little
     with pytest.raises(ValueError, match="4 of 3"):
         proportion_interval(4, 3)
+
+
+def test_a_cell_of_two_variants_is_one_measurement_of_the_evaluations_spread():
+    # Variant 1: cells a and b, variant 2: cells a and c; a's evaluations are 1 and 3 in both. Within: (2 + 2 + 8) / 3 = 4.
+    # Between: means 2, 6 and 2, 10, of two evaluations each: (16 + 64) / 2 = 40.
+    values, cells = [1.0, 3.0, 5.0, 7.0, 1.0, 3.0, 8.0, 12.0], list("aabbaacc")
+    result = variance_components(values, cells, [1, 1, 1, 1, 2, 2, 2, 2])
+    assert (result.cells, result.evaluations) == (3, 6)
+    assert result.evaluation_sd == pytest.approx(2.0)
+    assert result.search_sd == pytest.approx(math.sqrt((40 - 4) / 2))
+    with pytest.raises(ValueError, match="cell a has other evaluations in one variant than in another"):
+        variance_components([1.0, 2.0, 1.0, 3.0], list("aaaa"), [1, 1, 2, 2])
