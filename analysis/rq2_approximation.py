@@ -53,7 +53,7 @@ none is needed: memory follows from the configuration.""",
 Is the error of a search that drops operations at most {MARGIN} points above that of one that drops none? Shown if the 95 % interval
 of the difference ends below the margin and the exact one-sided p of "{MARGIN} points worse or more" is below 0.025. The margin is
 the study's and was chosen before any result. *steps ratio*: the steps of the search that it is held against, relative to its own;
-far from 1, steps are compared along with dropping. Six pairs are the fewest that can show it. "Not shown" does not mean "worse".""",
+far from 1, steps are compared along with dropping. Six pairs are the fewest that can show it. "Not shown" is not "worse".""",
     "stages": "Means over seeds: peak memory, seconds, and the search network's accuracy at the end of each stage.",
     "dropped": "Of the edges of completed searches, the share on which an operation was in a stage and not in the next.",
     "tradeoff": "Points: means; bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",

@@ -52,7 +52,8 @@ def check_definition(plan: Plan, found: bytes | None, folder: str) -> dict[str, 
         ) from None
     changed = definition_difference(theirs, ours)
     if changed:
-        alike = [name for name, own in ours["variants"].items() if not definition_difference(theirs, ours | {"variants": {name: own}})]
+        own = ours["variants"]
+        alike = [name for name in own if not definition_difference(theirs, ours | {"variants": {name: own[name]}})]
         rest = f", or go on there with the variants that are as they were: --variants {','.join(alike)}" if alike else ""
         raise ConfigError(
             f"{folder} was written by another definition of this study: {changed}; name another folder with --results{rest}"

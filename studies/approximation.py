@@ -4,8 +4,8 @@ python studies/approximation.py                   # laptop: digits, 12 minutes o
 python studies/approximation.py --preset paper    # the paper's settings, on a GPU cluster
 python studies/approximation.py --memory-limit 16000000000    # which arms fit into 16 GB? Out of memory is a result
 
-`nothing_dropped` has the base's batch and takes more memory, `nothing_dropped_same_memory` the base's memory and a smaller batch. It
-has so many fewer epochs that it takes about as many steps as the base, as near as whole epochs allow; the report states the ratio.
+`nothing_dropped` has the base's batch and takes more memory, `nothing_dropped_same_memory` the base's memory and a smaller batch.
+It has so many fewer epochs that it takes about as many steps as the base, as near as whole epochs allow; the report has the ratio.
 Dropping counts as no worse if it costs less than 0.3 points of test error (the margin of `analysis/rq2_approximation.py`).
 """
 
