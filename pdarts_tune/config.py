@@ -202,6 +202,19 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     return typing.cast(Config, _read(kind, values, ""))
 
 
+def check_types(config: Any) -> None:
+    """Refuses a configuration that a process which is given it could not read.
+
+    Raises:
+        ConfigError: a value is of a wrong type or out of range, or would be read as another.
+    """
+    values, settings = dataclasses.asdict(config), [setting for setting in dataclasses.fields(config) if setting.init]
+    read = from_dict(type(config), {setting.name: values[setting.name] for setting in settings})
+    for setting in settings:
+        value, right = getattr(config, setting.name), getattr(read, setting.name)
+        _require(value == right, setting.name, value, repr(right))
+
+
 def _read(kind: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)

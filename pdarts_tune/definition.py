@@ -39,7 +39,8 @@ def check_definition(plan: Plan, found: bytes | None, folder: str) -> dict[str, 
         folder: where it is, for messages.
 
     Raises:
-        ConfigError: the folder was written by a study of another definition; the message shows the differences.
+        ConfigError: the folder was written by a study of another definition, or holds settings that cannot be read; the message
+            shows the differences.
     """
     ours = define(plan)
     if found is None:
@@ -50,7 +51,12 @@ def check_definition(plan: Plan, found: bytes | None, folder: str) -> dict[str, 
         raise ConfigError(
             f"{folder}/{DEFINITION}: not readable as JSON; move the results folder away or name another with --results"
         ) from None
-    changed = definition_difference(theirs, ours)
+    try:
+        changed = definition_difference(theirs, ours)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder}/{DEFINITION}: {error}; take a variant that never ran out of the file, or name another folder with --results"
+        ) from None
     if changed:
         own = ours["variants"]
         alike = [name for name in own if not definition_difference(theirs, ours | {"variants": {name: own[name]}})]
@@ -137,8 +143,17 @@ def definition_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str |
 def _complete(key: str, before: Any) -> Any:
     """With the defaults of settings that joined after the folder was written, which its configurations lack."""
     if key == "variants" and isinstance(before, dict):
-        return {name: to_dict(from_dict(SearchConfig, settings)) for name, settings in before.items()}
-    return to_dict(from_dict(EvalConfig, before)) if key == "evaluation" and isinstance(before, dict) else before
+        return {name: _read(SearchConfig, settings, f"{key}.{name}") for name, settings in before.items()}
+    if key == "further_evaluations" and isinstance(before, list):
+        return [_read(EvalConfig, settings, f"{key}[{index}]") for index, settings in enumerate(before)]
+    return _read(EvalConfig, before, key) if key == "evaluation" and isinstance(before, dict) else before
+
+
+def _read(kind: type[Any], settings: Any, where: str) -> dict[str, Any]:
+    try:
+        return to_dict(from_dict(kind, settings))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, content_id
+from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, SearchConfig, check_types, content_id
 from pdarts_tune.data_names import absolute_name
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
@@ -21,6 +22,8 @@ from pdarts_tune.methods import Given, Method
 from pdarts_tune.presets import PRESETS, Preset
 from pdarts_tune.stages import Stage
 
+_SETTINGS = (SearchConfig, EvalConfig, Execution, Stage, *get_args(Method))
+Made = TypeVar("Made")
 HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds none out to choose by
 
 
@@ -80,7 +83,7 @@ class Plan:
     """A study at a size: everything that decides what its results are.
 
     Raises:
-        ConfigError: no variants, two of one name, or counts below 1.
+        ConfigError: no variants, two of one name, counts below 1, or a setting that no process could read back.
     """
 
     study: Study
@@ -96,10 +99,13 @@ class Plan:
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"variants: {', '.join(names) or 'none'}; a study needs at least one, each name once")
         for variant in self.variants:
-            if not all(0 <= limit <= 8 for limit in variant.limits):
+            _check_readable(f"variant {variant.name}", variant.search)
+            if not all(limit in range(9) for limit in variant.limits):
                 raise ConfigError(
                     f"skip_limits: {variant.limits} of variant {variant.name} are wrong, they must be between 0 and 8"
                 )
+        for recipe in self.recipes:
+            _check_readable(f"recipe {recipe.recipe}", recipe)
         if not self.recipes or len({(recipe.recipe_id, recipe.data) for recipe in self.recipes}) != len(self.recipes):
             listed = ", ".join(f"{recipe.recipe} on {recipe.data}" for recipe in self.recipes)
             raise ConfigError(f"evaluations: {listed or 'none'}; a study needs at least one, each once")
@@ -192,7 +198,11 @@ def make_plan(
     evaluation = replace(size.evaluation, data=sets[0])
     if study.adaptive and evaluation.validation_fraction == 0:
         evaluation = replace(evaluation, validation_fraction=HELD_OUT)
-    recipes = study.evaluations(evaluation, sets) if study.evaluations else [replace(evaluation, data=name) for name in sets]
+    make_recipes = study.evaluations
+    if make_recipes:
+        recipes = _make(f"evaluations of {study.name}", lambda: make_recipes(evaluation, sets))
+    else:
+        recipes = [replace(evaluation, data=name) for name in sets]
     recipes = [replace(recipe, skip_bad_images=skip_bad_images, image_size=image_size or recipe.image_size) for recipe in recipes]
     arms = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else own_variants(study, base))}
     if variants is not None:
@@ -208,27 +218,44 @@ def make_plan(
     )
 
 
+def _check_readable(what: str, config: Any) -> None:
+    """What is in a folder's definition stays there, so what every trial would refuse must not get in."""
+    try:
+        check_types(config)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
 def own_variants(study: Study, base: SearchConfig) -> Sequence[Variant]:
     """The study's variants of a base configuration.
 
     Raises:
-        ConfigError: a method, a stage or a configuration has a setting that is out of range or that it does not have.
+        ConfigError: a method, a stage or a configuration has a setting that is out of range, of a wrong type or unknown.
     """
+    return _make(f"variants of {study.name}", lambda: study.variants(base))
+
+
+def _make(what: str, make: Callable[[], Made]) -> Made:
+    """What a study makes of settings, with errors of its settings as ConfigError."""
     try:
-        return study.variants(base)
+        return make()
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"variants of {study.name}: {error}") from error
+        raise ConfigError(f"{what}: {error}") from error
     except TypeError as error:
         found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        if found is None:
-            raise  # not a setting: a mistake in the study's code, whose place the traceback shows
-        raise ConfigError(f"variants of {study.name}: {found[1]} has no setting {found[2]!r}{_known(found[1])}") from error
+        if found:
+            raise ConfigError(f"{what}: {found[1]} has no setting {found[2]!r}{_known(found[1])}") from error
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            settings = frame.f_locals.get("self")
+            if frame.f_code.co_name == "__post_init__" and isinstance(settings, _SETTINGS):
+                _check_readable(what, settings)  # whose range could not be checked, for it is of a wrong type
+        raise  # not a setting: a mistake in the study's code, whose place the traceback shows
 
 
 def _known(name: str) -> str:
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in (SearchConfig, Stage, *get_args(Method))}
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in _SETTINGS}
     settings = [field.name for field in dataclasses.fields(kinds[name]) if field.init] if name in kinds else []
     return f", it has {', '.join(settings) or 'none'}" if name in kinds else ""
 

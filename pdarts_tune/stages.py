@@ -48,14 +48,17 @@ Stages = tuple[Stage, ...]
 
 
 def check_stages(stages: Stages) -> None:
-    """Raises ValueError unless the stages make a search: at least one, with a choice in the first, never growing back.
+    """Raises ValueError unless the stages make a search: at least one, each with a choice, never growing back.
+
+    With one operation an edge all edges are equally strong, so there is nothing to derive a cell by; where it is `none`, no cell.
 
     A first stage of fewer than all operations starts from ones that are drawn at random (`approximation.draw_operations`).
     """
     if not stages:
         raise ValueError("stages: a search needs at least one stage")
-    if stages[0].operations < 2:
-        raise ValueError(f"stages[0].operations: {stages[0].operations} leaves nothing to search, it must be at least 2")
+    for index, stage in enumerate(stages):
+        if stage.operations < 2:
+            raise ValueError(f"stages[{index}].operations: {stage.operations} leaves nothing to search, it must be at least 2")
     for index in range(1, len(stages)):
         before, here = stages[index - 1].operations, stages[index].operations
         if here > before:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -31,9 +31,6 @@ from pdarts_tune.plan import Plan, Study, Variant, make_plan
 from pdarts_tune.storage import Storage
 from pdarts_tune.trials import Demands, run_missing
 from pdarts_tune.wording import describe
-
-if TYPE_CHECKING:
-    pass
 
 NOBODY_READS = 141  # as a shell reports a process that SIGPIPE ended
 
@@ -177,8 +174,9 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         OSError: the results cannot be written any more.
     """
     folder = Storage(settings.results).below(plan.study.name)
-    definition = _check_inputs(plan, settings)
+    _check_inputs(plan, settings)
     with exclusive(folder), stop_on_signals() as signals:
+        definition = _merge_definition(plan, settings)  # as it is now: another driver may have added variants since the check
         folder.remove(COMPLETED)
         folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
 
@@ -255,16 +253,14 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
         from pdarts_tune.tracking import default_tracking_uri
 
         default_tracking_uri(settings.results)
-    try:
-        found = results.below(plan.study.name).read(DEFINITION)
-    except FileNotFoundError:
-        found = None
-    except OSError as error:
-        raise ConfigError(f"results: {settings.results} cannot be read ({' '.join(str(error).split())})") from None
-    definition = check_definition(plan, found, f"{settings.results}/{plan.study.name}")
+    definition = _merge_definition(plan, settings)
 
     from pdarts_tune.data import DatasetInfo, check_dataset
     from pdarts_tune.network_shape import check_madds
+    from pdarts_tune.table_files import table_file
+
+    for trial in plan.searches():
+        table_file(plan.study.name, "trials", trial.trial_id)  # a variant's name becomes part of file names
 
     def check_data(config: SearchConfig | EvalConfig) -> DatasetInfo:
         counts = config.train_images, config.test_images
@@ -278,6 +274,17 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
             if isinstance(method, Given):
                 check_madds(Genotype.parse(method.genotype), recipe, info, variant.name)
     return definition
+
+
+def _merge_definition(plan: Plan, settings: Arguments) -> dict[str, Any]:
+    """What the folder's definition shall be: what it is now, with the plan's variants and seeds. ConfigError if they do not fit."""
+    try:
+        found = Storage(settings.results).below(plan.study.name).read(DEFINITION)
+    except FileNotFoundError:
+        found = None
+    except OSError as error:
+        raise ConfigError(f"results: {settings.results} cannot be read ({' '.join(str(error).split())})") from None
+    return check_definition(plan, found, f"{settings.results}/{plan.study.name}")
 
 
 def _report(script: Path, folder: Storage) -> bool:

@@ -1,9 +1,10 @@
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
-from pdarts_tune.config import ConfigError, SearchConfig
+from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, to_dict
 from pdarts_tune.definition import check_definition
 from pdarts_tune.genotype import PUBLISHED
 from pdarts_tune.methods import PartialChannels, RandomSampling, RandomSearch, Snas
@@ -144,6 +145,37 @@ def test_anything_else_in_a_results_folder_may_not_change(tmp_path):
         check_folder(deeper, tmp_path)
 
 
+def test_a_setting_that_joined_later_is_no_difference_in_any_part_of_a_definition(tmp_path):
+    plan = make_plan(STUDY, "smoke", data="digits,cifar10,cifar100")
+    older = check_definition(plan, None, "")
+    configs = [*older["variants"].values(), older["evaluation"], *older["further_evaluations"]]
+    assert len(configs) == 5
+    for settings in configs:
+        kind = SearchConfig if "stages" in settings else EvalConfig
+        for setting in fields(kind):
+            if setting.metadata.get("later"):
+                del settings[setting.name]
+    (tmp_path / "study.json").write_text(json.dumps(older))
+    assert check_folder(plan, tmp_path)["further_evaluations"] == [to_dict(recipe) for recipe in plan.recipes[1:]]
+    longer = replace(plan, recipes=(*plan.recipes[:2], replace(plan.recipes[2], epochs=9)))
+    with pytest.raises(ConfigError, match=r"further_evaluations\[1\].epochs was 2, is 9; name another folder"):
+        check_folder(longer, tmp_path)
+    with pytest.raises(ConfigError, match="further_evaluations was "):
+        check_folder(make_plan(STUDY, "smoke", data="digits"), tmp_path)
+
+
+def test_a_setting_that_an_older_release_let_into_a_definition_is_named_with_the_way_on(tmp_path):
+    plan = make_plan(STUDY, "smoke")
+    poisoned = check_definition(plan, None, "")
+    poisoned["variants"]["flat"]["dropping"] = "randm"
+    (tmp_path / "study.json").write_text(json.dumps(poisoned))
+    with pytest.raises(ConfigError, match=r"study.json: variants.flat: dropping: 'randm' is wrong, .*; take a variant that never"):
+        check_folder(plan, tmp_path)
+    del poisoned["variants"]["flat"]
+    (tmp_path / "study.json").write_text(json.dumps(poisoned))
+    assert check_folder(plan, tmp_path)["variants"]["flat"]["dropping"] == "lowest"
+
+
 def test_a_definition_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(ConfigError, match=r"study.json: not readable as JSON"):
@@ -159,12 +191,50 @@ def test_a_definition_that_cannot_be_read_is_named(tmp_path):
         (lambda base: replace(base, method=RandomSearch()), "stages: method random_search cannot use 3 stages, its candidates"),
         (lambda base: replace(base, max_skip=1), "SearchConfig has no setting 'max_skip', it has stages, method, data"),
         (lambda base: replace(base, stages=(Stage(2, 8),)), "cells: 2 is too few"),
+        (lambda base: replace(base, stages=(Stage(5, 8), Stage(8, 1))), "stages[1].operations: 1 leaves nothing to search"),
+        (
+            lambda base: replace(base, dropping="randm"),
+            "variant wrong: dropping: 'randm' is wrong, it must be one of lowest",
+        ),
+        (lambda base: replace(base, dropout_on_reduce=1), "variant wrong: dropout_on_reduce: 1 is not of type bool"),
+        (lambda base: replace(base, momentum="0.9"), "variant wrong: momentum: '0.9' is not of type float"),
+        (lambda base: replace(base, momentum=float("nan")), "variant wrong: momentum: nan is not a finite number"),
+        (lambda base: replace(base, channels=np.int64(4)), "variant wrong: channels: np.int64(4) is not of type int"),
+        (lambda base: replace(base, stages=list(base.stages)), "variant wrong: stages: [Stage("),
+        (lambda base: replace(base, stages=(replace(base.stages[0], epochs=2.0),)), "stages[0].epochs: 2.0 is not of type int"),
+        # Refused by the check of a range, which cannot compare them.
+        (lambda base: replace(base, channels="16"), "variants of own: channels: '16' is not of type int"),
+        (lambda base: replace(base, stages=(Stage("5", 8),)), "variants of own: cells: '5' is not of type int"),
+        (lambda base: replace(base, method=PartialChannels("4")), "variants of own: k: '4' is not of type int"),
     ],
 )
-def test_a_wrong_setting_in_a_study_is_one_line_on_the_command_line(tmp_path, capsys, wrong, said):
-    study = Study("own", "Does it?", lambda base: [Variant("wrong", wrong(base))])
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run", "--probe-seconds", "0"]])
+def test_a_wrong_setting_in_a_study_is_one_line_on_the_command_line(tmp_path, capsys, wrong, said, dry_run):
+    refuse(Study("own", "Does it?", lambda base: [Variant("wrong", wrong(base))]), said, tmp_path, capsys, dry_run)
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        (Study("own", "?", lambda base: [Variant("no dropout", base)]), "trial_id: 'no dropout-seed0' cannot name a file"),
+        (Study("own", "?", lambda base: [Variant("a", base, (1.5,))]), "skip_limits: (1.5,) of variant a are wrong"),
+        (
+            Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, momentum=None)]),
+            "recipe smoke: momentum: None is not of type float",
+        ),
+        (
+            Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, epochs="9")]),
+            "evaluations of own: epochs: '9' is not of type int",
+        ),
+    ],
+)
+def test_a_wrong_name_limit_or_recipe_in_a_study_is_one_line_too(tmp_path, capsys, study, said):
+    refuse(study, said, tmp_path, capsys, [])
+
+
+def refuse(study, said, tmp_path, capsys, options):
     with pytest.raises(SystemExit) as stopped:
-        main(study, ["--preset", "smoke", "--results", str(tmp_path / "results")])
+        main(study, ["--preset", "smoke", "--results", str(tmp_path / "results"), *options])
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

@@ -57,6 +57,7 @@ def test_depths_and_rates_change_alone():
     [
         ((), "at least one stage"),
         ((Stage(5, 1),), r"stages\[0\].operations: 1 leaves nothing to search"),
+        ((Stage(5, 8), Stage(5, 5), Stage(5, 1)), r"stages\[2\].operations: 1 leaves nothing to search, it must be at least 2"),
         ((Stage(5, 8), Stage(5, 3), Stage(5, 4)), r"stages\[2\].operations: 4 is more than the 3"),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from depth_gap import STUDY as DEPTH_GAP
+from pdarts_tune import study as study_module
 from pdarts_tune import sweep
 from pdarts_tune.config import ConfigError, EvalConfig
 from pdarts_tune.definition import define, definition_difference
@@ -28,7 +29,7 @@ from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.rows import alpha_rows
 from pdarts_tune.search import Search
 from pdarts_tune.study import NOBODY_READS, Study, Variant, main
-from synthetic import make_trial
+from synthetic import make_planned, make_trial
 from synthetic_rows import evaluation_row
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,31 @@ def test_a_results_folder_of_another_definition_is_refused_and_left_alone(tmp_pa
     assert code == 2
     assert "was written by another definition of this study" in output.err
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["study.json"]
+
+
+def test_two_drivers_that_add_variants_at_the_same_time_lose_none(tmp_path, capsys, monkeypatch):
+    study = Study("example", "?", lambda base: [Variant("base", base), Variant("wide", replace(base, channels=8))])
+    make_planned(tmp_path / "example", make_plan(study, "smoke", seeds=1))
+    take_lock = study_module.exclusive
+
+    def drive(variant):
+        options = ["--preset", "smoke", "--seeds", "1", "--results", str(tmp_path), "--variants", variant]
+        assert run_main(options, capsys, study)[0] == 0
+
+    @contextmanager
+    def let_another_driver_in(folder):
+        """The other driver runs from its first line to its last between this one's check of its input and its lock."""
+        monkeypatch.setattr(study_module, "exclusive", take_lock)
+        drive("wide")
+        with take_lock(folder):
+            yield
+
+    monkeypatch.setattr(study_module, "exclusive", let_another_driver_in)
+    drive("base")
+    definition = json.loads((tmp_path / "example" / "study.json").read_text())
+    assert set(definition["variants"]) == {"base", "wide"}
+    assert definition["seeds"] == {"base": 1, "wide": 1}
+    assert json.loads((tmp_path / "example" / "completed.json").read_text())["seeds"] == definition["seeds"]
 
 
 def test_every_difference_from_the_folder_is_named_and_what_all_variants_share_is_named_once():
