@@ -42,7 +42,8 @@ In the mobile setting: top-1 and top-5 test error, and what the evaluated networ
 convolutions and linear layers for one image; the papers' multiply-adds, which the gate of {GATE_MILLIONS:.0f}M counts, are up to a
 few percent more. *runs*: evaluations finished; *refused or failed*: not, with the reason below.""",
     "correlations": """\
-How alike two settings order the cells. *tau*: Kendall's, with its 95 % interval and p. *seed tau*: between two evaluations of the
+How alike two settings order the cells, by the mean over the evaluation seeds that a cell has in both (*seeds*); a cell without such
+a seed is left out. *tau*: Kendall's, with its 95 % interval and p. *seed tau*: between two evaluations of the
 same cells in the second setting that differ in the seed alone, the most that can be expected; *disattenuated*: tau without that
 noise. *partial*: Spearman's correlation of the errors with parameters and multiply-accumulates partialled out: what two settings
 agree on beyond "larger is better"; it needs at least 6 cells. Agreement is claimed if the interval of tau excludes 0 and its
@@ -79,7 +80,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
     tables["size"] = correlate_size(errors, cells)
     tables["published_imagenet"] = published_imagenet()
     tables["published"] = published_cifar()
-    missing = list_missing(study, cells, evaluations)
+    missing = list_missing(study, cells, evaluations) + list_unpaired(errors, cells)
     if not mobile:
         missing.insert(0, "no evaluation in the mobile setting, so nothing is said about ImageNet itself")
     return Section(
@@ -155,24 +156,34 @@ def correlate(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.DataFr
     rows = []
     sizes = cells.set_index("genotype_id")[["params", "macs"]].astype(float)
     for first, second in itertools.combinations(errors, 2):
-        one, other = errors[first].mean(axis=1), errors[second].dropna()
-        known = one.index.intersection(other.index).intersection(sizes.index)
-        row: dict[str, object] = {"setting": first, "with": second, "n": len(known)}
-        if len(known) > 1:
-            tau = kendall_tau(one[known], other.loc[known].to_numpy())
+        one, other = pair_seeds(errors[first], errors[second], sizes.index)
+        seeds = sorted(set(one.notna().sum(axis=1)))
+        row: dict[str, object] = {"setting": first, "with": second, "n": len(one)}
+        row["seeds"] = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "0"
+        if len(one) > 1:
+            tau = kendall_tau(one.mean(axis=1), other.to_numpy())
             row |= {"tau": tau.tau, "ci_low": tau.ci_low, "ci_high": tau.ci_high, "p": tau.p_value}
             row |= {"seed_tau": tau.seed_tau, "disattenuated": tau.disattenuated}
-            partial = partial_correlation(one[known], other.loc[known].mean(axis=1), sizes.loc[known].to_numpy())
-            if len(known) > 5:
+            partial = partial_correlation(one.mean(axis=1), other.mean(axis=1), sizes.loc[one.index].to_numpy())
+            if len(one) > 5:
                 row |= {"partial": partial.correlation, "partial_p": partial.p_value, "partial_low": partial.ci_low}
         rows.append(row)
-    names = ["setting", "with", "n", "tau", "ci_low", "ci_high", "p", "p_holm", "seed_tau", "disattenuated"]
+    names = ["setting", "with", "n", "seeds", "tau", "ci_low", "ci_high", "p", "p_holm", "seed_tau", "disattenuated"]
     names += ["partial", "partial_low", "partial_p", "partial_p_holm"]
-    table = pd.DataFrame(rows).reindex(columns=names).astype(dict.fromkeys(names[3:], float))
+    table = pd.DataFrame(rows).reindex(columns=names).astype(dict.fromkeys(names[4:], float))
     for p in ("p", "partial_p"):
         tested = table[p].notna()
         table.loc[tested, f"{p}_holm"] = holm(table.loc[tested, p].tolist())
     return table
+
+
+def pair_seeds(one: pd.DataFrame, other: pd.DataFrame, known: pd.Index) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both settings' errors of the `known` cells, nan but for the seeds that a cell has in both; of cells that have such a seed."""
+    cells, seeds = known.intersection(one.index).intersection(other.index), one.columns.intersection(other.columns)
+    sides = one.loc[cells, seeds], other.loc[cells, seeds]
+    both = sides[0].notna() & sides[1].notna()
+    paired = both.any(axis=1)
+    return sides[0].where(both)[paired], sides[1].where(both)[paired]
 
 
 def correlate_size(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
@@ -236,10 +247,26 @@ def list_missing(study: StudyTables, cells: pd.DataFrame, evaluations: pd.DataFr
     return lines
 
 
+def list_unpaired(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> list[str]:
+    """Evaluations that a correlation leaves out, since the other setting lacks their seed."""
+    lines = []
+    for first, second in itertools.combinations(errors, 2):
+        paired = pair_seeds(errors[first], errors[second], pd.Index(cells["genotype_id"]))[0].notna().sum(axis=1)
+        for cell in cells.to_dict("records"):
+            sizes = [
+                int(errors[name].loc[cell["genotype_id"]].count()) if cell["genotype_id"] in errors[name].index else 0
+                for name in (first, second)
+            ]
+            count = int(paired.get(cell["genotype_id"], 0))
+            if min(sizes) and count < max(sizes):
+                lines.append(f"{cell['name']}: {first} has {sizes[0]} seeds and {second} {sizes[1]}, of which {count} are the same")
+    return lines
+
+
 def draw(study: StudyTables, cells: pd.DataFrame, errors: dict[str, pd.DataFrame]) -> dict[str, Figure]:
     figures = {}
     for index, (first, second) in enumerate(itertools.combinations(errors, 2), start=1):
-        one, other = errors[first].mean(axis=1), errors[second].mean(axis=1)
+        one, other = (side.mean(axis=1) for side in pair_seeds(errors[first], errors[second], pd.Index(cells["genotype_id"])))
         points = cells.assign(x=cells["genotype_id"].map(one), y=cells["genotype_id"].map(other)).dropna(subset=["x", "y"])
         if len(points):
             figures[f"transfer_{index}"] = draw_transfer(points, first, second)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import rq4_transfer as rq4
@@ -128,3 +129,48 @@ def test_the_script_writes_what_it_shows(tmp_path, capsys):
     assert all((out / f"rq4_transfer_{index}.png").exists() for index in (1, 2, 3))
     assert "## Published, not measured here: imagenet" in text
     assert "fewer than 5 cells have no interval" in text
+
+
+def test_two_settings_are_compared_in_the_seeds_that_a_cell_has_in_both(tmp_path):
+    """The first setting has a third seed of all cells but one, whose errors would turn the order round."""
+    folder = study(tmp_path, cells=6, settings=("cifar", "cifar-short"))
+    before = pair(rq4.build(tmp_path, figures=False), "cifar10, cifar", "cifar10, cifar-short")
+    assert (before["n"], before["seeds"]) == (6, "2")
+    runs = read_table(folder, "evaluations").query("recipe == 'cifar' and seed == 1")
+    genotypes = read_table(folder, "trials").merge(read_table(folder, "genotypes")).set_index("variant")["genotype_id"]
+    for index in range(1, 6):
+        (row,) = read_rows(folder, "evaluations", runs.set_index("genotype_id").loc[genotypes[f"cell_{index}"], "trial_id"])
+        turned = {"trial_id": f"{row['trial_id']}-more", "seed": 7, "accuracy": 0.9 - 0.1 * index}
+        write_rows(folder, "evaluations", turned["trial_id"], [row | turned])
+    after = rq4.build(tmp_path, figures=False)
+    row = pair(after, "cifar10, cifar", "cifar10, cifar-short")
+    pd.testing.assert_series_equal(row, before)
+    assert "cell_5: cifar10, cifar has 3 seeds and cifar10, cifar-short 2, of which 2 are the same" in after.missing
+    for seed, kept in ((0, ("cifar",)), (1, ("cifar-short",))):  # of cell_3, each setting has a seed that the other lacks
+        for run in (
+            read_table(folder, "evaluations").query(f"seed == {seed} and genotype_id == '{genotypes['cell_3']}'").itertuples()
+        ):
+            if run.recipe not in kept:
+                (folder / "evaluations" / f"{run.trial_id}.parquet").unlink()
+    (folder / "evaluations" / f"{runs.set_index('genotype_id').loc[genotypes['cell_0'], 'trial_id']}.parquet").unlink()
+    last = rq4.build(tmp_path, figures=False)
+    row = pair(last, "cifar10, cifar", "cifar10, cifar-short")
+    assert (row["n"], row["seeds"]) == (5, "1 to 2")
+    assert "cell_3: cifar10, cifar has 2 seeds and cifar10, cifar-short 1, of which 0 are the same" in last.missing
+    errors = {
+        name: rq4.table_of(read_table(folder, "evaluations").assign(setting=lambda runs: runs.recipe), name) for name in ALIKE
+    }
+    one, other = rq4.pair_seeds(errors["cifar"], errors["cifar-short"], errors["cifar"].index)
+    assert one.loc[genotypes["cell_0"]].count() == 1
+    assert one.loc[genotypes["cell_0"]].mean() == errors["cifar"].loc[genotypes["cell_0"], 0]
+    assert other.loc[genotypes["cell_0"]].mean() == errors["cifar-short"].loc[genotypes["cell_0"], 0]
+
+
+def test_settings_without_a_common_seed_are_not_correlated(tmp_path):
+    study(tmp_path, cells=6, settings=("cifar",), seeds=(0,))
+    study(tmp_path, cells=6, settings=("cifar-short",), seeds=(1,))
+    section = rq4.build(tmp_path, figures=False)
+    row = pair(section, "cifar10, cifar", "cifar10, cifar-short")
+    assert (row["n"], row["seeds"]) == (0, "0")
+    assert np.isnan(row["tau"])
+    assert "nothing can be said yet" in section.conclusion[0]
