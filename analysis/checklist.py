@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,10 @@ class Item:
 
 def fill_checklist(studies: Sequence[StudyFacts]) -> list[Item]:
     """All 14 items for the studies together: an item is met if every study meets it."""
+    studies = [
+        replace(study, trials=study.trials.assign(commit=study.trials["commit"].where(study.trials["commit"] != "unknown")))
+        for study in studies
+    ]
     trials = pd.concat([study.trials for study in studies], ignore_index=True)
     answers = [
         ("Releasing code", "Release Code for the Training Pipeline(s) You Use", _code(trials, "trained the networks")),

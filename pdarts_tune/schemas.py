@@ -133,7 +133,7 @@ _COLUMNS: dict[str, list[Any]] = {
         *_execution_columns(),
         _column("config", _TEXT, "JSON", "the whole configuration"),
         _column("config_id", _TEXT, "text", "names the configuration by its content"),
-        _column("commit", _TEXT, "text", "commit of the code; null outside a checkout", optional=True),
+        _column("commit", _TEXT, "text", "commit of the code; `unknown` outside its repository", optional=True),
         _column("versions", _TEXT, "JSON", "versions of Python and of the libraries"),
         *_run_columns(),
         _LEFT_OUT,

@@ -177,7 +177,7 @@ class Mirror:
         tags = {STATUS: trial["status"]}
         if trial["error"] or ERROR in run.tags:
             tags[ERROR] = (trial["error"] or "")[:1000]
-        if trial["commit"]:
+        if trial["commit"] not in (None, "unknown"):
             tags["mlflow.source.git.commit"] = trial["commit"]
         genotype = final_genotype(trial, rows.genotypes)
         if genotype is not None:

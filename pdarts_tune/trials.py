@@ -131,11 +131,19 @@ def _spec(
 
 @cache
 def _commit() -> str:
-    """The commit of the code that runs, with + if it was changed; `unknown` outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+    """The commit of the code that runs, with + if it was changed; `unknown` where no repository holds this file.
+
+    A package that is installed below somebody else's repository, as in a `.venv`, is not of that repository's commit.
+    """
+    here = Path(__file__)
+    for command in (
+        ["ls-files", "--error-unmatch", here.name],
+        ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+    ):
+        try:
+            done = subprocess.run(["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=False)
+        except OSError:
+            return "unknown"
+        if done.returncode:
+            return "unknown"
+    return done.stdout.strip()

@@ -161,6 +161,8 @@ def status_of(facts, number):
 def test_the_checklist_says_what_the_tables_know_and_no_more(results):
     facts = read_facts(results / "depth_gap")
     assert [status_of([facts], number) for number in (1, 2, 3)] == ["not known"] * 3  # the synthetic trials name no commit
+    nowhere = dataclasses.replace(facts, trials=facts.trials.assign(commit="unknown"))
+    assert status_of([nowhere], 1) == "not known"
     named = dataclasses.replace(facts, trials=facts.trials.assign(commit="abc"))
     assert status_of([named], 1) == "partly"  # whether it was published is not known
     assert "abc" in fill_checklist([named])[0].answer

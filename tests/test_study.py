@@ -18,7 +18,7 @@ import torch
 
 from depth_gap import STUDY as DEPTH_GAP
 from pdarts_tune import study as study_module
-from pdarts_tune import sweep
+from pdarts_tune import sweep, trials
 from pdarts_tune.config import ConfigError, EvalConfig
 from pdarts_tune.definition import define, definition_difference
 from pdarts_tune.genotype import PUBLISHED, Genotype
@@ -73,6 +73,34 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(tmp_path, 
     assert message in output.err
     assert output.err.count("\n") == 1
     assert not results.exists()
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    done = subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_of_the_repository_that_holds_the_package_and_of_no_other_above_it(tmp_path, monkeypatch):
+    module = tmp_path / ".venv" / "pdarts_tune" / "trials.py"
+    module.parent.mkdir(parents=True)
+    module.touch()
+    monkeypatch.setattr(trials, "__file__", str(module))
+    find_commit = trials._commit.__wrapped__
+    assert find_commit() == "unknown"  # no repository
+    git(tmp_path, "init")
+    assert find_commit() == "unknown"  # one without a commit
+    (tmp_path / "paper.tex").write_text("ours")
+    git(tmp_path, "add", "paper.tex")
+    git(tmp_path, "commit", "-m", "a paper")
+    assert find_commit() == "unknown"  # another project's, with the package in its virtual environment
+    git(tmp_path, "add", "--force", str(module))
+    git(tmp_path, "commit", "-m", "the package")
+    assert find_commit() == git(tmp_path, "rev-parse", "HEAD")
+    module.write_text("changed")
+    assert find_commit() == git(tmp_path, "rev-parse", "HEAD") + "+"
+    monkeypatch.setenv("PATH", "")
+    assert find_commit() == "unknown"  # no git
 
 
 def test_an_image_set_without_labels_is_refused_before_anything_starts(tmp_path, capsys):
