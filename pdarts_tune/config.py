@@ -173,7 +173,8 @@ def _require(condition: bool, name: str, value: object, right: str) -> None:
 def _check_common(config: SearchConfig | EvalConfig) -> None:
     for name in ("train_images", "test_images"):
         count = getattr(config, name)
-        _require(count is None or count >= 1, name, count, "at least 1, or nothing for all")
+        # Classes take turns in what is taken, so that two images are of two classes. Of one there is nothing to learn.
+        _require(count is None or count >= 2, name, count, "at least 2, or nothing for all")
     for name in ("channels", "batch_size"):
         _require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
     for name in ("learning_rate", "gradient_clip"):

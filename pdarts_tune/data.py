@@ -179,6 +179,8 @@ def _open(name: str, split_seed: int) -> _Opened:
 
 def _checked(train: FolderImages | ParquetImages, test: FolderImages | ParquetImages) -> _Opened:
     names = train.class_names or test.class_names or tuple(str(label) for label in range(int(train.labels.max()) + 1))
+    if len(names) < 2:
+        raise ConfigError(f"{train.place}: has one class alone ({names[0]}), a classifier needs at least 2")
     for part in (train, test):
         if part.class_names not in (None, names):
             raise ConfigError(f"{part.place}: its class names are not those of {train.place}")

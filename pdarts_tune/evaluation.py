@@ -29,7 +29,17 @@ from pdarts_tune.config import ConfigError, EvalConfig, config_id, to_dict
 from pdarts_tune.cost import network_cost, peak_bytes, reset_peak_bytes
 from pdarts_tune.data import Batches, Dataset, load_dataset
 from pdarts_tune.data_names import absolute_name
-from pdarts_tune.eval_job import EvalJob, data_columns, describe_device, epoch_line, run_eval_job, test_columns, write_eval_row
+from pdarts_tune.eval_job import (
+    EvalJob,
+    data_columns,
+    describe_device,
+    epoch_line,
+    error_text,
+    failure_status,
+    run_eval_job,
+    test_columns,
+    write_eval_row,
+)
 from pdarts_tune.eval_table import compare_genotypes
 from pdarts_tune.genotype import PUBLISHED, Genotype
 from pdarts_tune.genotype_source import RANDOM, find_genotypes, has_limits
@@ -264,12 +274,20 @@ def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Da
     except Exception as error:  # a file of any kind may be given, and PyTorch's readers raise many kinds of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"weights: {weights}: {reason}") from None
-    result = evaluate(network.to(device), Batches(dataset.test, dataset, config.batch_size, device, augment=False), config)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     job = EvalJob(f"{genotype.genotype_id}-weights-{digest}-{config_id(config)}", str(folder), str(genotype), to_dict(config))
-    own = {"status": "completed", "recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}
-    own |= data_columns(dataset)
-    write_eval_row(job, own | test_columns(result), describe_device(device), peak_bytes(device), started, 1)
+    own = {"recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}
+
+    def write(outcome: Mapping[str, Any]) -> None:
+        write_eval_row(job, own | outcome, describe_device(device), peak_bytes(device), started, 1)
+
+    try:
+        batches = Batches(dataset.test, dataset, config.batch_size, device, augment=False)
+        result = evaluate(network.to(device), batches, config, "test")
+    except Exception as error:
+        write({"status": failure_status(error), "failure": error_text(error)})
+        raise
+    write({"status": "completed"} | test_columns(result) | data_columns(dataset))
     print(f"{label}: {_result(result.accuracy, result.top5_accuracy, len(result.correct))}\n")
 
 

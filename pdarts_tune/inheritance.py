@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -44,6 +45,9 @@ def inherited_accuracy(
         derived: a network over `only(genotype)`, otherwise made like the search network; it takes over the weights. It has an
             eighth of the operations or so, which is what makes this cheap.
         generator: of the order and augmentation of the training batches.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
     """
     weights, names = network.state_dict(), derived.state_dict()
     kept = {name: weights[name] for name in names if not name.startswith(("alphas_", "betas_"))}
@@ -56,7 +60,10 @@ def inherited_accuracy(
             for norm in norms:
                 norm.momentum = 1 / (batch + 1)  # the plain mean over batches
             derived(images, mixing)
-    return evaluate(derived, validation, lambda: mixing)[1]
+    loss, accuracy = evaluate(derived, validation, lambda: mixing)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the validation loss of the derived cell in the search network's weights is {loss}")
+    return accuracy
 
 
 def evaluate(network: Supernet, batches: Batches, mixing: Callable[[], Mixing] | None = None) -> tuple[float, float]:

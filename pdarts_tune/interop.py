@@ -48,7 +48,7 @@ def load_darts_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) 
 
     Raises:
         ValueError: a tensor is missing, unexpected, or of another shape, as in a checkpoint of another genotype or width; the
-            message names the first such tensor and both shapes.
+            message names the first such tensor and both shapes. Or a tensor that the network takes is not finite.
         TypeError: a network of a kind that DARTS-family code does not have.
     """
     if isinstance(network, Supernet):
@@ -68,6 +68,8 @@ def load_darts_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) 
             raise ValueError(f"{name}: unexpected tensor of shape {tuple(tensor.shape)}, this network has no such weight")
         if ours[target].shape != tensor.shape:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, this network needs {tuple(ours[target].shape)}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: holds nan or an infinity, weights must be finite")
         named[target] = tensor
     keep_statistics = not any(name.endswith(_STATISTICS) for name in named)
     missing = [name for name in ours if name not in named and not (keep_statistics and name.endswith(_STATISTICS))]

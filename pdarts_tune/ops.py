@@ -10,6 +10,7 @@ Every operation maps (batch, channels, height, width) to (batch, channels, ceil(
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -181,3 +182,11 @@ FURTHER_OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
     "conv_7x1_1x7": Conv7x1And1x7,
 }
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds nan or an infinity; None if none does. Waits for a GPU once if all is well."""
+    numbers = [tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.numel()]
+    if not numbers or math.isfinite(nn.utils.get_total_norm(numbers, math.inf).item()):
+        return None
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)

@@ -29,6 +29,7 @@ from pdarts_tune.genotype import random_genotype, softmax
 from pdarts_tune.inheritance import evaluate, only
 from pdarts_tune.memory import check_limit, is_out_of_memory, stage_error
 from pdarts_tune.methods import RandomSearch, plan_rounds
+from pdarts_tune.ops import first_not_finite
 from pdarts_tune.partial import PartialSupernet
 from pdarts_tune.records import CELLS, Choice, EpochRecord
 from pdarts_tune.regularization import skip_dropout
@@ -83,7 +84,7 @@ class Search:
         """Runs the search from where it is, a record after each epoch.
 
         Raises:
-            FloatingPointError: a loss is not finite; the message names the stage and the epoch.
+            FloatingPointError: a loss, a weight or an alpha is not finite; the message names the stage and the epoch.
             StageMemoryError: a stage finds too little memory, or would take more than `memory_limit`.
         """
         while True:
@@ -197,6 +198,9 @@ class Search:
         for name, loss in (("training", train_loss), ("validation", validation_loss)):
             if not math.isfinite(loss):
                 raise FloatingPointError(f"stage {self.stage_index + 1}, epoch {self.epoch}: {name} loss is {loss}")
+        wrong = first_not_finite(self.network.state_dict())  # what the last step did no training loss of this epoch has seen
+        if wrong is not None:
+            raise FloatingPointError(f"stage {self.stage_index + 1}, epoch {self.epoch}: {wrong} is not finite after the last step")
         measured = time.perf_counter()
         alphas = dict(zip(CELLS, self._alphas_by_name(), strict=True))
         probabilities = {cell: [softmax(edge) for edge in edges] for cell, edges in alphas.items()}

@@ -108,7 +108,7 @@ def split_train(images: Part, split_seed: int, validation_fraction: float) -> Sp
     parts are disjoint, and together are all the images. The same seed gives the same parts.
 
     Raises:
-        ConfigError: so few images that a part would be empty.
+        ConfigError: so few images that a part would be empty, or of one class alone.
     """
     order = stratified_order(images.labels, torch.Generator().manual_seed(split_seed))
     held_out = round(validation_fraction * len(order))
@@ -121,6 +121,12 @@ def split_train(images: Part, split_seed: int, validation_fraction: float) -> Sp
             raise ConfigError(
                 f"validation_fraction: {validation_fraction} of {len(order)} training images leaves none for {purpose}; "
                 f"take more images or another fraction"
+            )
+    for part, purpose in zip(parts, ("validation", "weights", "alphas"), strict=True):
+        if len(images.labels[part].unique()) < 2:
+            raise ConfigError(
+                f"validation_fraction: {validation_fraction} of {len(order)} training images leaves images of one class alone for "
+                f"{purpose}; take more images or another fraction"
             )
     validation, weights, alphas = (images.select(part) for part in parts)
     return Split(weights, alphas, validation)

@@ -28,6 +28,7 @@ from pdarts_tune.data import Batches, load_dataset, split_train
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.network import EvalNetwork
 from pdarts_tune.network_shape import network_shape
+from pdarts_tune.ops import first_not_finite
 from pdarts_tune.recipes import learning_rate
 from pdarts_tune.workers import Workers, synchronise_batch_norms
 
@@ -132,7 +133,7 @@ class Evaluation:
         """Trains from where it is to the last epoch, a record after each.
 
         Raises:
-            FloatingPointError: a loss is not finite; the message names the epoch and the step.
+            FloatingPointError: a loss is not finite, or a weight after the epoch; the message names the epoch and the place.
         """
         while len(self.records) < self.config.epochs:
             record = self._run_epoch(len(self.records))
@@ -168,11 +169,12 @@ class Evaluation:
 
         Raises:
             ValueError: epochs are left to train, so that a choice between them by test accuracy is not even possible.
+            FloatingPointError: the loss of an image is not finite.
         """
         if len(self.records) < self.config.epochs:
             raise ValueError(f"test: only {len(self.records)} of {self.config.epochs} epochs are trained, train all of them first")
         batches = Batches(self.dataset.test, self.dataset, self.config.batch_size, self.device, augment=False)
-        result = evaluate(self.network, batches, self.config, self.workers)
+        result = evaluate(self.network, batches, self.config, "test", self.workers)
         self.dataset.left_out.update(self.workers.union(self.dataset.left_out))
         return result
 
@@ -185,10 +187,14 @@ class Evaluation:
         self.network.set_drop_path(config.drop_path * epoch / config.epochs)
         loss, accuracy = self._train(epoch)
         self.workers.align_buffers(self.network)
+        name = first_not_finite(self.network.state_dict())  # what the last step did no loss of this epoch has seen
+        if name is not None:
+            raise FloatingPointError(f"epoch {epoch}: {name} is not finite after the last step")
         self.dataset.left_out.update(self.workers.union(self.dataset.left_out))
         validation_accuracy = math.nan
         if self.validation_batches is not None:
-            validation_accuracy = evaluate(self.network, self.validation_batches, config, self.workers).accuracy
+            what = f"epoch {epoch}, validation"
+            validation_accuracy = evaluate(self.network, self.validation_batches, config, what, self.workers).accuracy
         return EvalEpoch(epoch, loss, accuracy, validation_accuracy, rate, time.perf_counter() - started)
 
     def _train(self, epoch: int) -> tuple[float, float]:
@@ -230,8 +236,13 @@ def autocast(config: EvalConfig, device: torch.device) -> torch.autocast:
 
 
 @torch.no_grad()
-def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, workers: Workers = ALONE) -> TestResult:
-    """What a network makes of images that are never augmented, nothing dropped. Each worker takes its part of each batch."""
+def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, what: str, workers: Workers = ALONE) -> TestResult:
+    """What a network makes of images that are never augmented, nothing dropped. Each worker takes its part of each batch.
+
+    Raises:
+        FloatingPointError: the loss of an image is not finite: its class would be a matter of chance. The message begins with
+            `what`, which names the images.
+    """
     network.eval()
     outcomes = []  # per image: is it right, is it among the first five, its loss
     for images, labels, place in batches.shared_in_order(workers):
@@ -246,6 +257,9 @@ def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, workers
             outcome[2, own] = cross_entropy(logits, labels, reduction="none").double()
         outcomes.append(outcome)
     correct, top5, losses = workers.total(torch.cat(outcomes, dim=1))
+    wrong = int((~losses.isfinite()).sum())
+    if wrong:
+        raise FloatingPointError(f"{what}: the loss of {wrong} of {len(losses)} images is not finite")
     cost = network_cost(network.genotype, network.config)
     return TestResult(
         correct.mean().item(), top5.mean().item(), losses.mean().item(), (correct > 0).tolist(), cost.params, cost.macs

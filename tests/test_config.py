@@ -66,6 +66,8 @@ def test_a_recipe_is_named_apart_from_data_and_seeds():
         ({"method": "random"}, "method: 'random' is unknown, it must be settings with a name"),
         ({"max_skips": 9}, "max_skips: 9 is wrong, it must be between 0 and 8"),
         ({"train_images": 0}, "train_images: 0 is wrong"),
+        ({"train_images": 1}, "train_images: 1 is wrong, it must be at least 2"),
+        ({"test_images": 1}, "test_images: 1 is wrong, it must be at least 2"),
         ({"validation_fraction": 1.0}, "validation_fraction: 1.0 is wrong"),
     ],
 )

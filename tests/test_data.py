@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from images import encode, pixels, write_image_set, write_parquet
+from images import encode, pixels, write_folders, write_image_set, write_parquet
 from pdarts_tune.augmentation import cutout, flip, shift
 from pdarts_tune.config import ConfigError
 from pdarts_tune.data import Batches, Dataset, ImageSet, check_dataset, load_dataset, split_train
@@ -295,6 +295,15 @@ def test_images_all_of_one_colour_are_refused(tmp_path):
         load_dataset(name)
 
 
+def test_a_set_of_one_class_is_refused(tmp_path):
+    refuse(write_image_set(tmp_path / "named", classes=("ant",)), r"train.parquet: has one class alone \(ant\)")
+    refuse(write_folders(tmp_path / "folders", classes=("ant",)), r"train: has one class alone \(ant\)")
+    (tmp_path / "plain").mkdir()
+    for name in ("train.parquet", "test.parquet"):
+        write_parquet(tmp_path / "plain" / name, [encode(image) for image in pixels(4)], [0] * 4)
+    refuse(f"parquet:{tmp_path}/plain", r"train.parquet: has one class alone \(0\), a classifier needs at least 2")
+
+
 def test_more_images_than_there_are_says_how_many_there_are(tmp_path):
     name = write_image_set(tmp_path)
     refuse(name, f"train_images: 41 asked for, {name} has 40", train_images=41)
@@ -346,6 +355,8 @@ def test_a_split_that_leaves_a_part_empty_is_refused():
         split_train(numbered(20), 0, 0.01)
     with pytest.raises(ConfigError, match="leaves none for alphas"):
         split_train(numbered(2), 0, 0.5)
+    with pytest.raises(ConfigError, match="leaves images of one class alone for validation"):
+        split_train(numbered(20, 3), 0, 0.05)
 
 
 # Batches

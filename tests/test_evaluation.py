@@ -154,6 +154,13 @@ def other_width(tmp_path):
     return str(tmp_path / "wide.pt")
 
 
+def not_finite(tmp_path):
+    network = EvalNetwork(PDARTS, NetworkConfig(4, 3, 10, 8, "cifar", 1))
+    network.state_dict()["cells.1.preprocess0.bn.running_mean"][0] = float("nan")
+    torch.save(network.state_dict(), tmp_path / "nan.pt")
+    return str(tmp_path / "nan.pt")
+
+
 @pytest.mark.parametrize(
     ("genotype", "arguments", "message"),
     [
@@ -172,6 +179,8 @@ def other_width(tmp_path):
         ("PDARTS_C10", ["--devices", "0"], "devices: 0 is wrong, it must be at least 1"),
         ("PDARTS_C10", ["--weights", "nowhere.pt"], "weights: nowhere.pt is not a file"),
         ("PDARTS_C10", ["--weights", broken], "weights.pt: "),
+        ("PDARTS_C10", ["--weights", not_finite], "cells.1.preprocess0.bn.running_mean: holds nan or an infinity, weights must be"),
+        ("PDARTS_C10", ["--test-images", "1"], "test_images: 1 is wrong, it must be at least 2"),
         ("PDARTS_C10", ["--weights", other_width], "stem.0.weight: shape (18, 1, 3, 3), this network needs (12, 1, 3, 3)"),
     ],
 )
@@ -184,6 +193,25 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, genotype, ar
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_finite_weights_that_overflow_have_no_accuracy_but_a_failed_row(tmp_path, capsys):
+    network = EvalNetwork(PDARTS, NetworkConfig(4, 3, 10, 8, "cifar", 1))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1e30)
+    torch.save(network.state_dict(), tmp_path / "huge.pt")
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, "--weights", str(tmp_path / "huge.pt"))
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    message = "test: the loss of 30 of 30 images is not finite"
+    assert printed.err == f"failed: {message} (the evaluations table has the whole message)\n"
+    assert "error" not in printed.out.splitlines()[-1]
+    found = row(tmp_path)
+    assert found["status"] == "failed"
+    assert pd.isna(found["accuracy"])
+    assert found["failure"].startswith(f"FloatingPointError: {message}")
 
 
 def test_a_damaged_image_is_refused_before_anything_is_written_or_left_out_and_counted(tmp_path, capsys):

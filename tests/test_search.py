@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from images import write_folders
-from pdarts_tune import streaming
+from pdarts_tune import inheritance, streaming
+from pdarts_tune import search as search_module
 from pdarts_tune.config import SearchConfig, config_id
 from pdarts_tune.genotype import softmax
 from pdarts_tune.inheritance import evaluate, only
@@ -169,6 +170,28 @@ def test_a_loss_that_is_not_finite_stops_the_search_with_its_place():
     search = Search(replace(TINY, learning_rate=1e30), CPU)
     with pytest.raises(FloatingPointError, match=r"stage 1, epoch [01]: training loss is (nan|inf)"):
         list(search.epochs())
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "alphas_reduce"])
+def test_a_search_whose_last_step_leaves_weights_that_are_not_finite_ends_in_an_error(monkeypatch, name):
+    search = Search(TINY, CPU)
+    monkeypatch.setattr(search_module, "evaluate", lambda *_: (1.0, 0.5))  # as if no validation image showed it
+
+    def train_badly(_):
+        search.network.state_dict()[name].view(-1)[-1] = float("nan")
+        return 1.0, 0.5, 24
+
+    monkeypatch.setattr(search, "_train", train_badly)
+    with pytest.raises(FloatingPointError, match=f"stage 1, epoch 0: {name} is not finite after the last step"):
+        list(search.epochs())
+
+
+def test_a_derived_cell_whose_loss_is_not_finite_has_no_accuracy(uninterrupted, monkeypatch):
+    search, _ = copy.deepcopy(uninterrupted)
+    monkeypatch.setattr(inheritance, "evaluate", lambda *_: (float("nan"), 0.1))
+    search.epoch = 1  # a stage's last is always looked at
+    with pytest.raises(FloatingPointError, match="the validation loss of the derived cell in the search network's weights is nan"):
+        search._run_epoch()
 
 
 def test_a_search_streams_larger_images_at_its_resolution_and_counts_those_it_leaves_out(tmp_path, monkeypatch):

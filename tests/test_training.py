@@ -194,6 +194,43 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step():
         next(epochs)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["classifier.bias", "cells.0.preprocess0.bn.running_var"])
+def test_a_training_whose_last_step_leaves_weights_that_are_not_finite_ends_in_an_error(monkeypatch, value, name):
+    """All losses are finite: what the last step did only a further batch would show, and there is none."""
+    evaluation = Evaluation(GENOTYPE, dataclasses.replace(TINY, epochs=1, validation_fraction=0.0), CPU)
+    train = evaluation._train
+
+    def train_badly(epoch):
+        outcome = train(epoch)
+        evaluation.network.state_dict()[name].view(-1)[0] = value
+        return outcome
+
+    monkeypatch.setattr(evaluation, "_train", train_badly)
+    with pytest.raises(FloatingPointError, match=f"epoch 0: {name} is not finite after the last step"):
+        list(evaluation.epochs())
+
+
+def test_images_whose_loss_is_not_finite_have_no_accuracy(monkeypatch):
+    evaluation = Evaluation(GENOTYPE, dataclasses.replace(TINY, epochs=1), CPU)
+    list(evaluation.epochs())
+    forward, calls = evaluation.network.forward, []
+
+    def overflow(images):
+        logits, auxiliary = forward(images)
+        calls.append(len(images))
+        return (logits * math.nan if len(calls) == 1 else logits), auxiliary
+
+    monkeypatch.setattr(evaluation.network, "forward", overflow)
+    with pytest.raises(FloatingPointError, match="test: the loss of 16 of 30 images is not finite"):
+        evaluation.test()
+    calls.clear()
+    evaluation.config = dataclasses.replace(TINY, epochs=2)
+    monkeypatch.setattr(evaluation, "_train", lambda _: (1.0, 0.5))
+    with pytest.raises(FloatingPointError, match="epoch 1, validation: the loss of 16 of 20 images is not finite"):
+        list(evaluation.epochs())
+
+
 def test_a_state_of_another_configuration_or_genotype_is_refused():
     state = saved(Evaluation(GENOTYPE, TINY, CPU))
     with pytest.raises(ValueError, match="the checkpoint is of config_id"):

@@ -62,7 +62,7 @@ def train(genotype, config, workers):
         for batches in (evaluation.batches, evaluation.validation_batches, test):
             batches._scale = batches._scale.double()
         records = [replace(record, seconds=0.0) for record in evaluation.epochs()]
-        result = training.evaluate(evaluation.network, test, config, workers)
+        result = training.evaluate(evaluation.network, test, config, "test", workers)
     return evaluation.network.state_dict(), records, result.correct, evaluation.dataset.left_out
 
 
