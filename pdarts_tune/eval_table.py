@@ -46,6 +46,14 @@ def compare_genotypes(rows: Mapping[str, Sequence[Mapping[str, Any]]], controls:
                 "–" if gain is None else f"{gain:+.2f}",
             )
         )
-    headers = ("genotype", "trainings", "error, %", "top-5 error, %", "params, M", "seconds each", "relative improvement, %")
+    headers = (
+        "genotype",
+        "trainings",
+        "test error, %",
+        "top-5 test error, %",
+        "params, M",
+        "seconds each",
+        "relative improvement, %",
+    )
     where = f"{every[0]['data']}, recipe {every[0]['recipe_id']}, {len(every[0]['correct'])} test images"
     return f"{where}\n\n" + tabulate(lines, headers, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 6))

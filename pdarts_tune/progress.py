@@ -22,7 +22,7 @@ LINE_EVERY_SECONDS = 15.0
 @dataclass
 class _Running:
     position: str = "starting"
-    accuracy: float | None = None
+    accuracy: str = ""  # with what it is of
     left: float | None = None  # seconds
     share: float = 0.0
     since: float = field(default_factory=time.monotonic)
@@ -67,13 +67,13 @@ class Progress:
         self,
         trial_id: str,
         position: str,
-        accuracy: float,
+        accuracy: tuple[str, float],
         done_epochs: int,
         total_epochs: int,
         epoch_seconds: float,
         warning: str = "",
     ) -> None:
-        """A trial finished an epoch. `accuracy` is a fraction, on validation images where there are some.
+        """A trial finished an epoch. `accuracy` names the images that it is of (validation, training), then says the fraction.
 
         A warning is printed at once, on a line that stays.
         """
@@ -82,7 +82,7 @@ class Progress:
                 f"{self._count()} {trial_id}: [yellow]warning[/yellow]: {escape(warning)}", highlight=False, soft_wrap=True
             )
         row = self.running.setdefault(trial_id, _Running())
-        row.position, row.accuracy = position, accuracy
+        row.position, row.accuracy = position, f"{accuracy[0]} {100 * accuracy[1]:.1f} %"
         row.left = (total_epochs - done_epochs) * epoch_seconds
         row.share = done_epochs / total_epochs
         self._show()
@@ -98,7 +98,7 @@ class Progress:
         self.done += 1
         self.failed += error is not None
         self.durations.append(time.monotonic() - row.since)
-        accuracy = "" if row.accuracy is None else f", accuracy {100 * row.accuracy:.1f} %"
+        accuracy = f", accuracy: {row.accuracy}" if row.accuracy else ""
         outcome = f"[red]failed[/red]: {escape(error)}" if error else f"done in {_span(self.durations[-1])}{accuracy}"
         self.console.print(f"{self._count()} {trial_id}: {outcome}", highlight=False)
         self._show()
@@ -123,14 +123,13 @@ class Progress:
             for name, justify in (("trial", "left"), ("position", "left"), ("accuracy", "right"), ("time left", "right")):
                 table.add_column(name, justify=justify)  # type: ignore[arg-type]
             for trial_id, row in self.running.items():
-                accuracy = "" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
-                table.add_row(trial_id, row.position, accuracy, "" if row.left is None else _span(row.left))
+                table.add_row(trial_id, row.position, row.accuracy, "" if row.left is None else _span(row.left))
             bar = ProgressBar(self.total, self.done, width=40)
             self.live.update(Group(table, bar, Text(f"{self._count()} {self.what}{over}")), refresh=True)
         elif time.monotonic() - self.last_line >= LINE_EVERY_SECONDS:
             self.last_line = time.monotonic()
             under_way = "; ".join(
-                f"{trial_id} {row.position}" + ("" if row.accuracy is None else f" {100 * row.accuracy:.1f} %")
+                f"{trial_id} {row.position}" + (f", accuracy: {row.accuracy}" if row.accuracy else "")
                 for trial_id, row in self.running.items()
             )
             self.console.print(f"{self._count()} {self.what}{over} | {under_way}", highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from ray import tune
 from pdarts_tune.config import EvalConfig, from_dict
 from pdarts_tune.eval_job import EvalJob, run_eval_job
 from pdarts_tune.results import read_rows
-from pdarts_tune.trainable import TrialSpec, prepare, run_search
+from pdarts_tune.trainable import TrialSpec, prepare, run_search, training_progress
 from pdarts_tune.training import EvalEpoch
 
 OBJECTIVES = ("evaluation_error", "search_seconds", "peak_bytes")  # percent, seconds, bytes; all to be small
@@ -38,13 +38,8 @@ def run_schedule(settings: dict[str, Any]) -> None:
     job = EvalJob(evaluation_id(spec.trial_id, config), spec.study_dir, found["genotype"], settings["evaluation"])
 
     def report(epoch: EvalEpoch) -> None:
-        done = {
-            "position": f"evaluation, epoch {epoch.epoch + 1}/{config.epochs}",
-            "accuracy": epoch.validation_accuracy,
-            "done_epochs": epoch.epoch + 1,
-            "total_epochs": config.epochs,
-            "epoch_seconds": epoch.seconds,
-        }
+        done = training_progress(epoch, config.epochs)
+        done["position"] = f"evaluation, {done['position']}"
         # Of the last epoch nobody asks whether to go on: only the test is left.
         asked = {EVALUATED: epoch.epoch + 1} if epoch.epoch + 1 < config.epochs else {}
         tune.report(done | asked | {"evaluation_error": 100 * (1 - epoch.validation_accuracy)} | costs)

@@ -136,21 +136,19 @@ def _settled_genotype(config: SearchConfig) -> Genotype | None:
 def run_evaluation(spec: TrialSpec) -> None:
     """Trains or continues training one genotype from scratch, tests it once, writes its row of `evaluations`."""
     epochs = from_dict(EvalConfig, spec.config).epochs
-    device = prepare(spec)
+    run_eval_job(spec.eval_job, prepare(spec), lambda epoch: tune.report(training_progress(epoch, epochs)))
 
-    def report(epoch: EvalEpoch) -> None:
-        held_out = not math.isnan(epoch.validation_accuracy)
-        tune.report(
-            {
-                "position": f"epoch {epoch.epoch + 1}/{epochs}",
-                "accuracy": epoch.validation_accuracy if held_out else epoch.train_accuracy,
-                "done_epochs": epoch.epoch + 1,
-                "total_epochs": epochs,
-                "epoch_seconds": epoch.seconds,
-            }
-        )
 
-    run_eval_job(spec.eval_job, device, report)
+def training_progress(epoch: EvalEpoch, epochs: int) -> dict[str, Any]:
+    """What Tune is told of an epoch of a training from scratch."""
+    held_out = not math.isnan(epoch.validation_accuracy)
+    return {
+        "position": f"epoch {epoch.epoch + 1}/{epochs}",
+        "accuracy": ("validation", epoch.validation_accuracy) if held_out else ("training", epoch.train_accuracy),
+        "done_epochs": epoch.epoch + 1,
+        "total_epochs": epochs,
+        "epoch_seconds": epoch.seconds,
+    }
 
 
 def record_failure(settings: dict[str, Any]) -> str:
@@ -246,7 +244,7 @@ def _progress(records: list[EpochRecord], config: SearchConfig) -> dict[str, Any
     collapsed = f", collapsed: {_skips(record)} skip-connects in the normal cell" if _collapsed(record) else ""
     return {
         "position": f"{noun} {record.stage}/{len(rounds)}, epoch {record.epoch + 1}/{epochs}{collapsed}",
-        "accuracy": record.validation_accuracy,
+        "accuracy": ("validation", record.validation_accuracy),
         "done_epochs": len(records),
         "total_epochs": sum(stage.epochs for stage in rounds),
         "epoch_seconds": record.seconds,

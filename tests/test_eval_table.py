@@ -27,6 +27,7 @@ def test_means_deviations_and_relative_improvements_are_those_of_hand_computatio
     rows = {"ours": [row(0.90), row(0.94)], "random:0": [row(0.80)], "random:1": [row(0.88), row(0.92)]}
     table = compare_genotypes(rows, {"random:0", "random:1"})
     assert table.startswith("cifar10, recipe short-1, 10 test images\n")
+    assert "| test error, % |" in table.replace("   ", " ").replace("  ", " ")
     # The controls' accuracies are 0.8 and 0.9, in the mean 0.85; a genotype counts once, however often it was trained.
     assert cells(table, "ours") == ["ours", "2", "8.00 ± 2.83", "10.00", "3.43", "60", "+8.24"]
     assert cells(table, "random:0") == ["random:0", "1", "20.00", "10.00", "3.43", "60", "-5.88"]

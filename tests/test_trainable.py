@@ -103,6 +103,7 @@ def test_a_search_leaves_its_rows_in_four_tables(tmp_path, reports):
         assert Genotype.parse(row.genotype).genotype_id == row.genotype_id
     assert [r["position"] for r in reports] == ["stage 1/2, epoch 1/2", "stage 1/2, epoch 2/2", "stage 2/2, epoch 1/1"]
     assert [r["done_epochs"] for r in reports] == [1, 2, 3]
+    assert [r["accuracy"] for r in reports] == [("validation", accuracy) for accuracy in epochs.validation_accuracy]
 
 
 def test_the_skip_columns_follow_from_the_alphas(tmp_path, reports):
@@ -179,7 +180,13 @@ def test_an_evaluation_leaves_one_row_with_the_test_result(tmp_path, reports):
     assert len(row["train_accuracies"]) == len(row["validation_accuracies"]) == 3
     assert row["best_validation_accuracy"] == max(row["validation_accuracies"])
     assert row["last_validation_accuracy"] == row["validation_accuracies"][-1]
-    assert len(reports) == 3
+    assert [r["accuracy"] for r in reports] == [("validation", accuracy) for accuracy in row["validation_accuracies"]]
+
+
+def test_a_training_without_validation_images_shows_its_training_accuracy_as_such(tmp_path, reports):
+    run_trial(evaluation_settings(tmp_path, replace(EVALUATION, validation_fraction=0.0, epochs=1)))
+    (row,) = read_rows(tmp_path, "evaluations", "genotype-seed0")
+    assert [r["accuracy"] for r in reports] == [("training", accuracy) for accuracy in row["train_accuracies"]]
 
 
 def test_a_killed_evaluation_continues_to_the_same_result(tmp_path, reports, monkeypatch):
