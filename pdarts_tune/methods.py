@@ -112,6 +112,8 @@ class RandomSampling:
     """A genotype drawn uniformly from all under the same skip limit; nothing is trained, so every stage plan will do."""
 
     exactly: bool = field(default=False, metadata={"later": True})  # from all with just as many skip-connects as the limit allows
+    # A variant: from all with just as many skip-connects as its search of the same seed ended with, which is run first.
+    skips_of: str = field(default="", metadata={"later": True})
     name: str = field(default="random", init=False)
 
 
@@ -137,6 +139,11 @@ Method = FirstOrder | SecondOrder | Snas | PartialChannels | RandomSearch | Rand
 def trains_alphas(method: Method) -> bool:
     """Whether the method learns architecture parameters, rather than drawing architectures."""
     return not isinstance(method, RandomSearch | RandomSampling | Given)
+
+
+def paired_variant(method: Method) -> str | None:
+    """The variant whose search of the same seed must be finished before this method can find its genotype."""
+    return (method.skips_of or None) if isinstance(method, RandomSampling) else None
 
 
 def plan_rounds(method: Method, stages: Stages) -> Stages:

@@ -18,7 +18,7 @@ from pdarts_tune.config import DEFAULT_EXECUTION, ConfigError, EvalConfig, Searc
 from pdarts_tune.data_names import absolute_name
 from pdarts_tune.execution import Execution
 from pdarts_tune.genotype import Genotype
-from pdarts_tune.methods import Given, Method
+from pdarts_tune.methods import Given, Method, RandomSampling, paired_variant
 from pdarts_tune.presets import PRESETS, Preset
 from pdarts_tune.stages import Stage
 
@@ -69,6 +69,11 @@ class SearchTrial:
     config: SearchConfig
 
 
+def search_id(variant: str, seed: int) -> str:
+    """The trial id of a variant's search with a seed."""
+    return f"{variant}-seed{seed}"
+
+
 @dataclass(frozen=True)
 class EvalTrial:
     """One training of a genotype from scratch."""
@@ -104,6 +109,7 @@ class Plan:
                 raise ConfigError(
                     f"skip_limits: {variant.limits} of variant {variant.name} are wrong, they must be between 0 and 8"
                 )
+            self._check_pair(variant)
         for recipe in self.recipes:
             _check_readable(f"recipe {recipe.recipe}", recipe)
         if not self.recipes or len({(recipe.recipe_id, recipe.data) for recipe in self.recipes}) != len(self.recipes):
@@ -114,6 +120,17 @@ class Plan:
         for field in ("seeds", "evaluation_seeds", "samples"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}: {getattr(self, field)} is wrong, it must be at least 1")
+
+    def _check_pair(self, variant: Variant) -> None:
+        name = paired_variant(variant.search.method)
+        if name is None:
+            return
+        pair = next((other.search for other in self.variants if other.name == name), None)
+        if pair is None or isinstance(pair.method, Given | RandomSampling) or pair.max_skips != variant.search.max_skips:
+            raise ConfigError(
+                f"skips_of: variant {variant.name} draws as many skip-connects as the searches of {name!r} find, which must be "
+                f"one of the study's variants, run along with it, that searches under its max_skips ({variant.search.max_skips})"
+            )
 
     @property
     def evaluation(self) -> EvalConfig:
@@ -130,7 +147,7 @@ class Plan:
     @cached_property
     def _searches(self) -> tuple[SearchTrial, ...]:
         return tuple(
-            SearchTrial(f"{variant.name}-seed{seed}", variant.name, replace(variant.search, seed=seed))
+            SearchTrial(search_id(variant.name, seed), variant.name, replace(variant.search, seed=seed))
             for seed in range(self.seeds)
             for variant in self.variants
             if seed == 0 or not isinstance(variant.search.method, Given)

@@ -17,6 +17,7 @@ from pdarts_tune.config import ConfigError, EvalConfig, config_id, from_dict, to
 from pdarts_tune.data_names import short_name
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.ledger import read_columns
+from pdarts_tune.methods import paired_variant
 from pdarts_tune.plan import EvalTrial, SearchTrial
 from pdarts_tune.results import read_rows, write_rows
 from pdarts_tune.storage import Storage
@@ -54,7 +55,9 @@ def find_same(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Stora
         trainings = _finished_evaluations(source) if any(isinstance(trial, EvalTrial) for trial in trials) else {}
         for trial in trials:
             for data in (trial.config.data, short_name(trial.config.data)):
-                if isinstance(trial, SearchTrial):
+                if isinstance(trial, SearchTrial) and paired_variant(trial.config.method):
+                    there = None  # it follows from another search too, which need not be the same there
+                elif isinstance(trial, SearchTrial):
                     there = searches.get(config_id(replace(trial.config, data=data)))
                 else:
                     there = trainings.get((Genotype.parse(trial.genotype).genotype_id, replace(trial.config, data=data)))

@@ -37,12 +37,14 @@ from pdarts_tune.eval_job import (
 from pdarts_tune.execution import cell_evaluation
 from pdarts_tune.genotype import Genotype, random_genotype
 from pdarts_tune.memory import MemoryLimitError, StageMemoryError
-from pdarts_tune.methods import Given, RandomSampling, RandomSearch, plan_rounds
+from pdarts_tune.methods import Given, RandomSampling, RandomSearch, paired_variant, plan_rounds
+from pdarts_tune.plan import search_id
 from pdarts_tune.records import EpochRecord
 from pdarts_tune.results import GrowingTable, read_rows, write_rows
 from pdarts_tune.rows import alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.search import Search
 from pdarts_tune.storage import Storage
+from pdarts_tune.summary import final_genotype
 from pdarts_tune.training import EvalEpoch
 from pdarts_tune.wording import stage_columns
 
@@ -84,7 +86,7 @@ def run_search(spec: TrialSpec) -> None:
     trial = _TrialRow(spec, config, device)
     try:
         trial.write("running", 0.0)
-        genotype = _settled_genotype(config)
+        genotype = _settled_genotype(spec, config)
         if genotype is not None:
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
             write_rows(spec.study_dir, "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
@@ -123,14 +125,29 @@ def _seconds_so_far(spec: TrialSpec) -> float:
     return sum(row["seconds"] for row in read_rows(spec.study_dir, "epochs", spec.trial_id))
 
 
-def _settled_genotype(config: SearchConfig) -> Genotype | None:
+def _settled_genotype(spec: TrialSpec, config: SearchConfig) -> Genotype | None:
     """The genotype of a method that trains nothing to find it."""
     method = config.method
     if isinstance(method, Given):
         return Genotype.parse(method.genotype)
     if isinstance(method, RandomSampling):
-        return random_genotype(random.Random(derive_seed(config.seed, "genotype")), config.max_skips, method.exactly)
+        rng, pair = random.Random(derive_seed(config.seed, "genotype")), paired_variant(method)
+        if pair is not None:
+            return random_genotype(rng, _skips_found(spec.study_dir, search_id(pair, config.seed)), exactly=True)
+        return random_genotype(rng, config.max_skips, method.exactly)
     return None
+
+
+def _skips_found(study_dir: str, trial_id: str) -> int:
+    """The skip-connects of the normal cell that a search of the study ended with, at its own skip limit."""
+    trials = read_rows(study_dir, "trials", trial_id)
+    found = final_genotype(trials[0], read_rows(study_dir, "genotypes", trial_id)) if trials else None
+    if found is None:
+        status = trials[0]["status"] if trials else "not there"
+        raise RuntimeError(
+            f"search {trial_id} is {status}, so its skip-connects are not known; they are drawn once it is completed"
+        )
+    return int(found["skips"])
 
 
 def run_evaluation(spec: TrialSpec) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdarts_tune.config import to_dict
+from pdarts_tune.methods import paired_variant
 from pdarts_tune.plan import EvalTrial, Plan, SearchTrial
 from pdarts_tune.storage import Storage
 
@@ -85,7 +86,10 @@ def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, s
             ]
             return refused + sweep.run(specs, what, total=len(trials) - refused)
 
-        failed += run(searches, "searches", "trials")
+        controls = [trial for trial in searches if paired_variant(trial.config.method)]  # whose pairs must be finished first
+        failed += run([trial for trial in searches if trial not in controls], "searches", "trials")
+        if controls:
+            failed += run(controls, "controls", "trials")
         failed += run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations")
     return failed
 

@@ -69,5 +69,5 @@ def _summary(config: SearchConfig) -> dict[str, Any]:
 
 def _in_words(method: dict[str, Any]) -> str:
     """A method's name and settings; a genotype's text would fill three lines, and its source stands beside it."""
-    settings = [f"{name} {value}" for name, value in method.items() if name not in ("name", "genotype")]
+    settings = [f"{name} {value}" for name, value in method.items() if name not in ("name", "genotype") and value != ""]
     return f"{method['name']} ({', '.join(settings)})" if settings else str(method["name"])

@@ -29,8 +29,8 @@ def variants(base: SearchConfig) -> list[Variant]:
         Variant("rates_10_20_30", rates(0.1, 0.2, 0.3)),  # the paper's on CIFAR-100
         Variant("no_jump", no_jump),  # the rate does not go back up when the alphas start to train
         Variant("dropout_on_reduce", replace(base, dropout_on_reduce=True)),  # stride-2 skip-connects too
-        # As many skip-connects as refinement leaves, all else drawn: what the prior is worth without the search.
-        Variant("random_same_skips", replace(base, method=RandomSampling(exactly=True))),
+        # As many skip-connects as the cell of `dropout` with the same seed, all else drawn: what they are worth without a search.
+        Variant("random_same_skips", replace(base, method=RandomSampling(skips_of="dropout"))),
     ]
 
 

@@ -94,6 +94,24 @@ def test_a_wrong_request_is_refused_with_what_would_be_right(settings, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [
+        None,
+        lambda base: replace(base, max_skips=4),
+        lambda base: replace(base, method=RandomSampling()),
+    ],
+)
+def test_a_random_control_of_no_search_is_refused(pair):
+    def variants(base):
+        control = Variant("control", replace(base, method=RandomSampling(skips_of="pair")))
+        return [control] if pair is None else [Variant("pair", pair(base)), control]
+
+    says = "skips_of: variant control draws as many skip-connects as the searches of 'pair' find, which must be one of the study's"
+    with pytest.raises(ConfigError, match=says):
+        make_plan(Study("example", "?", variants), "smoke")
+
+
 def test_two_variants_of_one_name_are_refused():
     twice = Study("example", "?", lambda base: [Variant("base", base)])
     plan = make_plan(twice, "smoke")

@@ -2,10 +2,13 @@
 
 import importlib
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+import regularization
 from pdarts_tune.config import SearchConfig, config_id, from_dict
 from pdarts_tune.definition import COMPLETED
 from pdarts_tune.ledger import found_genotypes, missing_trials
@@ -17,6 +20,7 @@ from pdarts_tune.reuse import find_same, take_over
 from pdarts_tune.stages import search_work
 from pdarts_tune.storage import Storage
 from pdarts_tune.study import main
+from pdarts_tune.trials import Demands, run_missing
 from publish import publish
 from synthetic import make_planned, make_planned_evaluation
 
@@ -185,3 +189,26 @@ def main_exits(code, options):
     with pytest.raises(SystemExit) as ended:
         main(LATER, options)
     assert ended.value.code == code
+
+
+def test_a_random_control_is_drawn_when_its_pair_is_finished_and_is_not_taken_over(tmp_path, monkeypatch):
+    """A sweep that runs nothing: the same search elsewhere says nothing of what the pair found here."""
+    plan = make_plan(regularization.STUDY, "smoke", seeds=2, variants="random_same_skips,dropout,no_dropout")
+    make_planned(tmp_path / "regularization", plan)
+    batches = []
+    sweep = SimpleNamespace(
+        grants=SimpleNamespace(gpu_bytes=None),
+        threads=lambda _: 1,
+        run=lambda specs, what, **_: batches.append((what, [spec["trial_id"] for spec in specs])) or 0,
+    )
+    monkeypatch.setattr("pdarts_tune.sweep.open_sweep", lambda *_: nullcontext(sweep))
+    signals = SimpleNamespace(install=lambda: None)
+    demands = Demands(None, None, 0, False, [])
+    assert run_missing(plan, demands, Storage(tmp_path / "empty" / "regularization"), None, signals) == 0
+    searches = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("dropout", "no_dropout")]
+    controls = [f"random_same_skips-seed{seed}" for seed in (0, 1)]
+    assert batches == [("searches", searches), ("controls", controls), ("evaluations", [])]
+    batches.clear()
+    demands = replace(demands, sources=[Storage(tmp_path / "regularization")])
+    run_missing(plan, demands, Storage(tmp_path / "another" / "regularization"), None, signals)
+    assert [batch for batch in batches if batch[1]] == [("controls", controls)]

@@ -36,6 +36,9 @@ def test_a_study_runs_from_its_command_to_its_report(tmp_path, module):
         found |= set(last["genotype_id"])
     assert set(evaluations["genotype_id"]) == found
     assert len(evaluations) == len(found) * len(plan.recipes)
+    skips = genotypes[genotypes["max_skips"] == 2].sort_values("stage").groupby("trial_id")["skips"].last()
+    if "random_same_skips-seed0" in skips:
+        assert skips["random_same_skips-seed0"] == skips["dropout-seed0"]
     assert list((tmp_path / study.name / "report").glob("*.md"))
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr

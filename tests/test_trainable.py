@@ -1,3 +1,4 @@
+import random
 from dataclasses import asdict, replace
 
 import pandas as pd
@@ -8,9 +9,9 @@ from pdarts_tune import steps, trainable
 from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, to_dict
 from pdarts_tune.cost import predict_stage_bytes
-from pdarts_tune.genotype import PUBLISHED, Genotype
+from pdarts_tune.genotype import PUBLISHED, Genotype, random_genotype
 from pdarts_tune.memory import StageMemoryError
-from pdarts_tune.methods import RandomSampling
+from pdarts_tune.methods import Given, RandomSampling
 from pdarts_tune.results import read_rows, read_table
 from pdarts_tune.search import Search
 from pdarts_tune.stages import Stage
@@ -166,6 +167,28 @@ def test_the_random_variant_draws_a_genotype_within_the_skip_limit_and_searches_
     assert (genotypes.stage == 0).all()
     assert (genotypes.skips <= 1).all()
     assert not (tmp_path / "epochs").exists()
+
+
+def test_a_random_control_has_as_many_skip_connects_as_the_search_of_its_seed(tmp_path, reports):
+    controls = {}
+    for seed, skips in enumerate((0, 2, 1)):
+        control = replace(SEARCH, seed=seed, method=RandomSampling(skips_of="pair"))
+        settings = search_settings(tmp_path, control, f"control-seed{seed}")
+        with pytest.raises(RuntimeError, match=f"search pair-seed{seed} is not there, so its skip-connects are not known"):
+            run_trial(settings)
+        assert read_rows(tmp_path, "trials", f"control-seed{seed}")[0]["status"] == "failed"
+        given = next(cell for cell in map(drawn_genotype, range(100)) if cell.normal.skips == skips)
+        run_trial(search_settings(tmp_path, replace(SEARCH, seed=seed, method=Given(str(given), "here")), f"pair-seed{seed}"))
+        run_trial(settings)
+        (row,) = read_rows(tmp_path, "trials", f"control-seed{seed}")
+        assert (row["status"], row["attempts"]) == ("completed", 2)
+        (controls[seed],) = read_rows(tmp_path, "genotypes", f"control-seed{seed}")
+        assert controls[seed]["genotype_id"] != given.genotype_id
+    assert [controls[seed]["skips"] for seed in controls] == [0, 2, 1]
+
+
+def drawn_genotype(seed):
+    return random_genotype(random.Random(seed), 2)
 
 
 def test_an_evaluation_leaves_one_row_with_the_test_result(tmp_path, reports):
