@@ -251,15 +251,13 @@ def list_unpaired(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> list[
     """Evaluations that a correlation leaves out, since the other setting lacks their seed."""
     lines = []
     for first, second in itertools.combinations(errors, 2):
-        paired = pair_seeds(errors[first], errors[second], pd.Index(cells["genotype_id"]))[0].notna().sum(axis=1)
-        for cell in cells.to_dict("records"):
-            sizes = [
-                int(errors[name].loc[cell["genotype_id"]].count()) if cell["genotype_id"] in errors[name].index else 0
-                for name in (first, second)
-            ]
-            count = int(paired.get(cell["genotype_id"], 0))
-            if min(sizes) and count < max(sizes):
-                lines.append(f"{cell['name']}: {first} has {sizes[0]} seeds and {second} {sizes[1]}, of which {count} are the same")
+        paired = pair_seeds(errors[first], errors[second], pd.Index(cells["genotype_id"]))[0]
+        counts = [
+            table.count(axis=1).reindex(cells["genotype_id"], fill_value=0) for table in (errors[first], errors[second], paired)
+        ]
+        for name, one, other, both in zip(cells["name"], *counts, strict=True):
+            if one and other and both < max(one, other):
+                lines.append(f"{name}: {first} has {one} seeds and {second} {other}, of which {both} are the same")
     return lines
 
 

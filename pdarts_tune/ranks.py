@@ -19,7 +19,8 @@ from pdarts_tune.paired import BLOCK, RESAMPLES, finite_values
 _Z = float(stats.norm.ppf(0.975))
 _TAU_VARIANCE = 0.437  # times 1 / (n - 4): of Fisher's z of Kendall's tau (Fieller, Hartley & Pearson, 1957)
 _FEWEST_PAIRS = 10  # for an interval: those of 5 cells of one variant
-_PERMUTED_UP_TO = 10_000  # pairs; with more, p is that of a normal distribution
+_AT_ONCE = 100  # values whose pairs are compared all at once; more are sorted
+_DRAWN_UP_TO = 10_000  # pairs; with more, interval and p are those of normal distributions
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def tau_within_variants(
 
     The interval is the percentile bootstrap's of cells, drawn within each variant. A cell that several variants found has one
     evaluation and is one cell: variants that share cells are drawn from together. There is none where all draws agree. p is that of
-    a permutation test: of the search's figures within each variant, which is valid whatever evaluations are shared.
+    a permutation test: of the search's figures within each variant, which is valid whatever evaluations are shared. Of
+    thousands of cells, the interval is Fisher's z with the jackknife's variance, and p that of the permutations' normal limit.
 
     Args:
         search, evaluations: as `kendall_tau` has them; a row is a cell that a variant found.
@@ -95,15 +97,22 @@ def tau_within_variants(
     groups = [np.array(group) for group in rows.values() if len(group) > 1]
     names = {cell: index for index, cell in enumerate(dict.fromkeys(cells[row] for group in groups for row in group))}
     means = np.nanmean(found, axis=1)
-    signs = [(_signs(seen[group]), _signs(means[group])) for group in groups]
+    sides = [(seen[group], means[group]) for group in groups]
+    members = [np.array([names[cells[row]] for row in group]) for group in groups]
     pairs = sum(math.comb(len(group), 2) for group in groups)
-    tau = _tau_of(sum((_sums(*sides) for sides in signs), np.zeros(3)))
+    sums = sum((_sums(*side) for side in sides), np.zeros(3))
+    tau, many = _tau_of(sums), pairs > _DRAWN_UP_TO
     low = high = p_value = math.nan
     if not math.isnan(tau):
-        p_value = _permutation_p(signs, pairs, rng)
-        if pairs >= _FEWEST_PAIRS:
-            low, high = _bootstrap(signs, [np.array([names[cells[row]] for row in group]) for group in groups], len(names), rng)
+        p_value = _normal_p(sums[0], sides) if many else _permutation_p(sides, rng)
+    if not math.isnan(tau) and pairs >= _FEWEST_PAIRS:
+        low, high = (
+            _fisher(tau, _jackknife(sums, sides, members, len(names))) if many else _bootstrap(sides, members, len(names), rng)
+        )
     return RankAgreement(len(names), pairs, tau, low, high, p_value, *_without_noise(tau, found, groups))
+
+
+Side = tuple[NDArray[np.float64], NDArray[np.float64]]  # of one variant: what was seen and what was found of each cell
 
 
 def _check(search: ArrayLike, evaluations: ArrayLike, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -122,17 +131,21 @@ def _signs(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _sums(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """Concordant less discordant pairs, and those that differ in each measure; every pair twice."""
-    return np.array([np.sum(one * other), np.sum(one * one), np.sum(other * other)])
+    if one.size <= _AT_ONCE:
+        first, second = _signs(one), _signs(other)
+        return np.array([np.sum(first * second), np.sum(first**2), np.sum(second**2)])
+    differing = [values.size**2 - float(np.sum(np.unique(values, return_counts=True)[1] ** 2)) for values in (one, other)]
+    tau = float(stats.kendalltau(one, other, method="asymptotic").statistic) if all(differing) else 0.0
+    return np.array([tau * math.sqrt(differing[0] * differing[1]), *differing])
 
 
 def _tau_of(sums: NDArray[np.float64]) -> float:
     return float(sums[0] / math.sqrt(sums[1] * sums[2])) if sums[1] and sums[2] else math.nan
 
 
-def _permutation_p(signs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], pairs: int, rng: np.random.Generator) -> float:
+def _permutation_p(sides: Sequence[Side], rng: np.random.Generator) -> float:
+    signs = [(_signs(one), _signs(other)) for one, other in sides]
     observed = abs(sum(float(np.sum(one * other)) for one, other in signs))
-    if pairs > _PERMUTED_UP_TO:
-        return float(2 * stats.norm.sf(observed / math.sqrt(sum(_null_variance(*sides) for sides in signs))))
     drawn = np.zeros(RESAMPLES)
     for one, other in signs:
         size = len(one)
@@ -142,20 +155,36 @@ def _permutation_p(signs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64
     return (1 + int(np.sum(np.abs(drawn) >= observed - 0.5))) / (1 + RESAMPLES)
 
 
-def _null_variance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Of the sum of products over all permutations (Daniels, 1944), which knows of ties."""
-    size = len(one)
-    squares = [float(np.sum(side**2)) for side in (one, other)]
-    paths = [float(np.sum(side.sum(axis=1) ** 2)) - square for side, square in zip((one, other), squares, strict=True)]
-    of_three = 4 * paths[0] * paths[1] / (size * (size - 1) * (size - 2)) if size > 2 else 0.0
-    return of_three + 2 * squares[0] * squares[1] / (size * (size - 1))
+def _normal_p(observed: float, sides: Sequence[Side]) -> float:
+    """With the variance over all permutations (Daniels, 1944), which knows of ties."""
+    variance = 0.0
+    for one, other in sides:
+        size, (_, *squares) = one.size, _sums(one, other)
+        paths = [
+            float(np.sum((2 * stats.rankdata(values) - size - 1) ** 2)) - square
+            for values, square in zip((one, other), squares, strict=True)
+        ]
+        variance += 4 * paths[0] * paths[1] / (size * (size - 1) * (size - 2)) if size > 2 else 0.0
+        variance += 2 * squares[0] * squares[1] / (size * (size - 1))
+    return float(2 * stats.norm.sf(abs(observed) / math.sqrt(variance)))
+
+
+def _jackknife(sums: NDArray[np.float64], sides: Sequence[Side], members: Sequence[NDArray[np.int64]], count: int) -> float:
+    """The variance of Fisher's z of tau: of what it becomes without each row of a variant, summed for rows of one cell."""
+    shifts = np.zeros(count)
+    for (one, other), cells in zip(sides, members, strict=True):
+        rows = np.zeros((one.size, 3))
+        for block in np.array_split(np.arange(one.size), math.ceil(one.size**2 / BLOCK)):
+            first, second = (np.sign(values[block, None] - values) for values in (one, other))
+            rows[block] = np.stack([np.sum(values, axis=1) for values in (first * second, first**2, second**2)], axis=1)
+        left = sums - 2 * rows
+        without = np.arctanh(np.clip(left[:, 0] / np.sqrt(left[:, 1] * left[:, 2]), -1 + 1e-12, 1 - 1e-12))
+        shifts[cells] += without - without.mean()
+    return float(np.sum(shifts**2))
 
 
 def _bootstrap(
-    signs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
-    members: Sequence[NDArray[np.int64]],  # the cell of each row, variant by variant
-    count: int,
-    rng: np.random.Generator,
+    sides: Sequence[Side], members: Sequence[NDArray[np.int64]], count: int, rng: np.random.Generator
 ) -> tuple[float, float]:
     links = sparse.coo_array((count, count))
     for cells in members:
@@ -166,9 +195,9 @@ def _bootstrap(
         chosen = np.flatnonzero(part_of == part)
         weights[:, chosen] = rng.multinomial(chosen.size, np.full(chosen.size, 1 / chosen.size), RESAMPLES)
     sums = np.zeros((3, RESAMPLES))
-    for (one, other), cells in zip(signs, members, strict=True):
-        drawn = weights[:, cells]
-        sums += [np.sum((drawn @ products) * drawn, axis=1) for products in (one * other, one * one, other * other)]
+    for (one, other), cells in zip(sides, members, strict=True):
+        first, second, drawn = _signs(one), _signs(other), weights[:, cells]
+        sums += [np.sum((drawn @ products) * drawn, axis=1) for products in (first * second, first**2, second**2)]
     known = (sums[1] > 0) & (sums[2] > 0)
     taus = sums[0, known] / np.sqrt(sums[1, known] * sums[2, known])
     if np.ptp(taus) < 1e-12:
@@ -183,7 +212,7 @@ def _without_noise(tau: float, found: NDArray[np.float64], groups: Sequence[NDAr
     for one, other in itertools.combinations(found.T, 2):
         for group in groups:
             both = group[np.isfinite(one[group]) & np.isfinite(other[group])]
-            sums += _sums(_signs(one[both]), _signs(other[both]))
+            sums += _sums(one[both], other[both])
     again = _tau_of(sums)
     if math.isnan(tau) or not again > 0:
         return again, math.nan

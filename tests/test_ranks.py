@@ -228,10 +228,16 @@ def test_seed_to_seed_tau_is_within_variants_and_of_the_cells_that_have_both_see
     assert (partial.tau, partial.seed_tau) == (0.0, 1.0)  # means 1, 2 and 3, 2.5
 
 
-def test_with_very_many_pairs_p_is_the_normal_one_and_agrees_with_permutations(monkeypatch):
+def test_with_very_many_pairs_interval_and_p_are_normal_ones_and_agree_with_those_drawn(monkeypatch):
     rng = np.random.default_rng(2)
-    first, second = rng.integers(0, 9, 40), rng.integers(0, 9, 40)  # with ties
-    variants = np.repeat(list("ab"), [25, 15]).tolist()
-    drawn = within(first, second, variants)
-    monkeypatch.setattr(ranks, "_PERMUTED_UP_TO", 0)
-    assert within(first, second, variants).p_value == pytest.approx(drawn.p_value, abs=0.02)
+    search, quality = rng.integers(0, 9, 40), rng.integers(0, 9, 40)  # with ties
+    variants, cells = np.repeat(list("ab"), [25, 15]).tolist(), [*range(25), *range(15)]  # which share 15 cells
+    for found in (quality, search + quality / 2):
+        drawn = within(search, found, variants, cells)
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "_DRAWN_UP_TO", 0)
+            patch.setattr(ranks, "_AT_ONCE", 0)
+            normal = within(search, found, variants, cells)
+        assert (normal.tau, normal.pairs) == (pytest.approx(drawn.tau), drawn.pairs)
+        assert normal.p_value == pytest.approx(drawn.p_value, abs=0.02)
+        assert (normal.ci_low, normal.ci_high) == pytest.approx((drawn.ci_low, drawn.ci_high), abs=0.06)
