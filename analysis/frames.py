@@ -29,7 +29,7 @@ from texts import first_line
 
 CELLS = ("normal", "reduce")
 # What answers rest on: in studies of thousands of trials every further column takes seconds.
-_UNASKED = ("study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out")
+_UNASKED = ("study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out", "mean", "std")
 _SEARCH_COLUMNS = [
     name for name in SCHEMAS["trials"].names if name not in (*_UNASKED, *(field.name for field in fields(Execution)))
 ]

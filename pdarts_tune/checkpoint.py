@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pdarts_tune.splits import Dataset
 from pdarts_tune.storage import Storage
 
 _FLAT, _STATE, _TENSOR = "flat tensors", "state", "kind, shape and strides of a tensor"
@@ -45,6 +46,12 @@ def save_whole(state: Mapping[str, Any], storage: Storage, name: str) -> None:
     content = io.BytesIO()
     torch.save(state, content)
     storage.write(name, content.getbuffer())
+
+
+def save_weights(network: nn.Module, dataset: Dataset, storage: Storage, name: str) -> None:
+    """Keeps a network's weights for others to read, with the mean and deviation that its images were normalised with."""
+    state = {"state_dict": network.state_dict(), "mean": list(dataset.mean), "std": list(dataset.std)}
+    save_whole(state, storage, name)
 
 
 def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[str, Any] | None:

@@ -10,13 +10,19 @@
 
 Without an `image_size` a set's images must be square and of one size; they live on the device whole, and augmentation shifts
 them. With one (recipes for ImageNet have it) they may have any shape: they stream from files, cropped at random to that size.
+
+To train, images that live on the device are normalised with the mean and the deviation of the training images, and those that
+stream with ImageNet's (grayscale: with those of a sample of the training images). Whoever tests weights gives what they were
+trained with; nothing is measured then.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +31,12 @@ from pdarts_tune.array_sets import CIFAR, ArrayImages, read_cifar, read_digits
 from pdarts_tune.batches import Batches
 from pdarts_tune.cache import data_folder
 from pdarts_tune.config import ConfigError
+from pdarts_tune.data_names import short_name
 from pdarts_tune.decoding import image_layout
 from pdarts_tune.folders import FolderImages, open_folders
 from pdarts_tune.parquet import ParquetImages, find_files, open_images
 from pdarts_tune.ranges import count_shared, unpack
-from pdarts_tune.resident import ImageSet, check_resident, count_equal, decode_part, pixel_moments
+from pdarts_tune.resident import ImageSet, Moments, check_resident, count_equal, decode_part, pixel_moments
 from pdarts_tune.splits import Dataset, Part, Split, first_of_each_class, split_train, stratified_order
 from pdarts_tune.streaming import StreamedSet, sample_moments
 
@@ -38,10 +45,14 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "ImageSet",
+    "Moments",
     "Part",
     "Split",
     "StreamedSet",
     "check_dataset",
+    "check_moments",
+    "check_saved_moments",
+    "find_family",
     "load_dataset",
     "split_train",
 ]
@@ -52,7 +63,15 @@ KNOWN = (
 DIGITS_TEST_FRACTION = 0.2
 
 # Of ImageNet's training images, as everybody normalises them: https://pytorch.org/vision/stable/models.html
-IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_MOMENTS: Moments = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# What trainings of the DARTS family take, whose weights do not say it.
+FAMILIES: Mapping[str, Moments] = {
+    "ImageNet": IMAGENET_MOMENTS,
+    "CIFAR-10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
+    "CIFAR-100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "digits": ((0.3053,), (0.3759,)),
+}
+CIFAR_SIDE = 32
 
 Images = ArrayImages | FolderImages | ParquetImages
 
@@ -112,6 +131,7 @@ def load_dataset(
     image_size: int | None = None,
     *,
     skip_bad_images: bool = False,
+    moments: Moments | None = None,
 ) -> Dataset:
     """Opens a data set: decodes it into memory (or maps what was decoded before), or, with `image_size`, prepares it to stream.
 
@@ -119,7 +139,7 @@ def load_dataset(
     role. `train_images` and `test_images` take so many images, the same number of each class as far as possible, the first in
     the file. Grayscale images of a colour set get three equal channels, transparency is ignored. `skip_bad_images` leaves out
     images that cannot be used, warns of their number and lists them in the set's `left_out` (for a set that streams: as they are
-    come upon); one such image is else an error.
+    come upon); one such image is else an error. `moments` are what the images are normalised with; None: as for a new training.
 
     Warns of test images that are among the training images too: equal pixels, or for a set that streams equal files (sets of
     more than `ranges.SHARED_LIMIT` images are not searched).
@@ -133,6 +153,8 @@ def load_dataset(
     train_count = _checked_count("train_images", train_images, len(opened.train.labels), name)
     test_count = _checked_count("test_images", test_images, len(opened.test.labels), name)
     channels, side = _layout(name, opened.train, image_size, skip_bad_images)
+    if moments is not None:
+        check_moments(moments, channels, name)
     train: Part
     test: Part
     left_out: set[str] = set()
@@ -140,21 +162,60 @@ def load_dataset(
         settings = (channels, side, skip_bad_images, opened.class_names, left_out)
         train = resident_train = _load(opened.train, train_count, *settings)
         test = resident_test = _load(opened.test, test_count, *settings)
-        mean, std = pixel_moments(resident_train.images)
+        mean, std = moments or pixel_moments(resident_train.images)
         shared = count_equal(resident_train, resident_test)
     else:
         train = streamed_train = _stream(opened.train, train_count, channels, side, skip_bad_images, left_out)
         test = streamed_test = _stream(opened.test, test_count, channels, side, skip_bad_images, left_out)
-        mean, std = IMAGENET_MOMENTS if name == "imagenet" else sample_moments(streamed_train)
+        mean, std = moments or (IMAGENET_MOMENTS if channels == 3 else sample_moments(streamed_train))
         shared = count_shared(streamed_train.source, streamed_test.source)
     if shared:
         warnings.warn(f"data: {shared} of {name}'s test images are among its training images too", stacklevel=2)
-    for channel, value in enumerate(std):
+    for channel, value in enumerate(() if moments else std):
         if value == 0.0:
             raise ConfigError(
                 f"data: channel {channel} of {name}'s training images has one value everywhere, nothing can be learnt"
             )
     return Dataset(name, train, test, opened.class_names, mean, std, opened.mirror, shared, left_out)
+
+
+def check_moments(moments: Moments, channels: int, name: str) -> None:
+    """Raises ConfigError for a mean or deviation that the images of a data set cannot be normalised with."""
+    for field, values, right, fits in (
+        ("mean", moments[0], "in [0, 1]: of images scaled to that", lambda value: 0 <= value <= 1),
+        ("std", moments[1], "more than 0 and at most 1: of images scaled to [0, 1]", lambda value: 0 < value <= 1),
+    ):
+        if len(values) != channels:
+            raise ConfigError(f"{field}: {len(values)} values, {name}'s images have {channels} channels and need one for each")
+        for value in values:
+            if not fits(value):
+                raise ConfigError(f"{field}: {value} is wrong, it must be {right}")
+
+
+def check_saved_moments(state: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raises ValueError if a run's saved state is of other normalised images. Those of earlier releases do not say it."""
+    if "mean" in state and (tuple(state["mean"]), tuple(state["std"])) != (dataset.mean, dataset.std):
+        raise ValueError(
+            f"the checkpoint is of images normalised with {state['mean']}, {state['std']}, this is {dataset.mean}, {dataset.std}"
+        )
+
+
+def find_family(name: str, info: DatasetInfo, stem: str, image_size: int | None) -> str | None:
+    """Which of FAMILIES a network was most likely normalised as whose weights do not say it; None: nobody can know.
+
+    ImageNet's by its stem, or where images stream; CIFAR's by the side of the images, CIFAR-100's by its name or number of
+    classes.
+    """
+    if name == "digits":
+        return name
+    if info.in_channels != 3:
+        return None
+    if stem == "imagenet" or image_size is not None:
+        return "ImageNet"
+    if info.image_size != CIFAR_SIDE:
+        return None
+    hundred = "cifar100" in short_name(name).lower().replace("-", "").replace("_", "") or info.num_classes == 100
+    return "CIFAR-100" if hundred else "CIFAR-10"
 
 
 def _open(name: str, split_seed: int) -> _Opened:

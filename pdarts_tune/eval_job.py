@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint, save_whole
-from pdarts_tune.config import EvalConfig, from_dict, to_dict
+from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from pdarts_tune.config import EvalConfig, SearchConfig, from_dict, to_dict
 from pdarts_tune.cost import peak_bytes
-from pdarts_tune.data import Dataset
+from pdarts_tune.data import Dataset, Moments, load_dataset
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.memory import is_out_of_memory
-from pdarts_tune.results import SCHEMAS, write_rows
+from pdarts_tune.results import SCHEMAS, read_table, write_rows
 from pdarts_tune.storage import Storage
+from pdarts_tune.streaming import StreamedSet, sample_moments
 from pdarts_tune.training import ALONE, EvalEpoch, Evaluation, TestResult
 from pdarts_tune.workers import Workers
 
@@ -39,7 +40,7 @@ class EvalJob:
     folder: str  # of the study: an absolute path or a URI
     genotype: str  # as text
     config: dict[str, Any]
-    keep_weights: bool = False  # in weights/<trial_id>.pt, a state dict of the trained network
+    keep_weights: bool = False  # in weights/<trial_id>.pt, with what images were normalised with
 
     @property
     def checkpoint(self) -> str:
@@ -66,8 +67,9 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
     storage = Storage(job.folder)
     started, attempts = datetime.now(UTC), 1
     try:
-        evaluation = Evaluation(Genotype.parse(job.genotype), config, device, workers)
         saved = load_checkpoint(storage, job.checkpoint, device)
+        moments = settled_moments(storage, "evaluations", config, None if saved is None else saved["evaluation"])
+        evaluation = Evaluation(Genotype.parse(job.genotype), config, device, workers, moments)
         if saved is not None:
             evaluation.load_state_dict(saved["evaluation"])
             started, attempts = datetime.fromtimestamp(saved["started"], UTC), saved["attempts"] + 1
@@ -78,7 +80,7 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
             report(epoch)
         result = evaluation.test()
         if first and job.keep_weights:
-            save_whole(evaluation.network.state_dict(), storage, job.weights)
+            save_weights(evaluation.network, evaluation.dataset, storage, job.weights)
     except Exception as error:
         if first:
             outcome = {"status": failure_status(error), "failure": error_text(error)}
@@ -117,8 +119,52 @@ def test_columns(result: TestResult) -> dict[str, Any]:
 
 
 def data_columns(dataset: Dataset) -> dict[str, Any]:
-    """What was found wrong with the images, as columns of `evaluations`."""
-    return {"left_out": len(dataset.left_out), "shared": dataset.shared}
+    """What was found wrong with the images, and what they were normalised with, as columns of `evaluations`."""
+    return {"left_out": len(dataset.left_out), "shared": dataset.shared} | moment_columns(dataset)
+
+
+def moment_columns(dataset: Dataset) -> dict[str, list[float]]:
+    """What images were normalised with, as columns of `trials` and `evaluations`."""
+    return {"mean": list(dataset.mean), "std": list(dataset.std)}
+
+
+def settled_moments(
+    storage: Storage, table: str, config: SearchConfig | EvalConfig, saved: Mapping[str, Any] | None
+) -> Moments | None:
+    """What a run's images are normalised with, where that is settled already; None: as data.py has it for a new run.
+
+    A run goes on as its checkpoint `saved` says. Earlier releases said it nowhere; where images stream they took the moments of a
+    sample of them. So does such a run to its end, and so do further runs of a study that has finished such runs on the same data:
+    its figures stay comparable.
+
+    Raises:
+        ConfigError: as `load_dataset`; a table cannot be read.
+    """
+    if saved is not None and "mean" in saved:
+        return tuple(saved["mean"]), tuple(saved["std"])
+    if config.image_size is None or config.data == "imagenet":  # as before
+        return None
+    if saved is None and not _has_earlier(storage, table, config):
+        return None
+    dataset = load_dataset(
+        config.data,
+        config.split_seed,
+        config.train_images,
+        config.test_images,
+        config.image_size,
+        skip_bad_images=config.skip_bad_images,
+    )
+    assert isinstance(dataset.train, StreamedSet)
+    return sample_moments(dataset.train)
+
+
+def _has_earlier(storage: Storage, table: str, config: SearchConfig | EvalConfig) -> bool:
+    """Whether a study holds finished runs on streamed images of a data set that do not say what these were normalised with."""
+    if table not in storage.folders():
+        return False
+    rows = read_table(storage, table, ["data", "status", "seconds", "config", "mean"])
+    rows = rows[(rows["data"] == config.data) & (rows["status"] == "completed") & (rows["seconds"] > 0) & rows["mean"].isna()]
+    return any(json.loads(text).get("image_size") is not None for text in rows["config"].unique())
 
 
 def epoch_columns(records: list[EvalEpoch]) -> dict[str, Any]:

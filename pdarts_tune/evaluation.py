@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from pdarts_tune.backends import keep_freed_memory
+from pdarts_tune.checkpoint import load_checkpoint
 from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, EvalConfig, config_id, to_dict
 from pdarts_tune.cost import network_cost, peak_bytes, reset_peak_bytes
-from pdarts_tune.data import Batches, Dataset, load_dataset
+from pdarts_tune.data import FAMILIES, Batches, Dataset, Moments, check_dataset, check_moments, find_family, load_dataset
 from pdarts_tune.data_names import absolute_name
 from pdarts_tune.eval_job import (
     EvalJob,
@@ -37,6 +38,7 @@ from pdarts_tune.eval_job import (
     error_text,
     failure_status,
     run_eval_job,
+    settled_moments,
     test_columns,
     write_eval_row,
 )
@@ -48,6 +50,7 @@ from pdarts_tune.network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConf
 from pdarts_tune.network_shape import network_shape
 from pdarts_tune.recipes import find_recipe
 from pdarts_tune.results import read_rows
+from pdarts_tune.storage import Storage
 from pdarts_tune.training import EvalEpoch, Evaluation, TestResult, evaluate
 
 __all__ = ["Arguments", "EvalEpoch", "Evaluation", "TestResult", "main"]
@@ -65,6 +68,10 @@ class Arguments:
     """cifar, cifar-large, cifar-short, imagenet-mobile, imagenet-mobile-256 or imagenet-mobile-short."""
     weights: Path | None = None
     """Test these weights instead of training: a state dict of ours or of DARTS-family code."""
+    mean: tuple[float, ...] | None = None
+    """With --weights whose file does not say it: the mean per channel that their images were normalised with, scaled to [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """The same for the standard deviation; without the two, what the family takes (CIFAR-10's, CIFAR-100's, ImageNet's)."""
     results: Path = Path("results")
     """Folder for the tables, in its folder `trainings`."""
     max_skips: str | None = None
@@ -147,11 +154,20 @@ def run(settings: Arguments) -> None:
             raise ConfigError(f"{name}: {getattr(settings, name)} is wrong, it must be at least 1")
     if settings.weights is not None and not settings.weights.is_file():
         raise ConfigError(f"weights: {settings.weights} is not a file")
+    for given, other in (("mean", "std"), ("std", "mean")):
+        if getattr(settings, given) is not None and getattr(settings, other) is None:
+            raise ConfigError(f"{given}: given without {other}, give both")
+    if settings.mean is not None and settings.weights is None:
+        raise ConfigError("mean, std: are for --weights; a training takes those of its images, or ImageNet's where images stream")
     genotypes, controls = find_all(settings.genotype, settings.max_skips)
     if settings.weights is not None and len(genotypes) * settings.seeds > 1:
         raise ConfigError(f"weights: {settings.weights} are of one network, --genotype and --seeds ask for more")
     # Loaded whole before anything is written: a damaged image, or one in both parts, is told here and not in a worker.
     keep_freed_memory()
+    state: Mapping[str, Any] = {}
+    moments = None
+    if settings.weights is not None:
+        state, moments, origin = read_weights(settings, config)
     dataset = load_dataset(
         config.data,
         config.split_seed,
@@ -159,6 +175,7 @@ def run(settings: Arguments) -> None:
         config.test_images,
         config.image_size,
         skip_bad_images=config.skip_bad_images,
+        moments=moments,
     )
     folder = settings.results.absolute() / "trainings"
     rows: dict[str, list[dict[str, Any]]] = {label: [] for label in genotypes}
@@ -167,9 +184,10 @@ def run(settings: Arguments) -> None:
             shape = network_shape(genotype, config, dataset)
             print(describe(label, genotype, shape, config))
             if settings.weights is None:
-                rows[label].append(train(label, genotype, replace(config, seed=seed), settings, folder))
+                rows[label].append(train(label, genotype, replace(config, seed=seed), dataset, settings, folder))
             else:
-                test_weights(label, genotype, config, dataset, settings.weights, folder)
+                print(f"{_normalised(dataset.mean, dataset.std)}: {origin}")
+                test_weights(label, genotype, config, dataset, settings.weights, state, folder)
     if len(genotypes) * settings.seeds > 1:
         print(compare_genotypes(rows, controls))
 
@@ -233,7 +251,67 @@ def _millions(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}M"
 
 
-def train(label: str, genotype: Genotype, config: EvalConfig, settings: Arguments, folder: Path) -> dict[str, Any]:
+def read_weights(settings: Arguments, config: EvalConfig) -> tuple[Mapping[str, Any], Moments, str]:
+    """The state dict of a file, what the images of its network were normalised with, and who says so.
+
+    The file says it if it is ours. Otherwise the command line does, or else the family's constants are assumed. Nothing is
+    measured: weights would be tested differently beside other training images.
+
+    Raises:
+        ConfigError: the file cannot be read; it says another mean or deviation than the command line, or one that cannot be; no
+            constants are known for such images.
+    """
+    weights = settings.weights
+    assert weights is not None
+    try:
+        saved = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of any kind may be given, and PyTorch's readers raise many kinds of errors
+        raise ConfigError(f"weights: {weights}: {_first_line(error)}") from None
+    info = check_dataset(
+        config.data, config.train_images, config.test_images, config.image_size, skip_bad_images=config.skip_bad_images
+    )
+    given: Moments | None = None
+    if settings.mean is not None and settings.std is not None:
+        given = settings.mean, settings.std
+        check_moments(given, info.in_channels, config.data)
+    if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
+        saved = {"state_dict": saved}
+    if "mean" in saved and "std" in saved:
+        try:
+            own = tuple(map(float, saved["mean"])), tuple(map(float, saved["std"]))
+            check_moments(own, info.in_channels, config.data)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"weights: {weights}: {_first_line(error)}") from None
+        if given is not None and given != own:
+            raise ConfigError(f"mean, std: {weights} says that its {_normalised(*own)}; leave them out")
+        return saved["state_dict"], own, f"{weights} says so"
+    if given is not None:
+        return saved["state_dict"], given, "as given"
+    family = find_family(config.data, info, config.stem, config.image_size)
+    if family is None:
+        raise ConfigError(
+            f"weights: {weights} does not say what its images were normalised with, and nothing is known of networks for "
+            f"{config.data}; give --mean and --std"
+        )
+    return (
+        saved["state_dict"],
+        FAMILIES[family],
+        f"those of {family}, assumed, for {weights} does not say it (--mean and --std would)",
+    )
+
+
+def _normalised(mean: Sequence[float], std: Sequence[float]) -> str:
+    numbers = (" ".join(f"{value:.4f}" for value in values) for values in (mean, std))
+    return "images are normalised with mean {} and deviation {}".format(*numbers)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def train(
+    label: str, genotype: Genotype, config: EvalConfig, dataset: Dataset, settings: Arguments, folder: Path
+) -> dict[str, Any]:
     """Trains or continues, with a line an epoch; a training that the tables hold as completed is only shown again.
 
     Returns its row of `evaluations`.
@@ -242,6 +320,10 @@ def train(label: str, genotype: Genotype, config: EvalConfig, settings: Argument
     job = EvalJob(trial_id, str(folder), str(genotype), to_dict(config), keep_weights=True)
     rows = read_rows(folder, "evaluations", trial_id)
     if not rows or rows[0]["status"] != "completed":
+        saved = load_checkpoint(Storage(folder), job.checkpoint, torch.device("cpu"))
+        moments = settled_moments(Storage(folder), "evaluations", config, saved and saved["evaluation"])
+        moments = moments or (dataset.mean, dataset.std)
+        print(_normalised(*moments) + "".join(f": those of {name}" for name, known in FAMILIES.items() if known == moments))
         if settings.devices > 1:
             from pdarts_tune.distributed import train_on_devices  # Ray takes seconds to import
 
@@ -260,20 +342,24 @@ def train(label: str, genotype: Genotype, config: EvalConfig, settings: Argument
     return row
 
 
-def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Dataset, weights: Path, folder: Path) -> None:
+def test_weights(
+    label: str,
+    genotype: Genotype,
+    config: EvalConfig,
+    dataset: Dataset,
+    weights: Path,
+    state: Mapping[str, Any],
+    folder: Path,
+) -> None:
     """Tests weights from a file and writes their row, under a recipe of their own: nobody knows how they were trained."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reset_peak_bytes(device)
     started = datetime.now(UTC)
     network = EvalNetwork(genotype, network_shape(genotype, config, dataset), auxiliary=False)
     try:
-        saved = torch.load(weights, map_location="cpu", weights_only=True)
-        if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
-            saved = saved["state_dict"]
-        load_darts_state_dict(network, saved)
-    except Exception as error:  # a file of any kind may be given, and PyTorch's readers raise many kinds of errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"weights: {weights}: {reason}") from None
+        load_darts_state_dict(network, state)
+    except Exception as error:  # a file may hold anything under a weight's name
+        raise ConfigError(f"weights: {weights}: {_first_line(error)}") from None
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     job = EvalJob(f"{genotype.genotype_id}-weights-{digest}-{config_id(config)}", str(folder), str(genotype), to_dict(config))
     own = {"recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}

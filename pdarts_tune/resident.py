@@ -19,6 +19,8 @@ from pdarts_tune.decoding import POOL_ABOVE, EncodedImages, decode_rows, digest,
 RESIDENT_LIMIT = 4 * 2**30  # decoded bytes of one part; a set that is larger must stream
 FORMAT = "1"  # of the array files; a change of it leaves the old ones unused
 
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel, of images scaled to [0, 1]
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -109,7 +111,7 @@ def decode_part(
     return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels)), lines
 
 
-def pixel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_moments(images: Tensor) -> Moments:
     """Mean and standard deviation per channel of uint8 images (N, C, H, W) scaled to [0, 1].
 
     From counts of the 256 values: exact for any number of images.

@@ -111,6 +111,10 @@ _SEEDS = [
     _column("split_seed", _INTEGER, "number", "which images train, and which validate"),
 ]
 _LEFT_OUT = _later("left_out", _INTEGER, "images", "images that cannot be used and were left out; null where it is not known")
+_MOMENTS = [
+    _later("mean", _NUMBERS, "fraction", "per channel, what is taken from images scaled to [0, 1]; null where it is not known"),
+    _later("std", _NUMBERS, "fraction", "per channel, what images are then divided by; null where it is not known"),
+]
 _STATUS = _column("status", _TEXT, "text", "how it stands", choices=STATUSES)
 
 _COLUMNS: dict[str, list[Any]] = {
@@ -137,6 +141,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("versions", _TEXT, "JSON", "versions of Python and of the libraries"),
         *_run_columns(),
         _LEFT_OUT,
+        *_MOMENTS,
     ],
     "epochs": [
         _trial_id(),
@@ -250,6 +255,7 @@ _COLUMNS: dict[str, list[Any]] = {
         *_run_columns(),
         _LEFT_OUT,
         _later("shared", _INTEGER, "images", "test images that are among the training images too; null where it is not known"),
+        *_MOMENTS,
     ],
 }
 

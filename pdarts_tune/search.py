@@ -22,7 +22,7 @@ from pdarts_tune.approximation import draw_operations, keep_choice, prune
 from pdarts_tune.backends import compile_cells, give_back_freed_memory, switched
 from pdarts_tune.config import SearchConfig, config_id, derive_seed
 from pdarts_tune.cost import peak_bytes, predict_stage_bytes, reset_peak_bytes
-from pdarts_tune.data import Batches, load_dataset, split_train
+from pdarts_tune.data import Batches, Moments, check_saved_moments, load_dataset, split_train
 from pdarts_tune.diagnostics import WINDOW, has_sharpened
 from pdarts_tune.examination import Examination, examine, look_every
 from pdarts_tune.genotype import random_genotype, softmax
@@ -42,11 +42,13 @@ from pdarts_tune.steps import build_steps
 class Search:
     """One search, by any method but random sampling (which trains nothing).
 
+    `moments` are what images are normalised with; None: as data.py has it.
+
     Raises:
         ConfigError: the data set is unknown, unreadable or too small.
     """
 
-    def __init__(self, config: SearchConfig, device: torch.device) -> None:
+    def __init__(self, config: SearchConfig, device: torch.device, moments: Moments | None = None) -> None:
         self.config = config
         self.device = device
         self.rounds = plan_rounds(config.method, config.stages)
@@ -59,6 +61,7 @@ class Search:
             config.test_images,
             config.image_size,
             skip_bad_images=config.skip_bad_images,
+            moments=moments,
         )
         split = split_train(self.dataset.train, config.split_seed, config.validation_fraction)
 
@@ -116,12 +119,15 @@ class Search:
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
             "records": self._records_as_text(),
             "left_out": sorted(self.dataset.left_out),
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a saved state. Raises ValueError if it was saved by another configuration."""
+        """Continues from a saved state. Raises ValueError if it was saved by another configuration or normalisation."""
         if state["config_id"] != config_id(self.config):
             raise ValueError(f"the checkpoint is of configuration {state['config_id']}, this is {config_id(self.config)}")
+        check_saved_moments(state, self.dataset)
         self._start_stage(state["stage_index"], SearchSpace(**state["space"]))
         self.epoch = state["epoch"]
         self.network.load_state_dict(state["network"])

@@ -67,8 +67,8 @@ class Dataset:
     train: Part
     test: Part
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]  # per channel, of the training images scaled to [0, 1]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # per channel, taken from images scaled to [0, 1]
+    std: tuple[float, ...]  # per channel; what they are then divided by
     flip: bool  # whether an image seen in a mirror keeps its class
     shared: int = 0  # test images that are among the training images too
     left_out: set[str] = field(default_factory=set)  # a line for each image that cannot be used, as they are come upon

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from pdarts_tune.config import ConfigError
 from pdarts_tune.decoding import ImageError, core_count, decode
 from pdarts_tune.ranges import ImageRanges, read_range
-from pdarts_tune.resident import pixel_moments
+from pdarts_tune.resident import Moments, pixel_moments
 from pdarts_tune.splits import Share, first_of_each_class, whole
 
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}
@@ -94,7 +94,7 @@ class StreamedSet:
             warnings.warn(f"data: left out {len(skipped)} images that cannot be used, the first is {skipped[0]}", stacklevel=2)
 
 
-def sample_moments(images: StreamedSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def sample_moments(images: StreamedSet) -> Moments:
     """Mean and standard deviation per channel, scaled to [0, 1], of MOMENT_IMAGES of the images, spread evenly over the classes.
 
     Raises:

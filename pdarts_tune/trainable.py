@@ -22,7 +22,7 @@ import torch
 from ray import tune
 
 from pdarts_tune.backends import give_back_freed_memory, keep_freed_memory
-from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint, save_whole
+from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, derive_seed, from_dict, to_dict
 from pdarts_tune.cost import reset_peak_bytes
 from pdarts_tune.diagnostics import has_collapsed
@@ -31,7 +31,9 @@ from pdarts_tune.eval_job import (
     describe_device,
     error_text,
     failure_status,
+    moment_columns,
     run_eval_job,
+    settled_moments,
     write_eval_row,
 )
 from pdarts_tune.execution import cell_evaluation
@@ -93,11 +95,12 @@ def run_search(spec: TrialSpec) -> None:
             trial.write("completed", 0.0)
             tune.report({"finished": True})
             return
-        search = Search(config, device)
         storage = Storage(spec.study_dir)
         rows = _SearchRows(spec, config)
         # To the CPU: Adam keeps its step counts there, and would wait for a GPU at every step to read them.
         saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
+        search = Search(config, device, settled_moments(storage, "trials", config, saved))
+        trial.row |= moment_columns(search.dataset)
         if saved is not None:
             search.load_state_dict(saved)
             rows.write(search.records)
@@ -107,7 +110,7 @@ def run_search(spec: TrialSpec) -> None:
             trial.write("running", sum(r.seconds for r in search.records))
             tune.report(_progress(search.records, config))
         if spec.keep_weights:
-            save_whole(search.network.state_dict(), storage, spec.eval_job.weights)
+            save_weights(search.network, search.dataset, storage, spec.eval_job.weights)
         trial.row["left_out"] = len(search.dataset.left_out)
         trial.write("completed", sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records))
         storage.remove(spec.checkpoint)
@@ -214,6 +217,8 @@ class _TrialRow:
             "started": before[0]["started"] if before else datetime.now(UTC),
             "attempts": before[0]["attempts"] + 1 if before else 1,
             "left_out": None,
+            "mean": None,
+            "std": None,
         }
 
     def write(self, status: str, seconds: float, peak: int | None = None, error: str | None = None) -> None:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pdarts_tune.config import ConfigError, EvalConfig, config_id, derive_seed
 from pdarts_tune.cost import network_cost
-from pdarts_tune.data import Batches, load_dataset, split_train
+from pdarts_tune.data import Batches, Moments, check_saved_moments, load_dataset, split_train
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.network import EvalNetwork
 from pdarts_tune.network_shape import network_shape
@@ -63,14 +63,21 @@ class Evaluation:
     """One training of a genotype. Trains on all training images but the validation part, if the configuration asks for one.
 
     The split, and with `digits` the test part, comes from `split_seed`; initial weights, batch order, augmentation and drop path
-    come from `seed`, each from a generator of its own.
+    come from `seed`, each from a generator of its own. `moments` are what images are normalised with; None: as data.py has it.
 
     Raises:
         ConfigError: the data set is unknown, unreadable or too small, its images are too small for the cutout, or a batch is too
             small for the workers.
     """
 
-    def __init__(self, genotype: Genotype, config: EvalConfig, device: torch.device, workers: Workers = ALONE) -> None:
+    def __init__(
+        self,
+        genotype: Genotype,
+        config: EvalConfig,
+        device: torch.device,
+        workers: Workers = ALONE,
+        moments: Moments | None = None,
+    ) -> None:
         if config.batch_size < 2 * workers.count:
             raise ConfigError(
                 f"batch_size: {config.batch_size} is too small for {workers.count} devices, each needs at least 2 images"
@@ -87,6 +94,7 @@ class Evaluation:
             config.test_images,
             config.image_size,
             skip_bad_images=config.skip_bad_images,
+            moments=moments,
         )
         train = self.dataset.train
         self.validation_batches: Batches | None = None
@@ -150,13 +158,16 @@ class Evaluation:
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
             "records": [asdict(record) for record in self.records],
             "left_out": sorted(self.dataset.left_out),
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a saved state. Raises ValueError if it was saved for another configuration or genotype."""
+        """Continues from a saved state. Raises ValueError if it was saved for another configuration, genotype or normalisation."""
         for name, ours in (("config_id", config_id(self.config)), ("genotype", str(self.genotype))):
             if state[name] != ours:
                 raise ValueError(f"the checkpoint is of {name} {state[name]}, this is {ours}")
+        check_saved_moments(state, self.dataset)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         for purpose, generator in self.generators.items():

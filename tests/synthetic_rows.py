@@ -136,6 +136,8 @@ def trial_row(study, variant, trial_id, config, status, started, clock, peak_byt
         "seconds": (clock - started).total_seconds(),
         "peak_bytes": peak_bytes,
         "left_out": None,
+        "mean": None,
+        "std": None,
     }
 
 
@@ -177,4 +179,6 @@ def evaluation_row(evaluation_id, found, config, rng, started, mean_accuracy):
         "peak_bytes": 9 * 10**9,
         "left_out": 0,
         "shared": 0,
+        "mean": [0.4914, 0.4822, 0.4465],
+        "std": [0.2470, 0.2435, 0.2616],
     }

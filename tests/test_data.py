@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from images import encode, pixels, write_folders, write_image_set, write_parquet
 from pdarts_tune.augmentation import cutout, flip, shift
 from pdarts_tune.config import ConfigError
-from pdarts_tune.data import Batches, Dataset, ImageSet, check_dataset, load_dataset, split_train
+from pdarts_tune.data import Batches, Dataset, DatasetInfo, ImageSet, check_dataset, find_family, load_dataset, split_train
 
 CPU = torch.device("cpu")
 
@@ -497,3 +497,50 @@ def test_batches_on_cuda_equal_those_on_the_cpu():
         assert torch.equal(cpu[1], cuda[1].cpu())
     on_device = torch.Generator("cuda").manual_seed(0)
     assert len(list(batches["cuda"].epoch(on_device))) == len(batches["cuda"])
+
+
+def test_images_are_normalised_with_what_is_given_and_nothing_is_measured(tmp_path):
+    name = write_image_set(tmp_path)
+    moments = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pdarts_tune.data.pixel_moments", None)
+        dataset = load_dataset(name, moments=moments)
+    ((images, _),) = Batches(dataset.test, dataset, 20, CPU, augment=False).in_order()
+    expected = (dataset.test.images / 255 - torch.tensor(moments[0]).view(3, 1, 1)) / torch.tensor(moments[1]).view(3, 1, 1)
+    torch.testing.assert_close(images, expected)
+
+
+@pytest.mark.parametrize(
+    ("moments", "message"),
+    [
+        (((0.5,), (0.2,)), "mean: 1 values, parquet:.* images have 3 channels and need one for each"),
+        (((0.5,) * 3, (0.2,) * 2), "std: 2 values, parquet:.* images have 3 channels"),
+        (((0.5, 125.3, 0.5), (0.2,) * 3), r"mean: 125.3 is wrong, it must be in \[0, 1\]"),
+        (((0.5,) * 3, (0.2, 0.0, 0.2)), "std: 0.0 is wrong, it must be more than 0"),
+        (((0.5,) * 3, (0.2, 0.2, float("nan"))), "std: nan is wrong, it must be more than 0"),
+    ],
+)
+def test_a_mean_or_deviation_that_cannot_be_is_refused(tmp_path, moments, message):
+    with pytest.raises(ConfigError, match=message):
+        load_dataset(write_image_set(tmp_path), moments=moments)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "channels", "side", "classes", "stem", "image_size"),
+    [
+        ("CIFAR-10", "cifar10", 3, 32, 10, "cifar", None),
+        ("CIFAR-10", "parquet:/data/images", 3, 32, 10, "cifar", None),
+        ("CIFAR-100", "cifar100", 3, 32, 100, "cifar", None),
+        ("CIFAR-100", "parquet:/data/images", 3, 32, 100, "cifar", None),
+        ("CIFAR-100", "parquet:/data/CIFAR-100-coarse", 3, 32, 20, "cifar", None),
+        ("CIFAR-10", "parquet:/cifar100/cifar10", 3, 32, 10, "cifar", None),
+        ("ImageNet", "imagenet", 3, 224, 1000, "imagenet", 224),
+        ("ImageNet", "folder:/data/photographs", 3, 32, 10, "cifar", 32),
+        ("ImageNet", "parquet:/data/cifar10", 3, 32, 10, "imagenet", None),
+        ("digits", "digits", 1, 8, 10, "cifar", None),
+        (None, "parquet:/data/images", 3, 64, 10, "cifar", None),
+        (None, "folder:/data/scans", 1, 32, 10, "cifar", None),
+    ],
+)
+def test_the_family_of_weights_that_do_not_say_their_normalisation(family, name, channels, side, classes, stem, image_size):
+    assert find_family(name, DatasetInfo(channels, side, classes, 100, 100), stem, image_size) == family

@@ -44,7 +44,7 @@ def job(folder, config, trial_id="a"):
 
 def result(finished):
     (row,) = read_rows(Path(finished.folder), "evaluations", finished.trial_id)
-    return row, torch.load(Path(finished.folder) / finished.weights, weights_only=True)
+    return row, torch.load(Path(finished.folder) / finished.weights, weights_only=True)["state_dict"]
 
 
 @pytest.mark.slow

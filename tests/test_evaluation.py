@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from images import write_folders
+from images import encode, pixels, write_folders, write_image_set, write_parquet
 from pdarts_tune import eval_job
 from pdarts_tune.config import ConfigError, EvalConfig
 from pdarts_tune.evaluation import Arguments, build_config, main
@@ -66,6 +66,86 @@ def test_the_same_command_shows_a_finished_training_and_its_weights_test_the_sam
     assert second["correct"].tolist() == first["correct"].tolist()
     assert (second["recipe"], second["epochs"]) == ("weights", 0)
     assert second["recipe_id"] != first["recipe_id"]
+
+
+def darkened(tmp_path):
+    """Two sets with the same test images; the training images of the second are dark. Their names, and how to train on them."""
+    names = [write_image_set(tmp_path / name, train=60, test=30) for name in ("light", "dark")]
+    dark = [encode(image // 4) for image in pixels(60)]
+    write_parquet(tmp_path / "dark" / "train.parquet", dark, [0, 1] * 30, {"class_names": ["ant", "bee"]})
+    return [("--data", name) for name in names]
+
+
+def test_weights_are_tested_with_the_normalisation_that_they_were_trained_with(tmp_path, capsys):
+    light, dark = darkened(tmp_path)
+    run(tmp_path / "trained", *light)
+    trained = row(tmp_path / "trained")
+    (weights,) = (tmp_path / "trained" / "trainings" / "weights").iterdir()
+    saved = torch.load(weights, weights_only=True)
+    for name, (data, results) in {"light": (light, "again"), "dark": (dark, "beside")}.items():
+        run(tmp_path / results, *data, "--weights", str(weights))
+        tested = row(tmp_path / results)
+        assert (name, tested["loss"], tested["correct"].tolist()) == (name, trained["loss"], trained["correct"].tolist())
+        for moment in ("mean", "std"):
+            assert tested[moment].tolist() == trained[moment].tolist() == saved[moment]
+    assert capsys.readouterr().out.count(f"{weights} says so") == 2
+    assert saved["mean"] == pytest.approx([0.5] * 3, abs=0.05)  # and not the dark ones'
+
+
+def unlabelled(tmp_path, side=8, channels=1, classes=10):
+    """Weights as other projects save them, and earlier releases of this one did: they do not say their normalisation."""
+    torch.save(
+        EvalNetwork(PDARTS, NetworkConfig(4, 3, classes, side, "cifar", channels), auxiliary=False).state_dict(), tmp_path / "w.pt"
+    )
+    return str(tmp_path / "w.pt")
+
+
+def test_weights_that_do_not_say_it_get_their_family_s_constants_which_one_line_says(tmp_path, capsys):
+    weights = unlabelled(tmp_path, 32, 3, 2)
+    name = write_image_set(tmp_path / "images", train=60, test=30, size=32)
+    run(tmp_path / "assumed", "--data", name, "--weights", weights)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "normalised" in line]
+    assert line == (
+        "images are normalised with mean 0.4914 0.4822 0.4465 and deviation 0.2470 0.2435 0.2616: "
+        f"those of CIFAR-10, assumed, for {weights} does not say it (--mean and --std would)"
+    )
+    given = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
+    run(tmp_path / "given", "--data", name, "--weights", weights, *given)
+    assert "mean 0.5000 0.5000 0.5000 and deviation 0.2500 0.2500 0.2500: as given" in capsys.readouterr().out
+    assumed, given = row(tmp_path / "assumed"), row(tmp_path / "given")
+    assert assumed["mean"].tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+    assert (given["mean"].tolist(), given["std"].tolist()) == ([0.5] * 3, [0.25] * 3)
+    assert assumed["loss"] != given["loss"]
+
+
+def test_a_file_that_says_its_normalisation_is_not_overruled(tmp_path, capsys):
+    weights = tmp_path / "w.pt"
+    network = EvalNetwork(PDARTS, NetworkConfig(4, 3, 10, 8, "cifar", 1), auxiliary=False)
+    for mean, std, arguments, message in (
+        (
+            [0.3],
+            [0.4],
+            ["--mean", "0.4", "--std", "0.4"],
+            "images are normalised with mean 0.3000 and deviation 0.4000; leave them out",
+        ),
+        ([0.3] * 3, [0.4] * 3, [], "mean: 3 values, digits's images have 1 channels"),
+        ("black", [0.4], [], "w.pt: could not convert"),
+    ):
+        torch.save({"state_dict": network.state_dict(), "mean": mean, "std": std}, weights)
+        with pytest.raises(SystemExit) as caught:
+            run(tmp_path / "results", "--weights", str(weights), *arguments)
+        error = capsys.readouterr().err
+        assert (caught.value.code, error.count("\n")) == (2, 1)
+        assert message in error
+        assert not (tmp_path / "results").exists()
+
+
+def test_a_training_on_images_that_stream_says_that_it_takes_imagenet_s_constants(tmp_path, capsys):
+    name = write_folders(tmp_path / "set", train=60, test=30, size=20)
+    run(tmp_path, "--data", name, "--image-size", "16")
+    said = "images are normalised with mean 0.4850 0.4560 0.4060 and deviation 0.2290 0.2240 0.2250: those of ImageNet"
+    assert capsys.readouterr().out.splitlines().count(said) == 1
+    assert row(tmp_path)["mean"].tolist() == [0.485, 0.456, 0.406]
 
 
 def test_a_training_that_was_stopped_continues_at_the_next_epoch(tmp_path, capsys, monkeypatch):
@@ -148,6 +228,10 @@ def broken(tmp_path):
     return str(path)
 
 
+def other_set(tmp_path):
+    return write_image_set(tmp_path / "other", train=60, test=30)
+
+
 def other_width(tmp_path):
     network = EvalNetwork(PDARTS, NetworkConfig(6, 3, 10, 8, "cifar", 1))
     torch.save({"state_dict": network.state_dict()}, tmp_path / "wide.pt")
@@ -181,6 +265,13 @@ def not_finite(tmp_path):
         ("PDARTS_C10", ["--weights", broken], "weights.pt: "),
         ("PDARTS_C10", ["--weights", not_finite], "cells.1.preprocess0.bn.running_mean: holds nan or an infinity, weights must be"),
         ("PDARTS_C10", ["--test-images", "1"], "test_images: 1 is wrong, it must be at least 2"),
+        ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0.3"], "mean: given without std, give both"),
+        ("PDARTS_C10", ["--weights", unlabelled, "--std", "0.3"], "std: given without mean, give both"),
+        ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0.3", "--std", "0"], "std: 0.0 is wrong, it must be more than 0"),
+        ("PDARTS_C10", ["--weights", unlabelled, "--mean", "77", "--std", "0.3"], "mean: 77.0 is wrong, it must be in [0, 1]"),
+        ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0", "0", "--std", "1", "1"], "mean: 2 values, digits's images have 1"),
+        ("PDARTS_C10", ["--mean", "0.3", "--std", "0.3"], "mean, std: are for --weights"),
+        ("PDARTS_C10", ["--weights", unlabelled, "--data", other_set], "does not say what its images were normalised with"),
         ("PDARTS_C10", ["--weights", other_width], "stem.0.weight: shape (18, 1, 3, 3), this network needs (12, 1, 3, 3)"),
     ],
 )

@@ -2,13 +2,16 @@ import random
 from dataclasses import asdict, replace
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pdarts_tune import steps, trainable
+from images import write_folders
+from pdarts_tune import steps, streaming, trainable
 from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, to_dict
 from pdarts_tune.cost import predict_stage_bytes
+from pdarts_tune.data import IMAGENET_MOMENTS, load_dataset
 from pdarts_tune.genotype import PUBLISHED, Genotype, random_genotype
 from pdarts_tune.memory import StageMemoryError
 from pdarts_tune.methods import Given, RandomSampling
@@ -337,3 +340,91 @@ def test_rows_of_other_trials_are_untouched(tmp_path, reports):
     before = (tmp_path / "trials" / "random-seed0.parquet").read_bytes()
     run_trial(search_settings(tmp_path, replace(SEARCH, method=RandomSampling(), seed=1), "random-seed1"))
     assert (tmp_path / "trials" / "random-seed0.parquet").read_bytes() == before
+
+
+STREAMED = {"train_images": None, "image_size": 8, "batch_size": 8}
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A data set that streams, and the mean and deviation of its training images."""
+    monkeypatch.setattr(streaming, "MAX_WORKERS", 0)
+    name = write_folders(tmp_path / "set", train=40, test=10, size=12)
+    moments = streaming.sample_moments(load_dataset(name, image_size=8).train)
+    assert moments != IMAGENET_MOMENTS
+    return name, moments
+
+
+def streamed(kind, name, folder, trial_id="one-seed0", seed=0):
+    """The settings of a search or an evaluation on a set that streams, and the table that it has a row in."""
+    if kind == "search":
+        return search_settings(folder, replace(SEARCH, data=name, seed=seed, **STREAMED), trial_id), "trials"
+    config = replace(EVALUATION, data=name, test_images=None, seed=seed, **STREAMED)
+    settings = evaluation_settings(folder, config)
+    return {"trial": settings["trial"] | {"trial_id": trial_id}}, "evaluations"
+
+
+def moments_of(folder, table, trial_id="one-seed0"):
+    (row,) = read_rows(folder, table, trial_id)
+    assert row["status"] == "completed"
+    return tuple(row["mean"]), tuple(row["std"])
+
+
+@pytest.mark.parametrize("kind", ["search", "evaluation"])
+def test_a_run_of_an_earlier_release_continues_with_the_normalisation_that_it_began_with(
+    tmp_path, reports, monkeypatch, photographs, kind
+):
+    name, measured = photographs
+    settings, table = streamed(kind, name, tmp_path / "study")
+    kill_after(monkeypatch, 1)
+    with pytest.raises(Killed):
+        run_trial(settings)
+    storage, checkpoint = Storage(tmp_path / "study"), "checkpoints/one-seed0.pt"
+    state = load_checkpoint(storage, checkpoint, torch.device("cpu"))
+    said = state if kind == "search" else state["evaluation"]
+    assert (tuple(said["mean"]), tuple(said["std"])) == IMAGENET_MOMENTS
+    for begun in ("now", "earlier"):
+        if begun == "earlier":
+            del said["mean"], said["std"]
+        save_checkpoint(state, storage, checkpoint)
+        monkeypatch.setattr(trainable.tune, "report", reports.append)
+        run_trial(settings)
+        assert moments_of(tmp_path / "study", table) == (measured if begun == "earlier" else IMAGENET_MOMENTS)
+
+
+@pytest.mark.parametrize("kind", ["search", "evaluation"])
+def test_a_study_with_finished_runs_of_an_earlier_release_goes_on_with_their_normalisation(tmp_path, reports, photographs, kind):
+    name, measured = photographs
+    settings, table = streamed(kind, name, tmp_path / "study")
+    run_trial(settings)
+    assert moments_of(tmp_path / "study", table) == IMAGENET_MOMENTS
+    (file,) = (tmp_path / "study" / table).iterdir()
+    pq.write_table(pq.read_table(file).drop_columns(["mean", "std"]), file)
+    for folder, expected in (("study", measured), ("another", IMAGENET_MOMENTS)):
+        settings, _ = streamed(kind, name, tmp_path / folder, "two-seed1", seed=1)
+        run_trial(settings)
+        assert moments_of(tmp_path / folder, table, "two-seed1") == expected
+    other = write_folders(tmp_path / "other", train=40, test=10, size=12)
+    settings, _ = streamed(kind, other, tmp_path / "study", "three-seed0")
+    run_trial(settings)
+    assert moments_of(tmp_path / "study", table, "three-seed0") == IMAGENET_MOMENTS
+
+
+def test_a_state_of_images_normalised_in_another_way_is_refused():
+    search = Search(SEARCH, torch.device("cpu"), ((0.25,), (0.5,)))
+    other = Search(SEARCH, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"the checkpoint is of images normalised with \[0.25\], \[0.5\], this is \(0.29"):
+        other.load_state_dict(search.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["search", "evaluation"])
+def test_kept_weights_say_what_images_were_normalised_with_and_so_does_the_row(tmp_path, reports, kind):
+    settings = (search_settings if kind == "search" else evaluation_settings)(tmp_path)
+    settings["trial"]["keep_weights"] = True
+    run_trial(settings)
+    (file,) = (tmp_path / "weights").iterdir()
+    saved = torch.load(file, weights_only=True)
+    dataset = load_dataset("digits", train_images=60)
+    assert (tuple(saved["mean"]), tuple(saved["std"])) == (dataset.mean, dataset.std)
+    assert moments_of(tmp_path, "trials" if kind == "search" else "evaluations", file.stem) == (dataset.mean, dataset.std)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in saved["state_dict"].values())
