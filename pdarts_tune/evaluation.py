@@ -362,9 +362,9 @@ def test_weights(
         raise ConfigError(f"weights: {weights}: {_first_line(error)}") from None
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     job = EvalJob(f"{genotype.genotype_id}-weights-{digest}-{config_id(config)}", str(folder), str(genotype), to_dict(config))
-    own = {"recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}
+    own: dict[str, Any] = {"recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}
 
-    def write(outcome: Mapping[str, Any]) -> None:
+    def write(outcome: dict[str, Any]) -> None:
         write_eval_row(job, own | outcome, describe_device(device), peak_bytes(device), started, 1)
 
     try:
