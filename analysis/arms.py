@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -33,6 +34,7 @@ def differences(one: SearchConfig, other: SearchConfig) -> set[str]:
     return {name for name in sides[0] | sides[1] if sides[0].get(name) != sides[1].get(name)} - {"seed", "split_seed"}
 
 
+@lru_cache(1024)
 def _settings(config: SearchConfig) -> dict[str, Any]:
     settings = to_dict(config)
     stages = settings.pop("stages")

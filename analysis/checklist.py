@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
+from arms import differences, read_arms
+from pdarts_tune.config import ConfigError
+from pdarts_tune.execution import Execution
+
 SOURCE = "Lindauer, Hutter: Best Practices for Scientific Research on Neural Architecture Search. JMLR 21(243), 2020."
 ENOUGH_SEEDS = 3  # with fewer a standard deviation says nothing; the paper names ten as the ideal
 
 Status = Literal["met", "partly", "not met", "not known"]
+_IMAGES = ("data", "train_images", "validation_fraction", "image_size")  # settings of a search that say which images it sees
+_METHODS = {"random": "random sampling", "random_search": "random search"}
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,27 @@ class StudyFacts:
     folder: Path
     trials: pd.DataFrame  # the table `trials`
     evaluations: pd.DataFrame  # of the table `evaluations`: all but the lists
+    genotypes: pd.DataFrame  # of the table `genotypes`: trial_id, stage, max_skips, genotype_id
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @cached_property
+    def searches(self) -> pd.DataFrame:
+        """The completed ones."""
+        return self.trials[self.trials["status"] == "completed"]
+
+    @cached_property
+    def trainings(self) -> pd.DataFrame:
+        """Completed evaluations, once for each search, stage and limit that gave their cell; `last`: it is the search's own."""
+        searches = self.searches[["trial_id", "variant", "seed", "method", "max_skips"]].rename(columns={"max_skips": "own_limit"})
+        cells = searches.merge(self.genotypes, on="trial_id")
+        ends = cells["stage"] == cells.groupby("trial_id")["stage"].transform("max")
+        cells = cells.assign(last=ends & (cells["max_skips"] == cells["own_limit"]))
+        done = self.evaluations[self.evaluations["status"] == "completed"]
+        runs = done[["genotype_id", "data", "recipe", "recipe_id", "seed"]].rename(columns={"seed": "evaluation_seed"})
+        return cells.merge(runs, on="genotype_id")
 
 
 @dataclass(frozen=True)
@@ -44,14 +68,9 @@ class Item:
 
 def fill_checklist(studies: Sequence[StudyFacts]) -> list[Item]:
     """All 14 items for the studies together: an item is met if every study meets it."""
-    studies = [
-        replace(study, trials=study.trials.assign(commit=study.trials["commit"].where(study.trials["commit"] != "unknown")))
-        for study in studies
-    ]
-    trials = pd.concat([study.trials for study in studies], ignore_index=True)
     answers = [
-        ("Releasing code", "Release Code for the Training Pipeline(s) You Use", _code(trials, "trained the networks")),
-        ("Releasing code", "Release Code for Your NAS Method", _code(trials, "searched")),
+        ("Releasing code", "Release Code for the Training Pipeline(s) You Use", _training_code()),
+        ("Releasing code", "Release Code for Your NAS Method", _search_code(studies)),
         (
             "Releasing code",
             "Don’t Wait Until You’ve Cleaned up the Code; That Time May Never Come",
@@ -60,139 +79,250 @@ def fill_checklist(studies: Sequence[StudyFacts]) -> list[Item]:
         ("Comparing methods", "Use the Same NAS Benchmarks, not Just the Same Datasets", _benchmarks(studies)),
         ("Comparing methods", "Run Ablation Studies", _ablations(studies)),
         ("Comparing methods", "Use the Same Evaluation Protocol for the Methods Being Compared", _protocol(studies)),
-        ("Comparing methods", "Evaluate Performance as a Function of Compute Resources", _compute(trials)),
-        ("Comparing methods", "Compare Against Random Sampling and Random Search", _random(trials)),
+        ("Comparing methods", "Evaluate Performance as a Function of Compute Resources", _compute(studies)),
+        ("Comparing methods", "Compare Against Random Sampling and Random Search", _random(studies)),
         ("Comparing methods", "Perform Multiple Runs with Different Seeds", _seeds(studies)),
-        (
-            "Comparing methods",
-            "Use Tabular or Surrogate Benchmarks If Possible",
-            ("not met", "Every figure here comes from a network that was trained; no benchmark was looked up."),
-        ),
+        ("Comparing methods", "Use Tabular or Surrogate Benchmarks If Possible", _looked_up(studies)),
         ("Comparing methods", "Control Confounding Factors", _confounders(studies)),
         (
             "Reporting details",
             "Report the Use of Hyperparameter Optimization",
-            ("partly", "Every trial's settings are in its table; how they were found, and at what cost, is not known."),
+            ("not known", "Every trial's settings are in its table; how they were found, and at what cost, no table says."),
         ),
         ("Reporting details", "Report End-to-End Resources Required for the Entire NAS Method", _resources(studies)),
-        ("Reporting details", "Report All the Details of Your Experimental Setup", _setup(trials)),
+        ("Reporting details", "Report All the Details of Your Experimental Setup", _setup(studies)),
     ]
     return [Item(number, group, title, status, answer) for number, (group, title, (status, answer)) in enumerate(answers, start=1)]
 
 
-def _code(trials: pd.DataFrame, what: str) -> tuple[Status, str]:
-    commits = trials["commit"].dropna().unique()
-    unnamed = int(trials["commit"].isna().sum())
-    if len(commits) == 0:
-        return "not known", f"No trial names the commit of the code that {what}."
-    named = f"The code that {what} is named by its commit ({_listed(commits)})"
-    named += f", except for {unnamed} of {len(trials)} trials" if unnamed else ""
-    return "partly", f"{named}; whether it was published is not known."
+def _training_code() -> tuple[Status, str]:
+    return "not known", "The table of evaluations names no commit: which code trained the cells from scratch, no table says."
+
+
+def _search_code(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+    commits = pd.concat([study.trials["commit"] for study in studies]).astype("string")
+    named = commits[_known(commits) & ~commits.str.endswith("+", na=False)]
+    changed = int(commits.str.endswith("+", na=False).sum())
+    if named.empty:
+        return "not known", "No search names the commit of unchanged code."
+    text = f"The code that searched is named by its commit ({_listed(named.unique())}) for {len(named)} of {len(commits)} searches"
+    text += f"; {changed} ran code that was changed after its commit" if changed else ""
+    return "partly", f"{text}. Whether it was published is not known."
 
 
 def _benchmarks(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
-    mixed = [study.name for study in studies if study.trials["data"].nunique() > 1 or study.trials["split_seed"].nunique() > 1]
-    if mixed:
-        return "partly", f"Searches on several data sets or splits in {_listed(mixed)}; they are compared one by one."
-    data = sorted({str(name) for study in studies for name in study.trials["data"]})
+    differing, seen, searched = [], set(), False
+    for study in studies:
+        trials = study.trials[~study.trials["method"].isin(["random", "given"])]  # which look at no images
+        if trials.empty:
+            continue
+        searched = True
+        seen |= set(trials["data"])
+        settings = trials["config"].map(json.loads)
+        images = settings.map(lambda values: tuple(str(values.get(name)) for name in _IMAGES))
+        pairs = pd.DataFrame(
+            {"variant": trials["variant"], "seed": trials["seed"], "images": images, "split": trials["split_seed"]}
+        )
+        pairs["both"] = list(zip(pairs["images"], pairs["split"], strict=True))
+        splits = pairs.groupby(["seed", "variant"])["both"].agg(frozenset).groupby("seed").nunique()
+        if images.nunique() > 1 or (splits > 1).any() or trials["left_out"].dropna().nunique() > 1:
+            differing.append(study.name)
+    if not searched:
+        return "not known", "No search looked at images."
+    if differing:
+        return "not met", f"Searches of one study saw different data sets, images or splits in {_listed(differing)}."
     return (
         "met",
-        f"All variants of a study search on the same images and split ({_listed(data)}). Published figures stand apart from ours.",
+        f"All searches of a study ask for the same images, and those of a seed for the same split ({_listed(sorted(seen))}).",
     )
 
 
 def _ablations(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
-    counts = {study.name: study.trials["variant"].nunique() for study in studies}
-    told = "; ".join(f"{name}: {count} variants" for name, count in counts.items())
-    if min(counts.values()) > 1:
-        return "met", f"Each variant is one named difference from its study's base. {told}."
-    return ("partly" if max(counts.values()) > 1 else "not met"), f"A study of one variant is no ablation. {told}."
+    counts, apart = {}, []
+    for study in studies:
+        try:
+            arms = read_arms(study.searches)
+        except ConfigError as error:
+            return "not known", f"A configuration of {study.name} cannot be read: {error}."
+        counts[study.name] = len(arms)
+        for name, config in arms.items():
+            fewest = min((len(differences(config, other)) for variant, other in arms.items() if variant != name), default=1)
+            if fewest != 1:
+                apart.append(f"{name} of {study.name} ({fewest or 'no'} settings)")
+    told = "; ".join(
+        f"{name}: {count} variant{'s' if count != 1 else ''} with a completed search" for name, count in counts.items()
+    )
+    if max(counts.values()) == 0:
+        return "not known", "No search is completed."
+    if max(counts.values()) == 1:
+        return "not met", f"A study of one variant is no ablation. {told}."
+    if apart:
+        return "partly", f"{told}. Not one setting away from any other variant: {_listed(apart)}."
+    if min(counts.values()) < 2:
+        return "partly", f"A study of one variant is no ablation. {told}."
+    return "met", f"Each variant is one setting away from another one of its study. {told}."
 
 
 def _protocol(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
-    if all(study.evaluations.empty for study in studies):
-        return "not known", "No genotype has been evaluated yet."
-    mixed = []
+    told, faults = [], []
+    worst: Status = "met"
     for study in studies:
-        recipes = study.evaluations.groupby(["data", "recipe"])["recipe_id"].nunique()
-        if (recipes > 1).any():
-            mixed.append(study.name)
-    if mixed:
-        return "not met", f"Genotypes were trained by several versions of one recipe in {_listed(mixed)}."
-    return (
-        "met",
-        "One genotype a search, trained from scratch by one recipe; test images are read once, after the last epoch.",
-    )
+        runs = study.trainings
+        if runs.empty:
+            continue
+        if (runs.groupby(["data", "recipe"])["recipe_id"].nunique() > 1).any():
+            worst = "not met"
+            faults.append(f"several versions of one recipe in {study.name}")
+        settings = runs.assign(setting=runs["data"] + ", " + runs["recipe_id"])
+        own = settings[settings["last"]]
+        found = {str(variant): set(part) for variant, part in own.groupby("variant")["setting"]}
+        fewer = [name for name, part in found.items() if part != set.union(*found.values())]
+        if fewer:
+            worst = worst if set.intersection(*found.values()) else "not met"
+            faults.append(f"not in every setting in {study.name}: {_listed(fewer)}")
+        absent = [name for name in study.searches["variant"].unique() if name not in found]
+        if absent:
+            faults.append(f"without an evaluation of their cells in {study.name}: {_listed(absent)}")
+        seeds = own.groupby(["setting", "trial_id"])["evaluation_seed"].agg(frozenset)
+        if seeds.groupby("setting").nunique().gt(1).any():
+            faults.append(f"cells trained with different seeds in {study.name}")
+        cells = runs.groupby("trial_id")["genotype_id"].nunique()
+        told.append(
+            f"{study.name}: recipes {runs['recipe_id'].nunique()}, data sets {runs['data'].nunique()}, "
+            f"cells a search {_span(cells)}, "
+            f"seeds a cell {_span(seeds.map(len)) if len(seeds) else 'unknown'}"
+        )
+    if not told:
+        return "not known", "No cell of a completed search has been evaluated yet."
+    if faults:
+        worst = "partly" if worst == "met" else worst
+        return worst, f"{'; '.join(told)}. But {'; '.join(faults)}."
+    return "met", f"Cells of all variants were trained from scratch in the same settings, with the same seeds. {'; '.join(told)}."
 
 
-def _compute(trials: pd.DataFrame) -> tuple[Status, str]:
-    if trials["seconds"].isna().all():
-        return "not known", "No trial has a duration."
-    return (
-        "partly",
-        "Every epoch has its duration, and many the derived cell's accuracy in inherited weights; only last cells are retrained.",
-    )
+def _compute(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+    searches = pd.concat([study.searches for study in studies])
+    timed = int(searches["seconds"].notna().sum())
+    if not timed:
+        return "not known", "No completed search has a duration."
+    several = [study.name for study in studies if study.trainings.groupby("trial_id")["stage"].nunique().gt(1).any()]
+    text = f"{timed} of {len(searches)} completed searches have a duration."
+    if len(several) == len(studies) and timed == len(searches):
+        return "met", f"{text} Cells of several stages of a search were trained from scratch."
+    where = f"in {_listed(several)} alone" if several else "in no study"
+    return "partly", f"{text} Cells of several stages of a search, and so of several budgets, were trained from scratch {where}."
 
 
-def _random(trials: pd.DataFrame) -> tuple[Status, str]:
-    methods = set(trials.loc[trials["status"] == "completed", "method"])
-    have = {"random sampling": "random" in methods, "random search": "random_search" in methods}
-    there = " and ".join(name for name, found in have.items() if found)
-    absent = " and ".join(name for name, found in have.items() if not found)
-    if not there:
-        return "not met", "Neither random sampling nor random search was run to the end."
-    return ("met", f"Both {there} were run.") if not absent else ("partly", f"There is {there}, but no {absent}.")
+def _random(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+    told, counts = [], []
+    for study in studies:
+        runs = study.trainings
+        have = {words: bool((runs["last"] & (runs["method"] == method)).any()) for method, words in _METHODS.items()}
+        there = [words for words, found in have.items() if found]
+        counts.append(len(there))
+        absent = " and no ".join(words for words, found in have.items() if not found)
+        told.append(
+            f"{study.name}: " + (" and ".join(there) + (f", but no {absent}" if absent else "") if there else f"no {absent}")
+        )
+    status: Status = "met" if min(counts) == len(_METHODS) else "partly" if max(counts) else "not met"
+    return status, f"Completed and evaluated in {'; in '.join(told)}."
 
 
 def _seeds(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     counts: dict[str, int] = {}
+    evaluated = any(len(study.trainings) for study in studies)
     for study in studies:
         searched = study.trials[study.trials["method"] != "given"]
+        runs = study.trainings
+        done = set(runs.loc[runs["last"], "trial_id"]) if evaluated else set(study.searches["trial_id"])
         for variant, trials in searched.groupby("variant", sort=False):
-            counts[f"{study.name}: {variant}"] = trials.loc[trials["status"] == "completed", "seed"].nunique()
+            usable = trials[(trials["status"] == "completed") & trials["trial_id"].isin(done)]
+            counts[f"{study.name}: {variant}"] = usable["seed"].nunique()
+    what = "completed and evaluated" if evaluated else "completed, none of them evaluated"
     if not counts or max(counts.values()) == 0:
-        return "not known", "No search is completed."
-    least, most = min(counts.values()), max(counts.values())
-    told = f"{least} to {most}" if least < most else f"{most}"
-    text = f"{told} completed search seed{'s' if most > 1 else ''} a variant, listed in the table of searches"
-    if least >= ENOUGH_SEEDS:
+        return "not known", "No search is completed" + (" and evaluated." if evaluated else ".")
+    text = f"Search seeds a variant, {what}: {_span(counts.values())}"
+    if not evaluated:
+        return ("partly" if max(counts.values()) > 1 else "not met"), f"{text}."
+    if min(counts.values()) >= ENOUGH_SEEDS:
         return "met", text + "."
     few = [name for name, count in counts.items() if count < ENOUGH_SEEDS]
-    return ("partly" if most > 1 else "not met"), f"{text}. Fewer than {ENOUGH_SEEDS}: {_listed(few)}."
+    return ("partly" if max(counts.values()) > 1 else "not met"), f"{text}. Fewer than {ENOUGH_SEEDS}: {_listed(few)}."
+
+
+def _looked_up(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+    runs = pd.concat([study.evaluations[study.evaluations["status"] == "completed"] for study in studies])
+    unknown = int((runs["seconds"].isna() | runs["device"].isna()).sum())
+    if runs.empty:
+        return "not known", "No evaluation is completed."
+    if unknown:
+        return "not known", f"{unknown} of {len(runs)} completed evaluations do not say on which device, or how long, they trained."
+    return "not met", f"All {len(runs)} completed evaluations have a device and a duration: their networks were trained."
 
 
 def _confounders(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     differing, unknown = [], []
+    words = {"device": "devices", "versions": "library versions", "commit": "commits"}
+    execution = [setting.name for setting in fields(Execution)]
     for study in studies:
-        for column, words in (("device", "devices"), ("versions", "library versions"), ("commit", "commits")):
-            known = study.trials[column].dropna().unique()
+        for column in [*words, *execution]:
+            known = study.trials.loc[_known(study.trials[column]), column].unique()
             if len(known) > 1:
-                differing.append(f"{len(known)} {words} in {study.name}")
-            if study.trials[column].isna().any():
-                unknown.append(f"{words} in {study.name}")
+                differing.append(f"{len(known)} {words.get(column, f'values of {column}')} in {study.name}")
+            if len(study.trials) and not _known(study.trials[column]).all():
+                unknown.append(f"{words.get(column, column)} in {study.name}")
+        plain = study.trials["config"].map(lambda text: str(sorted((k, v) for k, v in json.loads(text).items() if "seed" not in k)))
+        mixed = plain.groupby(study.trials["variant"], sort=False).nunique()
+        differing += [f"{count} configurations of {variant} in {study.name}" for variant, count in mixed.items() if count > 1]
+        devices = study.evaluations["device"]
+        if devices.dropna().nunique() > 1:
+            differing.append(f"{devices.dropna().nunique()} devices of evaluations in {study.name}")
+        if devices.isna().any():
+            unknown.append(f"devices of evaluations in {study.name}")
+    if any(len(study.evaluations) for study in studies):
+        unknown.append("library versions and commits of evaluations")
     if not differing and not unknown:
         return "met", "All searches of a study ran on one kind of device, with the same library versions, at one commit."
-    parts = [f"different: {_listed(differing)}"] if differing else []
+    parts = [f"different: {_listed(differing)}"] if differing else ["no difference is known"]
     parts += [f"not recorded for all: {_listed(unknown)}"] if unknown else []
-    return "partly", f"{'; '.join(parts).capitalize()}."
+    text = "; ".join(parts)
+    return "partly", f"{text[:1].upper()}{text[1:]}."
 
 
 def _resources(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
-    tables = [(study.trials, study.evaluations) for study in studies]
-    search, training = (sum(float(pair[side]["seconds"].sum()) for pair in tables) / 3600 for side in (0, 1))
-    unknown = sum(int(part[part["status"] == "completed"]["seconds"].isna().sum()) for pair in tables for part in pair)
-    text = (
-        f"{search:,.2f} hours of searching and {training:,.2f} hours of training from scratch, repeated attempts included. What "
-        "was spent before the study, on tuning, is not known."
-    )
-    return ("partly", f"{text} {unknown} completed trials have no duration.") if unknown else ("met", text)
+    parts, unknown = [], 0
+    for table, words in (("trials", "searching"), ("evaluations", "training from scratch")):
+        rows = pd.concat([getattr(study, table) for study in studies], ignore_index=True)
+        rows = rows[rows["status"] != "running"]
+        unknown += int(rows["seconds"].isna().sum())
+        # A row that one study took over from another has its times, and was paid for once.
+        once = rows.dropna(subset="seconds").drop_duplicates(["started", "finished", "device", "seconds", "seed"])
+        hours = once.fillna({"device": "an unknown device"}).groupby("device", sort=False)["seconds"].sum() / 3600
+        on = ", ".join(f"{value:,.2f} h on {device}" for device, value in hours.items()) or "no hours"
+        parts.append(f"{words}: {on}")
+    text = f"{'; '.join(parts)}; repeated attempts included, and rows that studies share counted once."
+    text += f" {unknown} rows that ended have no duration." if unknown else ""
+    return "partly", f"{text[:1].upper()}{text[1:]} What was spent before the study, on tuning, is not known."
 
 
-def _setup(trials: pd.DataFrame) -> tuple[Status, str]:
-    lacks = [name for name in ("config", "versions", "device", "commit") if trials[name].isna().any()]
+def _setup(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+    trials = pd.concat([study.trials for study in studies], ignore_index=True)
+    lacks = [name for name in ("config", "versions", "device", "commit") if not _known(trials[name]).all()]
     libraries = sorted({name for text in trials["versions"].dropna().unique() for name in json.loads(text)})
-    text = f"Per trial: the whole configuration, seeds, device, commit, and the versions of {_listed(libraries)}."
-    return ("partly", f"{text} Not recorded for all: {_listed(lacks)}.") if lacks else ("met", text)
+    text = f"Per search: the whole configuration, seeds, device, commit, and the versions of {_listed(libraries)}."
+    text += f" Not recorded for all: {_listed(lacks)}." if lacks else ""
+    if any(len(study.evaluations) for study in studies):
+        return "partly", f"{text} Per evaluation: the whole configuration, seeds and device, but neither commit nor versions."
+    return ("partly" if lacks else "met"), text
+
+
+def _known(values: pd.Series) -> pd.Series:
+    return values.notna() & (values != "unknown")
+
+
+def _span(counts: Iterable[int]) -> str:
+    values = list(counts)
+    return " to ".join(str(count) for count in dict.fromkeys((min(values), max(values))))
 
 
 def _listed(values: Iterable[object], most: int = 6) -> str:

@@ -99,7 +99,12 @@ def build_page(results: Path) -> Page:
 
 
 def read_facts(folder: Path) -> StudyFacts:
-    return StudyFacts(folder, read_study_table(folder, "trials"), read_study_table(folder, "evaluations", _EVALUATION_COLUMNS))
+    return StudyFacts(
+        folder,
+        read_study_table(folder, "trials"),
+        read_study_table(folder, "evaluations", _EVALUATION_COLUMNS),
+        read_study_table(folder, "genotypes", ["trial_id", "stage", "max_skips", "genotype_id"]),
+    )
 
 
 def overview(facts: Sequence[StudyFacts]) -> pd.DataFrame:

@@ -158,29 +158,165 @@ def status_of(facts, number):
     return fill_checklist(facts)[number - 1].status
 
 
+def answer_of(facts, number):
+    return fill_checklist(facts)[number - 1].answer
+
+
+def changed(facts, table, **columns):
+    return dataclasses.replace(facts, **{table: getattr(facts, table).assign(**columns)})
+
+
+def more(facts, **columns):
+    """The study with its evaluations twice, the second time with other `columns`."""
+    others = facts.evaluations.assign(trial_id=facts.evaluations["trial_id"] + "-more", **columns)
+    return dataclasses.replace(facts, evaluations=pd.concat([facts.evaluations, others], ignore_index=True))
+
+
 def test_the_checklist_says_what_the_tables_know_and_no_more(results):
     facts = read_facts(results / "depth_gap")
-    assert [status_of([facts], number) for number in (1, 2, 3)] == ["not known"] * 3  # the synthetic trials name no commit
-    nowhere = dataclasses.replace(facts, trials=facts.trials.assign(commit="unknown"))
-    assert status_of([nowhere], 1) == "not known"
-    named = dataclasses.replace(facts, trials=facts.trials.assign(commit="abc"))
-    assert status_of([named], 1) == "partly"  # whether it was published is not known
-    assert "abc" in fill_checklist([named])[0].answer
+    assert [status_of([facts], number) for number in (1, 2, 3, 12)] == ["not known"] * 4
+    named = changed(facts, "trials", commit="abc")
+    assert status_of([named], 1) == "not known"  # of evaluations no table has the commit
+    assert status_of([named], 2) == "partly"  # whether it was published is not known
+    assert "(abc) for 6 of 6 searches." in answer_of([named], 2)
+    assert status_of([changed(facts, "trials", commit="unknown")], 2) == "not known"
+    dirty = changed(facts, "trials", commit=["abc+", *["abc"] * 5])
+    assert "(abc) for 5 of 6 searches; 1 ran code that was changed after its commit" in answer_of([dirty], 2)
     assert status_of([facts], 8) == "partly"
-    assert "random sampling, but no random search" in fill_checklist([facts])[7].answer
+    assert "random sampling, but no random search" in answer_of([facts], 8)
     both = facts.trials.assign(method=["random_search", *facts.trials["method"][1:]])
     assert status_of([dataclasses.replace(facts, trials=both)], 8) == "met"
     assert status_of([facts], 9) == "partly"  # two seeds, and one of them failed
     many = pd.concat([facts.trials.assign(seed=seed, status="completed") for seed in range(3)])
     assert status_of([dataclasses.replace(facts, trials=many)], 9) == "met"
-    assert status_of([facts], 11) == "partly"  # no commit
-    assert status_of([named], 11) == "met"
-    devices = named.trials.assign(device=["a", *["b"] * (len(named.trials) - 1)])
-    assert "2 devices in depth_gap" in fill_checklist([dataclasses.replace(named, trials=devices)])[10].answer.lower()
+    assert status_of([facts], 10) == "not met"
+    assert status_of([changed(facts, "evaluations", device=None)], 10) == "not known"
     assert status_of([facts], 14) == "partly"
-    assert status_of([named], 14) == "met"
+    searched = dataclasses.replace(named, evaluations=named.evaluations.head(0))
+    assert [status_of([searched], number) for number in (10, 11, 14)] == ["not known", "met", "met"]
+    assert [status_of([named], number) for number in (11, 14)] == ["partly", "partly"]  # versions of evaluations are not recorded
     one = dataclasses.replace(facts, trials=facts.trials.head(1), evaluations=facts.evaluations.head(0))
     assert [status_of([one], number) for number in (5, 6, 9)] == ["not met", "not known", "not met"]
+
+
+def test_one_recipe_is_said_of_a_study_that_has_one(results):
+    facts = read_facts(results / "depth_gap")
+    assert status_of([facts], 6) == "met"
+    assert answer_of([facts], 6) == (
+        "Cells of all variants were trained from scratch in the same settings, with the same seeds. "
+        "depth_gap: recipes 1, data sets 1, cells a search 1, seeds a cell 2."
+    )
+    two = more(facts, recipe="longer", recipe_id="longer-0")
+    assert status_of([two], 6) == "met"  # each cell by both
+    assert "recipes 2, data sets 1, cells a search 1, seeds a cell 2" in answer_of([two], 6)
+    assert "data sets 2" in answer_of([more(facts, data="cifar100")], 6)
+    assert status_of([more(facts, recipe_id="cifar-other")], 6) == "not met"  # two recipes of one name
+    last = facts.genotypes.merge(facts.trials[["trial_id", "variant"]])
+    of_shallow = facts.evaluations["genotype_id"].isin(last.loc[last["variant"] == "shallow", "genotype_id"])
+    apart = facts.evaluations.assign(recipe=np.where(of_shallow, "longer", "cifar"), recipe_id=np.where(of_shallow, "b-1", "a-1"))
+    assert status_of([dataclasses.replace(facts, evaluations=apart)], 6) == "not met"  # no setting has both variants
+    fewer = two.evaluations[
+        ~(
+            two.evaluations["genotype_id"].isin(last.loc[last["variant"] == "shallow", "genotype_id"])
+            & (two.evaluations["recipe"] == "longer")
+        )
+    ]
+    assert status_of([dataclasses.replace(two, evaluations=fewer)], 6) == "partly"
+    assert "not in every setting in depth_gap: shallow" in answer_of([dataclasses.replace(two, evaluations=fewer)], 6)
+    uneven = dataclasses.replace(facts, evaluations=facts.evaluations.iloc[1:])
+    assert status_of([uneven], 6) == "partly"
+    assert "cells trained with different seeds in depth_gap" in answer_of([uneven], 6)
+    failed = facts.evaluations.assign(status=np.where(of_shallow, "failed", "completed"))
+    assert "without an evaluation of their cells in depth_gap: shallow" in answer_of(
+        [dataclasses.replace(facts, evaluations=failed)], 6
+    )
+
+
+def test_several_cells_a_search_are_counted(results):
+    """As with several skip limits, and with cells of several stages."""
+    facts = read_facts(results / "depth_gap")
+    assert status_of([facts], 7) == "partly"
+    trial_id = facts.trials.query("variant == 'progressive'")["trial_id"].iloc[0]
+    others = facts.genotypes.query(f"trial_id == '{trial_id}' and stage < 3 and max_skips == 2")["genotype_id"]
+    runs = pd.concat([facts.evaluations.head(1).assign(genotype_id=name, trial_id=name) for name in others])
+    staged = dataclasses.replace(facts, evaluations=pd.concat([facts.evaluations, runs]))
+    assert "cells a search 1 to 3" in answer_of([staged], 6)
+    assert status_of([staged], 7) == "met"
+    assert status_of([staged, dataclasses.replace(facts)], 7) == "partly"
+    assert status_of([changed(facts, "trials", seconds=None)], 7) == "not known"
+
+
+def test_searches_of_one_study_on_different_images_are_not_the_same_benchmark(results):
+    facts = read_facts(results / "depth_gap")
+    assert status_of([facts], 4) == "met"
+    mixed = ["cifar100" if variant == "shallow" else "cifar10" for variant in facts.trials["variant"]]
+    configs = [
+        text.replace('"data": "cifar10"', f'"data": "{data}"') for text, data in zip(facts.trials["config"], mixed, strict=True)
+    ]
+    assert status_of([changed(facts, "trials", data=mixed, config=configs)], 4) == "not met"
+    few = [text.replace('"train_images": null', '"train_images": 500') for text in facts.trials["config"].iloc[:1]]
+    assert status_of([changed(facts, "trials", config=[*few, *facts.trials["config"].iloc[1:]])], 4) == "not met"
+    assert status_of([changed(facts, "trials", split_seed=facts.trials["seed"])], 4) == "met"  # of a seed, the same for all
+    assert status_of([changed(facts, "trials", split_seed=range(len(facts.trials)))], 4) == "not met"
+    assert status_of([changed(facts, "trials", method="given")], 4) == "not known"
+
+
+def test_an_ablation_is_one_setting_away(results):
+    facts = read_facts(results / "depth_gap")
+    assert status_of([facts], 5) == "met"
+    far = ['"batch_size": 96', '"channels": 16']
+    configs = []
+    for text, variant in zip(facts.trials["config"], facts.trials["variant"], strict=True):
+        for setting in far if variant == "shallow" else ():
+            text = text.replace(setting, setting[:-2] + "32")
+        configs.append(text)
+    assert status_of([changed(facts, "trials", config=configs)], 5) == "partly"
+    assert "shallow of depth_gap (3 settings)" in answer_of([changed(facts, "trials", config=configs)], 5)
+    assert status_of([changed(facts, "trials", status="failed")], 5) == "not known"
+    same = facts.trials["config"].iloc[0]
+    assert "(no settings)" in answer_of([changed(facts, "trials", config=same)], 5)
+
+
+def test_seeds_count_where_the_cell_was_evaluated_and_random_cells_in_the_study_that_has_them(results):
+    facts = read_facts(results / "depth_gap")
+    own = facts.evaluations["genotype_id"].iloc[0]
+    gone = dataclasses.replace(facts, evaluations=facts.evaluations[facts.evaluations["genotype_id"] != own])
+    assert "completed and evaluated: 1 to 2." in answer_of([facts], 9)
+    (lost,) = facts.genotypes.loc[(facts.genotypes["genotype_id"] == own), "trial_id"].unique()
+    variant = facts.trials.set_index("trial_id").loc[lost, "variant"]
+    assert f"depth_gap: {variant}" in answer_of([gone], 9)
+    other = dataclasses.replace(facts, folder=facts.folder.parent / "other", trials=facts.trials.query("variant != 'random'"))
+    assert status_of([facts, other], 8) == "partly"
+    assert "other: no random sampling and no random search" in answer_of([facts, other], 8)
+    assert status_of([other], 8) == "not met"
+
+
+def test_what_differs_between_searches_beside_their_variant_is_named(results):
+    facts = changed(read_facts(results / "depth_gap"), "trials", commit="abc")
+    for column, values, words in (
+        ("device", ["a"] + ["b"] * 5, "2 devices in depth_gap"),
+        ("commit", ["abc"] * 5 + ["abd"], "2 commits in depth_gap"),
+        ("tf32", [True] + [False] * 5, "2 values of tf32 in depth_gap"),
+    ):
+        assert words in answer_of([changed(facts, "trials", **{column: values})], 11)
+    half = ["x", *["y"] * (len(facts.evaluations) - 1)]
+    assert "2 devices of evaluations in depth_gap" in answer_of([changed(facts, "evaluations", device=half)], 11)
+    other = [facts.trials["config"].iloc[0].replace('"batch_size": 96', '"batch_size": 32'), *facts.trials["config"].iloc[1:]]
+    variant = facts.trials["variant"].iloc[0]
+    assert f"2 configurations of {variant} in depth_gap" in answer_of([changed(facts, "trials", config=other)], 11)
+    assert "library versions and commits of evaluations" in answer_of([facts], 11)
+
+
+def test_what_two_studies_share_was_paid_for_once_and_hours_of_two_devices_are_not_added(results):
+    facts = read_facts(results / "depth_gap")
+    twin = dataclasses.replace(facts, folder=facts.folder.parent / "twin")
+    assert answer_of([facts, twin], 13) == answer_of([facts], 13)
+    assert status_of([facts], 13) == "partly"  # what was spent on tuning is not known
+    devices = changed(facts, "trials", device=["a", *["b"] * 5])
+    assert re.search(
+        r"Searching: [\d.]+ h on a, [\d.]+ h on b; training from scratch: [\d.]+ h on synthetic", answer_of([devices], 13)
+    )
+    assert "1 rows that ended have no duration" in answer_of([changed(facts, "trials", seconds=[None, *[9.0] * 5])], 13)
 
 
 def test_columns_of_numbers_are_told_from_text():
