@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import frames
 from agreement_tables import RANK_NOTES, SPREAD_NOTES, rank_table, spread_table
 from arms import Arms
-from comparisons import COMPARISON_NOTES, cannot_show, compare_variants, conclude, say_power
+from comparisons import COMPARISON_NOTES, compare_variants, conclude, say_power
 from frames import StudyTables
 from pdarts_tune.figures import draw_learning_curves, draw_tradeoff
 from pdarts_tune.methods import RandomSampling, trains_alphas
@@ -40,7 +40,9 @@ Means over search seeds ± standard deviation. *over random*: by how many percen
 random (Yang et al., ICLR 2020): what the search adds to its space and its training recipe. *s*: of search, on the study's device.
 {NOTHING}: none, or not there yet.""",
     "error_differences": COMPARISON_NOTES,
-    "against_random": "Each method minus random cells; a family of its own. " + COMPARISON_NOTES.split(" A difference")[0],
+    "against_random": """\
+Each method minus random cells: a second question and a family of its own, without P-DARTS. Its row is that of the table of error
+differences turned round, with the p of that family: it is tested there, once.""",
     "same_images": """\
 McNemar's exact test of two trained networks on the same test images: for each method, its cell and P-DARTS' cell of the first
 search and evaluation seed that both have. It speaks of these two networks, not of the methods.""",
@@ -72,7 +74,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
     if drawn is None:
         missing.insert(0, "no cells drawn at random, so nothing says what searching adds")
     else:
-        tables["against_random"] = compare_variants(measures, "error_percent", drawn, rng)
+        tables["against_random"] = compare_random(measures, tables.get("error_differences"), baseline, drawn, rng)
         conclusion += conclude_random(tables["against_random"], drawn)
     tables["ranks"] = rank_table(study, measures, RANKED, rng)
     tables["spread"] = spread_table(study, measures)
@@ -133,6 +135,18 @@ def compare_images(study: StudyTables, measures: pd.DataFrame, baseline: str) ->
     return pd.DataFrame(rows)
 
 
+def compare_random(
+    measures: pd.DataFrame, errors: pd.DataFrame | None, baseline: str | None, drawn: str, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Every method minus random cells; the baseline's row is the one that `errors` has, turned round, and is not tested again."""
+    found = compare_variants(measures[measures["variant"] != baseline], "error_percent", drawn, rng)
+    if errors is None:
+        return found
+    row = errors[errors["variant"] == drawn]
+    turned = {"variant": baseline, "difference": -row["difference"], "ci_low": -row["ci_high"], "ci_high": -row["ci_low"]}
+    return pd.concat([row.assign(**turned), found], ignore_index=True)
+
+
 def conclude_random(comparisons: pd.DataFrame, drawn: str) -> tuple[str, ...]:
     tested = comparisons[comparisons["n"] > 0]
     if tested.empty:
@@ -140,8 +154,8 @@ def conclude_random(comparisons: pd.DataFrame, drawn: str) -> tuple[str, ...]:
     better = tested[tested["claimed"] & (tested["difference"] < 0)]["variant"]
     worse = tested[tested["claimed"] & (tested["difference"] > 0)]["variant"]
     if better.empty and worse.empty:
-        power = cannot_show(tested) or say_power(tested)
-        return (f"No method is shown to find better or worse cells than {drawn} ones (n = {tested['n'].max()}): {power}.",)
+        null = f"No method is shown to find better or worse cells than {drawn} ones (n = {tested['n'].max()})"
+        return (f"{null}: {say_power(tested)}.",)
     parts = [f"{word} than {drawn}: {', '.join(names)}" for word, names in (("better", better), ("worse", worse)) if len(names)]
     return (f"Shown to find cells that are {'; '.join(parts)}.",)
 

@@ -20,9 +20,11 @@ LEVEL = 0.05
 
 COMPARISON_NOTES = """\
 *95 % interval*: bias-corrected and accelerated bootstrap of the pairs, too narrow with few of them. *p*: exact two-sided sign-flip
-permutation test; *smallest p*: what n pairs can give at best (0.25 with 3, 0.008 with 8). *detectable*: the true difference that a
-paired t-test finds with 80 % power at the spread seen here. A difference is claimed if its interval excludes 0 and its
-Holm-adjusted p is below 0.05, and not otherwise; that none is claimed does not show that there is none."""
+permutation test; *smallest p*: what n pairs can give at best (0.25 with 3, 0.008 with 8). The rows are one family: *p (Holm)* is
+adjusted for all of them. A difference is claimed if its interval excludes 0 and its Holm-adjusted p is below 0.05, and not
+otherwise; that none is claimed does not show that there is none. *detectable*: the true difference that is claimed, by all of that
+rule, in 80 % of simulated studies (normal differences of the spread seen here; no difference in the family's other rows); *none*:
+these pairs cannot claim one, however large."""
 
 
 _COLUMNS = ["n", "difference", "ci_low", "ci_high", "p", "min_p", "p_holm", "detectable"]
@@ -46,35 +48,38 @@ def compare_pairs(pairs: Mapping[str, NDArray[np.float64]], rng: np.random.Gener
     """The family of comparisons that one question asks: of each (n, 2) array, the first column minus the second.
 
     Columns: `names`, n (pairs), difference, ci_low, ci_high, p, min_p (the smallest that n pairs can give), p_holm (adjusted for
-    the rows that have a p), detectable (by a paired t-test with 80 % power, at the spread seen) and claimed.
+    the rows that have a p), detectable (claimed with 80 % power at the spread seen; inf: none is, however large) and claimed.
     """
     rows = []
+    tests = sum(len(sides) > 0 for sides in pairs.values())
     for name, sides in pairs.items():
         row: dict[str, Any] = {names: name} | dict.fromkeys(_COLUMNS, math.nan) | {"n": len(sides)}
         if len(sides):
             found = paired_comparison(sides[:, 0], sides[:, 1], rng)
+            apart = sides[:, 0] - sides[:, 1]
+            spread = mean_sd(apart)[1] if np.ptp(apart) > 1e-9 else 0.0
             row |= {"difference": found.mean_difference, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row |= {"p": found.p_value, "min_p": found.min_p}
-        if len(sides) > 1 and np.ptp(sides[:, 0] - sides[:, 1]) > 1e-9:  # without any spread, there is no idea of it
-            row["detectable"] = minimum_detectable_difference(mean_sd(sides[:, 0] - sides[:, 1])[1], len(sides))
+            row["detectable"] = minimum_detectable_difference(spread, len(sides), tests) or math.nan  # nan: no idea of the spread
         rows.append(row)
-    comparisons = pd.DataFrame(rows, columns=[names, *_COLUMNS])
+    comparisons = pd.DataFrame(rows, columns=[names, *_COLUMNS]).astype({"n": int} | dict.fromkeys(_COLUMNS[1:], float))
     tested = comparisons["p"].notna()
     comparisons.loc[tested, "p_holm"] = holm(comparisons.loc[tested, "p"].tolist())
     excludes_zero = (comparisons["ci_low"] > 0) | (comparisons["ci_high"] < 0)
     return comparisons.assign(claimed=excludes_zero & (comparisons["p_holm"] < LEVEL))
 
 
-def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis: str) -> tuple[str, str]:
-    """Two sentences: what the comparisons show or why they cannot, and what they would have shown.
+def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis: str, among: str = "variant") -> tuple[str, str]:
+    """Two sentences: what the comparisons show or why they cannot, and what could have been claimed.
 
     Args:
         measure: what is compared, in points, such as "evaluation error".
         hypothesis: what a null result does not support, such as "growing the depth finds better cells".
+        among: what is compared with the baseline, such as "variant outside the 2 x 2 table".
     """
     tested = comparisons[comparisons["n"] > 0]
     if tested.empty:
-        nothing = f"Nothing can be compared: no variant shares a seed with {baseline} for which both have a finished evaluation."
+        nothing = f"Nothing can be compared: no {among} shares a seed with {baseline} for which both have a finished evaluation."
         return nothing, f"So these data say nothing about whether {hypothesis}."
     rows = tested.to_dict("records")
     claimed = [row for row in rows if row["claimed"]]
@@ -90,17 +95,22 @@ def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis:
     if reason is not None:
         return f"W{reason[1:]}: these data cannot show that {hypothesis}.", f"{second}."
     second = f"{second}; {power}."
-    first = f"No variant is shown to differ from {baseline} (smallest Holm-adjusted p {show(tested['p_holm'].min(), 3)}): "
+    first = f"No {among} is shown to differ from {baseline} (smallest Holm-adjusted p {show(tested['p_holm'].min(), 3)}): "
     return first + f"these data do not support that {hypothesis}.", second
 
 
 def say_power(comparisons: pd.DataFrame) -> str:
-    """What true difference could have been seen, from the comparison that sees most to the one that sees least."""
-    sizes = comparisons["detectable"].dropna()
+    """What true difference could have been claimed, from the comparison that sees most to the one that sees least."""
+    known = comparisons.dropna(subset="detectable")
+    sizes = known.loc[np.isfinite(known["detectable"]), "detectable"]
+    never = known.loc[np.isinf(known["detectable"]), known.columns[0]]
+    if known.empty:
+        return "the pairs give no idea of what difference could have been claimed"
     if sizes.empty:
-        return "the pairs give no idea of what difference could have been seen"
+        return "no true difference, however large, could have been claimed"
     span = " to ".join(dict.fromkeys(show(size, 2) for size in (sizes.min(), sizes.max())))
-    return f"a true difference of {span} points could have been seen (paired t-test, 80 % power)"
+    text = f"a true difference of {span} points could have been claimed (80 % power)"
+    return text + (f", but none, however large, of {', '.join(never)}" if len(never) else "")
 
 
 def cannot_show(comparisons: pd.DataFrame) -> str | None:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import frames
 from agreement_tables import RANK_NOTES, SPREAD_NOTES, mean_intervals, rank_table, spread_table
 from arms import Arms, depths, grows, operations
-from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, pair_up, say_power
+from comparisons import COMPARISON_NOTES, cannot_show, compare_variants, conclude, say_power
 from frames import StudyTables
 from pdarts_tune.figures import draw_depth_gap, draw_learning_curves
 from pdarts_tune.methods import trains_alphas
@@ -44,7 +44,7 @@ the normal cell. *params*: of the evaluation network in the papers' CIFAR settin
 {NOTHING}: none (a random cell has no search network), or not there yet."""
 
 GAP_NOTES = """\
-The same of the depth gap: a second question, corrected apart. A larger gap of a better cell is no fault of its search."""
+The same of the depth gap: a second question and a family of its own. A larger gap of a better cell is no fault of its search."""
 
 STAGE_NOTES = """\
 Means over the seeds of completed searches, at the end of each stage: the search network, the cell derived then in its weights, and
@@ -52,8 +52,8 @@ that cell trained from scratch, where it was (a study evaluates the last stage's
 
 BUDGET_NOTES = """\
 Searches that do not grow and drop what the growing one drops, planned to take as long within 10 % (*planned cost*: cells x
-operations x epochs, relative; *seconds ratio*: as measured). Evaluation error in points; a family of its own for Holm's
-correction."""
+operations x epochs, relative; *seconds ratio*: as measured). The other figures are those of the table of error differences, of
+whose family these rows are: nothing is tested again."""
 
 RANKED = {"search_accuracy": "search network", "inherited_accuracy": "derived cell, inherited weights"}
 
@@ -91,8 +91,8 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         tables["gap_differences"] = compare_variants(measures, "gap_points", baseline, rng)
         hypothesis = "growing the depth during search finds better cells"
         conclusion = conclude(errors, baseline, "evaluation error", hypothesis)
-        tables["equal_budget"] = compare_budgets(arms, measures, baseline, rng)
-        conclusion += conclude_budget(tables["equal_budget"], baseline)
+        tables["equal_budget"] = find_equal_budgets(errors, arms, measures, baseline)
+        conclusion += conclude_budget(tables["equal_budget"], baseline, errors)
     tables["gap_by_depth"] = gap_by_depth(measures, arms, rng)
     tables["stages"] = summarize_stages(study)
     tables["ranks"] = rank_table(study, measures, RANKED, rng)
@@ -132,10 +132,10 @@ def gap_by_depth(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator) -
     return table[table["n"] > 0].sort_values("last_cells", kind="stable", ignore_index=True)
 
 
-def compare_budgets(arms: Arms, measures: pd.DataFrame, baseline: str, rng: np.random.Generator) -> pd.DataFrame:
-    """The baseline against searches that do not grow and are planned to cost the same, within 10 %: depth without its cost.
+def find_equal_budgets(errors: pd.DataFrame, arms: Arms, measures: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """The comparisons with searches that do not grow and are planned to cost the same, within 10 %: depth without its cost.
 
-    Columns: those of compare_pairs for the evaluation error, and planned cost and seconds relative to the baseline's.
+    Columns: those of `errors`, whose rows they are, and planned cost and seconds relative to the baseline's.
     """
     work = {name: search_work(config.stages) / search_work(arms[baseline].stages) for name, config in arms.items()}
     alike = [
@@ -147,14 +147,15 @@ def compare_budgets(arms: Arms, measures: pd.DataFrame, baseline: str, rng: np.r
         and name != baseline
         and operations(config) == operations(arms[baseline])
     ]
-    table = compare_pairs({name: pair_up(measures, "error_percent", name, baseline) for name in alike}, rng)
+    table = errors.set_index("variant").loc[alike].reset_index()
     seconds = measures[measures["status"] == "completed"].groupby("variant")["seconds"].mean()
     table.insert(1, "planned_cost_ratio", [work[name] for name in alike])
     table.insert(2, "seconds_ratio", [seconds.get(name, np.nan) / seconds.get(baseline, np.nan) for name in alike])
     return table
 
 
-def conclude_budget(table: pd.DataFrame, baseline: str) -> tuple[str, ...]:
+def conclude_budget(table: pd.DataFrame, baseline: str, errors: pd.DataFrame) -> tuple[str, ...]:
+    """What the arms of equal cost show, as part of the family `errors`."""
     if table.empty:
         return ("No variant costs what the growing search costs, so depth cannot be told from the time that it takes.",)
     claimed = table[table["claimed"]]
@@ -164,7 +165,7 @@ def conclude_budget(table: pd.DataFrame, baseline: str) -> tuple[str, ...]:
     names = ", ".join(table["variant"])
     if not table["n"].any():
         return (f"At equal cost ({names}) nothing can be compared with {baseline}: no seed has an evaluation of both.",)
-    return (f"At equal cost ({names}) no difference from {baseline} is shown: {cannot_show(table) or say_power(table)}.",)
+    return (f"At equal cost ({names}) no difference from {baseline} is shown: {cannot_show(errors) or say_power(table)}.",)
 
 
 def summarize(measures: pd.DataFrame) -> pd.DataFrame:

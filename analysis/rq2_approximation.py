@@ -25,7 +25,7 @@ from pdarts_tune.config import SearchConfig
 from pdarts_tune.figures import draw_learning_curves, draw_tradeoff
 from pdarts_tune.methods import trains_alphas
 from pdarts_tune.space import PRIMITIVES
-from pdarts_tune.statistics import mean_sd, non_inferiority
+from pdarts_tune.statistics import NON_INFERIORITY_LEVEL, holm, mean_sd, non_inferiority, smallest_p
 from published_figures import PUBLISHED_NOTES, published_cifar
 from question import Read, open_question
 from search_figures import SEARCH_NOTES, draw_search
@@ -45,15 +45,16 @@ Means over seeds ± standard deviation over search seeds. *n*: searches started;
 in the data. *dropped*: which operations go between stages. *peak*: most device memory that a search had in use at once. *s*: of
 search, on the study's device. {NOTHING}: none, or not there yet.""",
     "error_differences": COMPARISON_NOTES,
-    "seconds_differences": "Seconds of search, paired by seed; a question of its own.",
+    "seconds_differences": "Seconds of search, paired by seed; a question and a family of its own.",
     "peak_differences": """\
-Peak memory of search in MiB, paired by seed; a question of its own. Where all pairs differ by the same there is no interval, and
-none is needed: memory follows from the configuration.""",
+Peak memory of search in MiB, paired by seed; a question and a family of its own. Where all pairs differ by the same there is no
+interval, and none is needed: memory follows from the configuration.""",
     "non_inferiority": f"""\
-Is the error of a search that drops operations at most {MARGIN} points above that of one that drops none? Shown if the 95 % interval
-of the difference ends below the margin and the exact one-sided p of "{MARGIN} points worse or more" is below 0.025. The margin is
-the study's and was chosen before any result. *steps ratio*: the steps of the search that it is held against, relative to its own;
-far from 1, steps are compared along with dropping. Six pairs are the fewest that can show it. "Not shown" is not "worse".""",
+Is the error of a search that drops operations at most {MARGIN} points above that of one that drops none? A question of its own: the
+rows are one family. Shown if the 95 % interval of the difference ends below the margin and the exact one-sided p of
+"{MARGIN} points worse or more", Holm-adjusted for all rows, is below {NON_INFERIORITY_LEVEL}. The margin is the study's and was
+chosen before any result. *steps ratio*: the steps of the search that it is held against, relative to its own; far from 1, steps are
+compared along with dropping. "Not shown" is not "worse".""",
     "stages": "Means over seeds: peak memory, seconds, and the search network's accuracy at the end of each stage.",
     "dropped": "Of the edges of completed searches, the share on which an operation was in a stage and not in the next.",
     "tradeoff": "Points: means; bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
@@ -135,7 +136,7 @@ def summarize(measures: pd.DataFrame, arms: Arms) -> pd.DataFrame:
 
 
 def judge_dropping(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator) -> pd.DataFrame:
-    """Every search that drops operations against every one that keeps them all, in evaluation error, at the margin."""
+    """Every search that drops operations against every one that keeps them all, in evaluation error, at the margin: one family."""
     keeping = [name for name, config in arms.items() if trains_alphas(config.method) and not drops(config)]
     rows = []
     for variant in (name for name, config in arms.items() if drops(config)):
@@ -153,10 +154,15 @@ def judge_dropping(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator)
                     "margin_points": MARGIN,
                     "p": found.p_value,
                     "min_p": found.min_p,
+                    "p_holm": found.p_value,
                     "shown": found.shown,
                 }
             )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if rows:
+        table["p_holm"] = holm(table["p"].tolist())
+        table["shown"] &= table["p_holm"] < NON_INFERIORITY_LEVEL
+    return table
 
 
 def steps(config: SearchConfig) -> float:
@@ -186,8 +192,9 @@ def conclude_dropping(judged: pd.DataFrame) -> tuple[str, ...]:
     shown = [f"{row['variant']} against {row['against']}" for row in judged.to_dict("records") if row["shown"]]
     if shown:
         return (f"Shown to cost less than {MARGIN} points of error: {', '.join(shown)}.",)
-    most = int(judged["n"].max())
-    reason = f"; n = {most} cannot show it, six pairs are needed" if most < 6 else ""
+    most, tests = int(judged["n"].max()), len(judged)
+    needed = next(n for n in itertools.count(1) if tests * smallest_p(n) / 2 < NON_INFERIORITY_LEVEL)
+    reason = f"; n = {most} cannot show it, {needed} pairs are needed for {tests} comparisons" if most < needed else ""
     return (f"That dropping costs less than {MARGIN} points of error is not shown for any variant{reason}.",)
 
 

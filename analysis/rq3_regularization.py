@@ -46,10 +46,15 @@ refined minus as derived, mean over both. *interaction*: effect of dropout on re
 
 """
     + COMPARISON_NOTES,
-    "error_differences": "Every variant at its own M, minus the first with dropout.",
+    "error_differences": """\
+Every variant at its own M, minus the first with dropout: a second question and a family of its own. The variant without dropout is
+not among them where the table of effects tests it.
+
+"""
+    + COMPARISON_NOTES,
     "skip_differences": """\
 Skip-connects of the normal cell as derived, before refinement: every searched variant minus the first with dropout, paired by seed.
-A question of its own.""",
+A question and a family of its own.""",
     "by_limit": """\
 Test error of the cells derived at each limit M. *changed*: cells that the limit makes other ones than the search's own. *skips*:
 skip-connects of the normal cells.""",
@@ -59,8 +64,8 @@ epoch. Intervals: Wilson, 95 %.""",
     "spread_between_seeds": """\
 Standard deviation of the test error over search seeds, and the Brown-Forsythe test of equal spreads: of each variant against the
 first with dropout, and of cells as derived against the same searches' refined ones (those two are not independent, which makes the
-test cautious). Searches that found the same cell have its error each, which is no spread. Holm-adjusted; it needs three seeds on
-both sides and has little power below ten.""",
+test cautious). Searches that found the same cell have its error each, which is no spread. One family, Holm-adjusted; it needs three
+seeds on both sides and has little power below ten.""",
     "spread": SPREAD_NOTES,
     "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest seed.",
     "eigenvalue": "Largest eigenvalue of the validation loss's Hessian by the alphas, where it was measured.",
@@ -82,6 +87,8 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
     plain = find_plain(arms, baseline)
     tables: dict[str, pd.DataFrame] = {}
     conclusion: tuple[str, ...] = ()
+    others, among = measures, "variant"
+    hypothesis = "other dropout rates, or another limit, find better or worse cells"
     if baseline is None or plain is None:
         missing.insert(0, "no two variants that differ in nothing but dropout on skip-connects, so there is no 2 x 2 table")
     else:
@@ -92,6 +99,9 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
             pairs = {"dropout": pairs["dropout"]}
         tables["effects"] = compare_pairs(pairs, rng, "effect")
         conclusion += conclude_effects(tables["effects"], refined)
+        if tables["effects"]["n"].any():  # a comparison stands in one family
+            others, among = measures[measures["variant"] != plain], "variant outside the 2 x 2 table"
+            hypothesis = "any of these finds better or worse cells"
         if idle:
             unchanged = f"Refinement to {refined} skip-connects changed none of these cells, since none had more"
             conclusion += (f"{unchanged}: of its effect, and of an interaction with dropout, these data say nothing.",)
@@ -99,9 +109,9 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
             missing.append(f"no cell was evaluated at M = {UNLIMITED}, so refinement cannot be judged")
     tables["variants"] = summarize(measures)
     if baseline is not None:
-        tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
-        hypothesis = "other dropout rates, or another limit, find better or worse cells"
-        conclusion += conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
+        tables["error_differences"] = compare_variants(others, "error_percent", baseline, rng)
+        if others["variant"].nunique() > 1:
+            conclusion += conclude(tables["error_differences"], baseline, "evaluation error", hypothesis, among)
         tables["spread_between_seeds"] = compare_spreads(measures, limits, baseline)
         searched = measures[measures["variant"].map(lambda name: trains_alphas(arms[name].method))]
         tables["skip_differences"] = compare_variants(count_skips(study, searched), "derived_skips", baseline, rng)

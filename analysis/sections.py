@@ -9,6 +9,7 @@ is its suffix (see `_DIGITS`), `x` with `x_sd` becomes mean ± standard deviatio
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,8 @@ def _cell(value: object, name: str) -> str:
     if isinstance(value, int):
         return str(value)
     assert isinstance(value, float), f"{name}: {value!r}"
+    if name == "detectable" and math.isinf(value):
+        return "none"
     signed = name.startswith(_SIGNED) and not name.endswith("_sd")
     return show(value, _digits(name), signed)
 

@@ -1,4 +1,4 @@
-"""What a study's figures support: comparisons, intervals, corrections, and what could have been detected.
+"""What a study's figures support: comparisons, intervals, corrections, and what could have been claimed.
 
 Pure functions of arrays. Whatever draws at random takes a NumPy generator, so that a report made twice is the same report.
 Units are those of the values given in. This is the place to import from; `paired.py` has pairs, `ranks.py` orders and
@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from pdarts_tune.paired import (
+    NON_INFERIORITY_LEVEL,
     Comparison,
     Discordance,
     NonInferiority,
@@ -32,6 +33,7 @@ from pdarts_tune.ranks import (
 from pdarts_tune.spread import Components, brown_forsythe, mean_sd, proportion_interval, variance_components
 
 __all__ = [
+    "NON_INFERIORITY_LEVEL",
     "Comparison",
     "Components",
     "Correlation",

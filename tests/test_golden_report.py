@@ -98,9 +98,9 @@ def test_the_planted_effect_is_claimed_with_its_size_and_nothing_else_is(texts):
     assert float(size) == pytest.approx(EFFECT, abs=0.3)
     assert float(low) < EFFECT < float(high)
     assert depth.count(" points (95 % interval") == 1
-    assert re.search(r"Not shown for deep: a true difference of [\d.]+ points could have been seen", depth)
+    assert re.search(r"Not shown for deep: a true difference of [\d.]+ points could have been claimed", depth)
     assert "No variant is shown to differ from lowest" in dropping
-    assert re.search(r"a true difference of [\d.]+ to [\d.]+ points could have been seen", dropping)
+    assert re.search(r"a true difference of [\d.]+ to [\d.]+ points could have been claimed", dropping)
     assert "Shown" not in dropping
     found = re.search(
         r"Shown in evaluation error: dropout −([\d.]+) points; refinement to 2 skip-connects −([\d.]+) points", regularizers
@@ -120,7 +120,7 @@ def test_where_the_effect_is_anothers_it_is_claimed_there_and_nowhere_else(other
     assert "Not shown for none: a true difference of" in dropping
     for null, start in ((depth, "No variant is shown to differ"), (regularizers, "No effect of either regularizer is shown")):
         assert start in null
-        assert re.search(r"a true difference of [\d.]+ to [\d.]+ points could have been seen", null)
+        assert re.search(r"a true difference of [\d.]+ to [\d.]+ points could have been claimed", null)
 
 
 def test_the_scripts_say_the_same_in_markdown_as_the_page(texts):

@@ -70,7 +70,7 @@ def test_a_planted_null_is_reported_as_null(tmp_path):
     first, second, _ = answer.conclusion
     assert first.startswith("No variant is shown to differ from progressive (smallest Holm-adjusted p ")
     assert first.endswith("do not support that growing the depth during search finds better cells.")
-    assert second.endswith(" points could have been seen (paired t-test, 80 % power).")
+    assert second.endswith(" points could have been claimed (80 % power).")
 
 
 def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
@@ -85,9 +85,13 @@ def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
     assert "The largest difference in evaluation error is that of shallow, +" in answer.conclusion[1]
 
 
-def test_six_seeds_fall_short_because_of_the_correction(tmp_path):
+def test_six_seeds_fall_short_because_of_the_correction_and_no_difference_is_called_detectable(tmp_path):
     study(tmp_path, 6, shallow=0.93)
-    first, *_ = rq1.build(tmp_path, figures=False).conclusion
+    section = rq1.build(tmp_path, figures=False)
+    first, *_ = section.conclusion
+    assert (section.tables["error_differences"]["detectable"] == np.inf).all()
+    (line,) = [line for line in sections.table_markdown(section.tables["error_differences"]).splitlines() if "shallow" in line]
+    assert line.split("|")[-3].strip() == "none"
     assert "(smallest possible p 0.031, 0.125 after Holm's correction for 4 comparisons)" in first
 
 
@@ -181,13 +185,16 @@ EQUAL = {
 
 
 @pytest.mark.parametrize("mean", [0.93, 0.97])
-def test_a_search_of_equal_cost_tells_depth_from_its_cost(tmp_path, mean):
+def test_a_search_of_equal_cost_tells_depth_from_its_cost_in_the_one_family_of_errors(tmp_path, mean):
     accuracy = dict.fromkeys(EQUAL, 0.97) | {"deep_equal_budget": mean}
-    make_study(tmp_path, "depth_gap", EQUAL, range(6), epochs=None, test_images=1000, accuracy=accuracy, evaluation_seeds=(0,))
+    make_study(tmp_path, "depth_gap", EQUAL, range(8), epochs=None, test_images=1000, accuracy=accuracy, evaluation_seeds=(0,))
     section = rq1.build(tmp_path, figures=False)
     table = section.tables["equal_budget"]
     assert list(table["variant"]) == ["deep_equal_budget"]  # neither the dearer one nor one that drops other operations
     assert table["planned_cost_ratio"].iloc[0] == pytest.approx(1, abs=0.05)
+    family = section.tables["error_differences"]
+    own = family[family["variant"] == "deep_equal_budget"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table[list(family)], own)  # its Holm-adjusted p too: of three comparisons, tested once
     assert bool(table["claimed"].iloc[0]) == (mean == 0.93)
     expected = (
         "At equal cost, shown to differ from progressive in evaluation error: deep_equal_budget +"
@@ -195,6 +202,17 @@ def test_a_search_of_equal_cost_tells_depth_from_its_cost(tmp_path, mean):
         else ("At equal cost (deep_equal_budget) no difference from progressive is shown: a true difference of ")
     )
     assert section.conclusion[2].startswith(expected)
+
+
+def test_an_equal_budget_arm_claims_nothing_that_its_family_cannot_claim(tmp_path):
+    accuracy = dict.fromkeys(EQUAL, 0.97) | {"deep_equal_budget": 0.90}
+    make_study(tmp_path, "depth_gap", EQUAL, range(6), epochs=None, test_images=1000, accuracy=accuracy, evaluation_seeds=(0,))
+    section = rq1.build(tmp_path, figures=False)
+    assert not section.tables["equal_budget"]["claimed"].any()  # alone, six pairs would do
+    assert section.conclusion[2].endswith(
+        "no difference from progressive is shown: with n = 6 a paired sign-flip test cannot reach 0.05 "
+        "(smallest possible p 0.031, 0.094 after Holm's correction for 3 comparisons)."
+    )
 
 
 def test_ranks_and_spread_are_those_of_the_evaluations(tmp_path):

@@ -13,6 +13,7 @@ from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.stages import with_operations
+from pdarts_tune.statistics import holm
 from sections import to_text
 from synthetic import make_study
 
@@ -50,12 +51,13 @@ def test_a_planted_effect_is_found_and_a_planted_null_is_not(eight):
 
 
 def test_dropping_that_costs_nothing_is_shown_to_be_no_worse_and_one_that_costs_is_not(tmp_path):
-    study(tmp_path, 9, test_images=20000, accuracy={"at_random": 0.96, "all_kept": 0.9702})
+    study(tmp_path, 12, test_images=20000, accuracy={"at_random": 0.96, "all_kept": 0.9702})
     section = rq2.build(tmp_path, figures=False)
     judged = section.tables["non_inferiority"].set_index("variant")
     assert dict(judged["shown"]) == {"any_name": True, "at_random": False}
     assert set(judged["against"]) == {"all_kept"}
-    assert set(judged["min_p"]) == {2.0**-9}
+    assert set(judged["min_p"]) == {2.0**-12}
+    assert list(judged["p_holm"]) == pytest.approx(holm(judged["p"].tolist()))
     assert "Shown to cost less than 0.3 points of error: any_name against all_kept." in section.conclusion
 
 
@@ -69,11 +71,25 @@ def test_a_reference_of_other_steps_is_stated(tmp_path):
     assert "|   steps ratio |" in to_text(section)
 
 
+def test_non_inferiority_is_corrected_for_all_its_comparisons(tmp_path):
+    study(tmp_path, 6, test_images=20000, accuracy={"any_name": 0.98, "at_random": 0.98})  # six pairs can show one, and not two
+    section = rq2.build(tmp_path, figures=False)
+    judged = section.tables["non_inferiority"]
+    assert (judged["p"] == 2.0**-6).all()
+    assert (judged["p_holm"] == 2 * 2.0**-6).all()
+    assert (judged["upper_points"] < 0.3).all()
+    assert not judged["shown"].any()
+    assert section.conclusion[-2].endswith("not shown for any variant; n = 6 cannot show it, 7 pairs are needed for 2 comparisons.")
+    assert "A question of its own: the rows are one family." in " ".join(to_text(section).split())
+
+
 def test_three_seeds_cannot_show_that_dropping_is_no_worse(tmp_path):
     study(tmp_path, 3, accuracy={"any_name": 1.0})
     section = rq2.build(tmp_path, figures=False)
     assert not section.tables["non_inferiority"]["shown"].any()
-    assert section.conclusion[-2].endswith("is not shown for any variant; n = 3 cannot show it, six pairs are needed.")
+    assert section.conclusion[-2].endswith(
+        "is not shown for any variant; n = 3 cannot show it, 7 pairs are needed for 2 comparisons."
+    )
 
 
 def test_costs_are_those_of_the_tables_and_an_exact_difference_has_no_interval(eight):

@@ -34,6 +34,25 @@ def test_planted_dropout_and_refinement_are_found_and_no_interaction(tmp_path):
     assert table.loc["with dropout", "at_most_2_skips_percent"] == pytest.approx(3.0, abs=0.3)
 
 
+def test_the_variant_without_dropout_is_tested_among_the_effects_alone(tmp_path):
+    planted = {("with", 8): 0.97, ("with", 2): 0.97, ("without", 8): 0.94, ("without", 2): 0.94, ("drawn", 2): 0.97}
+    make_limits_study(tmp_path, 6, planted)
+    section = rq3.build(tmp_path, figures=False)
+    assert list(effects(section).index) == ["dropout", "refinement", "interaction"]
+    (row,) = section.tables["error_differences"].to_dict("records")
+    assert row["variant"] == "drawn"
+    assert row["p_holm"] == row["p"]
+    assert "No variant outside the 2 x 2 table is shown to differ from with" in " ".join(section.conclusion)
+    assert "a second question and a family of its own" in to_text(section)
+
+
+def test_without_a_2_x_2_table_the_variant_without_dropout_is_among_the_differences(tmp_path):
+    make_limits_study(tmp_path, 6, {key: value for key, value in NULL.items() if key != ("without", 8)})
+    section = rq3.build(tmp_path, figures=False)
+    assert effects(section)["n"].tolist() == [0, 0, 0]
+    assert list(section.tables["error_differences"]["variant"]) == ["without", "drawn"]
+
+
 def test_a_planted_interaction_is_found(tmp_path):
     planted = NULL | {("without", 8): 0.93}  # either regularizer alone repairs it
     make_limits_study(tmp_path, 8, planted)
@@ -48,7 +67,7 @@ def test_a_planted_null_is_reported_as_null_with_what_could_have_been_seen(tmp_p
     assert not effects(section)["claimed"].any()
     assert section.conclusion[0].startswith("No effect of either regularizer is shown (smallest Holm-adjusted p ")
     assert section.conclusion[-1].startswith("No spread between seeds is shown to differ (smallest Holm-adjusted p ")
-    sizes = re.search(r"a true difference of ([\d.]+) to ([\d.]+) points could have been seen", section.conclusion[1])
+    sizes = re.search(r"a true difference of ([\d.]+) to ([\d.]+) points could have been claimed", section.conclusion[1])
     assert sizes
     assert [float(size) for size in sizes.groups()] == pytest.approx(
         [effects(section)["detectable"].min(), effects(section)["detectable"].max()], abs=0.006
