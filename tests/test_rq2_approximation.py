@@ -121,6 +121,7 @@ def test_what_was_dropped_adds_up_to_what_each_stage_lost(eight):
 def test_the_front_is_of_those_that_nothing_beats_in_both():
     rows = [(name, seed, "completed", error, cost, cost) for name, error, cost in POINTS for seed in range(4)]
     trials = pd.DataFrame(rows, columns=["variant", "seed", "status", "error_percent", "peak_mebibytes", "seconds"])
+    trials["genotype_id"] = trials["trial_id"] = [f"{name} {seed}" for name, seed in trials[["variant", "seed"]].to_numpy()]
     points = rq2.tradeoff_frame(trials, np.random.default_rng(0)).set_index("variant")
     assert list(points.index[points["seconds_front"]]) == ["cheap", "good", "between"]
 
