@@ -24,8 +24,9 @@ from pdarts_tune.command_line import parse
 from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict
 from pdarts_tune.data_names import short_name
 from pdarts_tune.definition import COMPLETED, DEFINITION
-from pdarts_tune.results import SCHEMAS, TOGETHER, read_file, read_table, to_parquet
+from pdarts_tune.results import SCHEMAS, TOGETHER, read_table, read_whole, to_parquet
 from pdarts_tune.storage import Storage
+from pdarts_tune.table_files import list_files
 from texts import write_text
 
 TEXTS, PICTURES = (".md", ".csv", ".tex"), (".png",)  # of a report
@@ -54,10 +55,12 @@ def publish(study: Path, out: Path, command: str) -> None:
         raise ConfigError(f"{study}: has no {COMPLETED}; run the study's command again until it is finished")
     if out.resolve() == study.resolve():
         raise ConfigError(f"{out}: is the study itself")
-    others = [file for table in SCHEMAS for file in (out / table).glob("[!.]*.parquet") if file.stem != TOGETHER]
-    if others:
-        raise ConfigError(f"{out}: holds {others[0].relative_to(out)}, so it is a study and no copy of one; name another folder")
-    tables = {table: _read_whole(study, table) for table in SCHEMAS}
+    target = Storage(out)
+    for table in SCHEMAS:
+        others = [name for name in list_files(target, table) if name != f"{TOGETHER}.parquet"]
+        if others:
+            raise ConfigError(f"{out}: holds {table}/{others[0]}, so it is a study and no copy of one; name another folder")
+    tables = {table: read_whole(Storage(study), table).combine_chunks() for table in SCHEMAS}
     places = _find_places({name for table in ("trials", "evaluations") for name in tables[table]["data"].to_pylist()})
 
     def rename(text: str) -> str:
@@ -65,7 +68,6 @@ def publish(study: Path, out: Path, command: str) -> None:
             text = text.replace(place, places[place]).replace(json.dumps(place)[1:-1], places[place])
         return text
 
-    target = Storage(out)
     for table, whole in tables.items():
         target.write(f"{table}/{TOGETHER}.parquet", to_parquet(_rename_data(whole, rename) if places else whole))
     for name in (DEFINITION, COMPLETED):
@@ -77,11 +79,6 @@ def publish(study: Path, out: Path, command: str) -> None:
         elif file.suffix in PICTURES:
             target.write(f"report/{file.name}", file.read_bytes())
     write_text(out / "README.md", describe(study, rename(command)))
-
-
-def _read_whole(study: Path, table: str) -> pa.Table:
-    parts = [read_file(file, table, None) for file in sorted((study / table).glob("[!.]*.parquet"))]
-    return pa.concat_tables([SCHEMAS[table].empty_table(), *parts]).unify_dictionaries().combine_chunks()
 
 
 def _find_places(data: Collection[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,18 +22,30 @@ from pdarts_tune.config import ConfigError
 from pdarts_tune.definition import DEFINITION, count_difference, definition_difference
 from pdarts_tune.schemas import PRIMARY_KEYS, SCHEMA_VERSION, SCHEMAS, STATUSES
 from pdarts_tune.storage import Storage
-from pdarts_tune.table_files import GrowingTable, check_table, table_file, to_parquet
+from pdarts_tune.table_files import (
+    TOGETHER,
+    TOGETHER_BEFORE,
+    GrowingTable,
+    check_rows,
+    check_table,
+    list_files,
+    table_file,
+    to_parquet,
+    with_key,
+)
 
 __all__ = [
     "PRIMARY_KEYS",
     "SCHEMAS",
     "SCHEMA_VERSION",
     "STATUSES",
+    "TOGETHER",
     "GrowingTable",
     "read_file",
     "read_rows",
     "read_schema",
     "read_table",
+    "read_whole",
     "table_file",
     "table_path",
     "to_parquet",
@@ -47,11 +60,6 @@ def table_path(study_dir: Path, table: str, trial_id: str) -> Path:
         ConfigError: as `table_file`.
     """
     return study_dir / table_file(study_dir.name, table, trial_id)
-
-
-# Names a table's file that holds all trials, as analysis/publish.py makes it. No trial can be called so, for all end in a seed;
-# and pandas and pyarrow would pass over a file whose name begins with an underscore, and read an empty table.
-TOGETHER = "all"
 
 
 def write_rows(study_dir: Path | str | Storage, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -73,18 +81,26 @@ def read_rows(
     """The rows of one trial and table, as `write_rows` took them or of some columns; no rows if none were written yet.
 
     Raises:
-        ConfigError: there is no such table, or the file cannot be read.
+        ConfigError: there is no such table, or the file cannot be read or holds other rows than its name says.
     """
     storage = Storage(study_dir)
-    name = table_file(storage.name, table, trial_id)
+    name, whole = table_file(storage.name, table, trial_id), f"{table}/{TOGETHER}.parquet"
+    wanted = with_key(table, columns)
     try:
-        rows: list[dict[str, Any]] = _read_file(storage, name, table, columns).to_pylist()
+        content = _read_file(storage, name, table, wanted)
+        if storage.stamp(whole):
+            list_files(storage, table)  # refuses that both are there
     except FileNotFoundError:
+        name = whole
         try:
-            whole = _read_file(storage, f"{table}/{TOGETHER}.parquet", table, None)
+            content = _read_file(storage, whole, table, wanted)
         except FileNotFoundError:
+            if storage.stamp(f"{table}/{TOGETHER_BEFORE}.parquet"):
+                list_files(storage, table)
             return []
-        rows = whole.filter(pc.equal(whole["trial_id"], trial_id)).select(columns or whole.column_names).to_pylist()
+        content = content.filter(pc.equal(content["trial_id"], trial_id))
+    check_rows(content.unify_dictionaries(), table, [f"{storage}/{name}"], np.zeros(content.num_rows, np.int64))
+    rows: list[dict[str, Any]] = content.select(columns or content.column_names).to_pylist()
     return rows
 
 
@@ -103,7 +119,8 @@ def read_table(
 
     Raises:
         ConfigError: there is no such table or column, a folder holds no tables, a trial id is there twice, two parts of a study
-            have different definitions or counts of seeds, or a file cannot be read; the message names it.
+            have different definitions or counts of seeds, or a file cannot be read or holds other rows than its name says; the
+            message names it.
     """
     check_table(table)
     schema = SCHEMAS[table]
@@ -115,32 +132,32 @@ def read_table(
         raise ConfigError("results: no folder is given")
     studies = [study for place in roots for study in _find_studies(Storage(place))]
     _check_parts(studies)
-    files: list[tuple[Storage, str]] = []
+    parts = []
     owners: dict[str, Storage] = {}
     for study in studies:
-        for name in sorted(name for name in study.stamps(table) if name.endswith(".parquet")):
-            files.append((study, f"{table}/{name}"))
-            for trial in _trials_in(study, table, name.removesuffix(".parquet")):
-                if trial not in owners:
-                    owners[trial] = study
-                elif owners[trial].name == study.name:
-                    raise ConfigError(f"{owners[trial]} and {study} both have a trial {trial}, which would be counted twice")
-                else:
-                    raise ConfigError(f"{roots[0]}: two studies have a trial {trial}, {owners[trial].name} and {study.name}")
-    with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(lambda file: _read_file(file[0], file[1], table, columns), files))
-    if columns is not None:
-        schema = pa.schema([schema.field(name) for name in columns])
-    frame: pd.DataFrame = pa.concat_tables([schema.empty_table(), *parts]).unify_dictionaries().to_pandas()
+        rows = read_whole(study, table, columns)
+        for trial in rows["trial_id"].unique().to_pylist():
+            if trial not in owners:
+                owners[trial] = study
+            elif owners[trial].name == study.name:
+                raise ConfigError(f"{owners[trial]} and {study} both have a trial {trial}, which would be counted twice")
+            else:
+                raise ConfigError(f"{roots[0]}: two studies have a trial {trial}, {owners[trial].name} and {study.name}")
+        parts.append(rows.select(schema.names if columns is None else columns))
+    frame: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
     return frame
 
 
-def _trials_in(study: Storage, table: str, stem: str) -> Sequence[str]:
-    """The trials of which a file holds rows."""
-    if stem != TOGETHER:
-        return [stem]
-    ids: list[str] = _read_file(study, f"{table}/{stem}.parquet", table, ["trial_id"])["trial_id"].unique().to_pylist()
-    return ids
+def read_whole(study: Storage, table: str, columns: Sequence[str] | None = None) -> Any:
+    """One study's rows of a table as an Arrow table: all columns, or these and those of the key. ConfigError as `read_table`."""
+    names, wanted = list_files(study, table), with_key(table, columns)
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(lambda name: _read_file(study, f"{table}/{name}", table, wanted), names))
+    empty = pa.schema([SCHEMAS[table].field(name) for name in wanted], SCHEMAS[table].metadata).empty_table()
+    rows = pa.concat_tables([empty, *parts]).unify_dictionaries()
+    origins = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
+    check_rows(rows, table, [f"{study}/{table}/{name}" for name in names], origins)
+    return rows
 
 
 def _find_studies(root: Storage) -> list[Storage]:

@@ -19,6 +19,8 @@ import pyarrow as pa
 
 from pdarts_tune.config import ConfigError
 from pdarts_tune.results import SCHEMAS, read_file, read_schema
+from pdarts_tune.storage import Storage
+from pdarts_tune.table_files import check_rows, list_files, with_key
 
 _CONFIG: dict[str, Any] = {
     "autoinstall_known_extensions": False,
@@ -39,7 +41,8 @@ def read_study_table(
         only: the rows that have one of the given values in each of these columns.
 
     Raises:
-        ConfigError: there is no such table or column, the folder is none, or a file cannot be read; the message names it.
+        ConfigError: there is no such table or column, the folder is none, or a file cannot be read or holds other rows than its
+            name says; the message names it.
     """
     if table not in SCHEMAS:
         raise ConfigError(f"table: {table!r} is unknown, known are {', '.join(SCHEMAS)}")
@@ -51,7 +54,7 @@ def read_study_table(
     if not study.is_dir():
         raise ConfigError(f"{study}: is not a folder")
     schema = pa.schema([SCHEMAS[table].field(column) for column in wanted])
-    files = sorted((study / table).glob("[!.]*.parquet"))
+    files = [study / table / name for name in list_files(Storage(study), table)]
     content = _read(files, table, schema, only) if files else schema.empty_table()
     frame: pd.DataFrame = content.to_pandas()
     return frame
@@ -62,10 +65,11 @@ def _read(files: Sequence[Path], table: str, schema: Any, only: Mapping[str, Col
     patterns = ["".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(file)) for file in files]
     schemas = _find_schemas(files, table)
     held = {name for other in schemas for name in other.names}
-    shown = [f'"{name}"' if name in held else f'NULL AS "{name}"' for name in schema.names]
+    keyed = pa.schema([SCHEMAS[table].field(name) for name in with_key(table, schema.names)])
+    shown = [f'"{name}"' if name in held else f'NULL AS "{name}"' for name in keyed.names]
     try:
         with duckdb.connect(config=_CONFIG) as database:
-            chosen = f"SELECT {', '.join(shown)} FROM"  # names of SCHEMAS alone
+            chosen = f"SELECT {', '.join(shown)}, file_index::INTEGER AS file_index FROM"  # names of SCHEMAS alone
             rows = database.sql(
                 f"{chosen} read_parquet($files, hive_partitioning = false, union_by_name = $several)"
                 + (f" WHERE {' AND '.join(f'list_contains(${name}, {name})' for name in only)}" if only else ""),
@@ -75,11 +79,13 @@ def _read(files: Sequence[Path], table: str, schema: Any, only: Mapping[str, Col
         for file in files:
             read_file(file, table, schema.names)  # names the one that cannot be read, and why
         raise ConfigError(f"{files[0].parent}: cannot be read as Parquet ({error})") from None
-    repeated = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    repeated = [field.name for field in keyed if pa.types.is_dictionary(field.type)]
     for name in repeated:
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, name, rows[name].dictionary_encode())
-    return rows.cast(schema).unify_dictionaries()
+    content = rows.select(keyed.names).cast(keyed).unify_dictionaries()
+    check_rows(content, table, list(map(str, files)), rows["file_index"].to_numpy())
+    return content.select(schema.names)
 
 
 def _find_schemas(files: Sequence[Path], table: str) -> list[Any]:

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pdarts_tune.config import ConfigError
 from pdarts_tune.schemas import PRIMARY_KEYS, SCHEMAS
@@ -19,6 +22,10 @@ from pdarts_tune.storage import Storage
 
 # Becomes a file name: no separators, nothing that file systems or shells treat in a special way, no leading dot.
 _TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
+# Names a table's file that holds all trials, as analysis/publish.py makes it. No trial can be called so, for all end in a seed;
+# and pandas and pyarrow would pass over a file whose name begins with an underscore, and read an empty table.
+TOGETHER = "all"
+TOGETHER_BEFORE = "_all"  # in earlier releases
 
 
 def check_table(table: str) -> None:
@@ -41,6 +48,77 @@ def table_file(study: str, table: str, trial_id: str) -> str:
     if study in SCHEMAS:
         raise ConfigError(f"study: a study cannot be called {study!r}, that is the name of a table")
     return f"{table}/{trial_id}.parquet"
+
+
+def list_files(study: Storage, table: str) -> list[str]:
+    """The names of a table's files, in order: one a trial, or one that holds all.
+
+    Raises:
+        ConfigError: that one is not alone, or has the name that earlier releases gave it.
+    """
+    names = [name for name in study.stamps(table) if name.endswith(".parquet")]
+    whole, before = f"{TOGETHER}.parquet", f"{TOGETHER_BEFORE}.parquet"
+    if before in names:
+        raise ConfigError(f"{study}/{table}/{before}: pandas passes over this name of earlier releases, rename it to {whole}")
+    if whole in names and len(names) > 1:
+        other = min(set(names) - {whole})
+        raise ConfigError(f"{study}/{table}/{other}: stands beside {whole}, which holds all trials; take one of the two out")
+    return names
+
+
+def with_key(table: str, columns: Sequence[str] | None) -> list[str]:
+    """These columns or all, and those of the table's key, which `check_rows` needs."""
+    return list(dict.fromkeys((*(SCHEMAS[table].names if columns is None else columns), *PRIMARY_KEYS[table])))
+
+
+def check_rows(rows: Any, table: str, files: Sequence[str], origins: NDArray[np.integer[Any]]) -> None:
+    """Refuses files that were copied into a table, whose rows would count twice.
+
+    Args:
+        rows: an Arrow table with the columns of the key, its dictionaries unified, in the order in which they were written.
+        files: where they are from.
+        origins: of each row, the index of its file.
+
+    Raises:
+        ConfigError: a file's rows are not of the trial that it is named for, or two rows have the same key.
+    """
+    if not rows.num_rows:
+        return
+    codes, trials = _encode(rows["trial_id"])
+    stems = [file.rsplit("/", 1)[-1].removesuffix(".parquet") for file in files]
+    if stems != [TOGETHER]:
+        known = {trial: code for code, trial in enumerate(trials)}
+        foreign = np.array([known.get(stem, -1) for stem in stems])[origins] != codes
+        if foreign.any():
+            row = int(foreign.argmax())
+            trial, file = trials[codes[row]], files[origins[row]]
+            raise ConfigError(f"{file}: its rows are of trial {trial}, so it is a copy; take it out, or name it {trial}.parquet")
+    keys, size = codes.astype(np.int64), len(trials)
+    for name in PRIMARY_KEYS[table]:
+        if name != "trial_id":
+            values, known_values = _encode(rows[name])
+            if size * len(known_values) >= 2**63:
+                keys, found = pd.factorize(keys)
+                size = len(found)
+            keys, size = keys * len(known_values) + values, size * len(known_values)
+    if (keys[1:] > keys[:-1]).all():  # as rows are written, which takes no time to see
+        return
+    twice = pd.Series(keys).duplicated().to_numpy()
+    if twice.any():
+        row = int(twice.argmax())
+        described = ", ".join(f"{name}={rows[name][row].as_py()}" for name in PRIMARY_KEYS[table])
+        raise ConfigError(f"{files[origins[row]]}: two rows have the same key ({described}); take out what was added to it")
+
+
+def _encode(column: Any) -> tuple[NDArray[np.int64], Sequence[Any]]:
+    """The values of a column as indices of the distinct ones, or of all between the smallest and the largest."""
+    if pa.types.is_integer(column.type):
+        values = column.to_numpy()
+        low, high = int(values.min()), int(values.max())
+        return values - low, range(low, high + 1)
+    if not pa.types.is_dictionary(column.type):
+        column = pa.chunked_array([column.combine_chunks().dictionary_encode()])
+    return np.concatenate([chunk.indices.to_numpy() for chunk in column.chunks]), column.chunk(0).dictionary.to_pylist()
 
 
 class GrowingTable:

@@ -7,9 +7,11 @@ import shutil
 import pandas as pd
 import pytest
 
+from pdarts_tune import ledger
 from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict
 from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import SCHEMAS, TOGETHER, read_file, read_rows, read_table, write_rows
+from pdarts_tune.storage import Storage
 from pdarts_tune.study_table import read_study_table
 from synthetic import make_study
 
@@ -117,8 +119,29 @@ def test_a_trial_that_is_in_a_copy_and_beside_it_is_not_counted_twice(study, cop
     folder = shutil.copytree(copy, tmp_path / "depth_gap")
     first = min((study / "trials").iterdir())
     shutil.copy(first, folder / "trials")
-    with pytest.raises(ConfigError, match=rf"both have a trial {first.stem}, which would be counted twice"):
-        read_table(folder, "trials")
+    readers = (read_table, read_study_table, lambda place, table: read_rows(place, table, first.stem), read_columns)
+    for read in readers:
+        with pytest.raises(ConfigError, match=rf"trials/{first.name}: stands beside all.parquet, which holds all trials"):
+            read(folder, "trials")
+
+
+def test_a_copy_of_an_earlier_release_is_refused_with_the_way_on(study, copy, tmp_path, capsys):
+    folder = shutil.copytree(copy, tmp_path / "depth_gap")
+    first = read_table(folder, "epochs").trial_id[0]
+    (folder / "epochs" / "all.parquet").rename(folder / "epochs" / "_all.parquet")
+    readers = (read_table, read_study_table, lambda place, table: read_rows(place, table, first), read_columns)
+    for read in readers:
+        with pytest.raises(ConfigError, match=r"epochs/_all.parquet: pandas passes over this name .* rename it to all.parquet$"):
+            read(folder, "epochs")
+    for arguments in (["--results", str(folder), "--out", str(tmp_path / "out")], ["--results", str(study), "--out", str(folder)]):
+        with pytest.raises(SystemExit, match="2"):
+            publish.main(arguments)
+        assert "epochs/_all.parquet: pandas passes over this name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def read_columns(folder, table):
+    return ledger.read_columns(Storage(folder), table, "trial_id")
 
 
 @pytest.mark.parametrize(
