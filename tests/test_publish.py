@@ -4,13 +4,15 @@ import importlib
 import json
 import shutil
 
+import duckdb
 import pandas as pd
+import pyarrow.dataset
 import pytest
 
 from pdarts_tune import ledger
 from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict
 from pdarts_tune.methods import RandomSampling
-from pdarts_tune.results import SCHEMAS, TOGETHER, read_file, read_rows, read_table, write_rows
+from pdarts_tune.results import PRIMARY_KEYS, SCHEMAS, TOGETHER, read_file, read_rows, read_table, write_rows
 from pdarts_tune.storage import Storage
 from pdarts_tune.study_table import read_study_table
 from synthetic import make_study
@@ -44,7 +46,25 @@ def test_a_copy_has_one_file_a_table_with_the_same_rows(study, copy, table):
     assert len(read_table(copy, table))
     pd.testing.assert_frame_equal(read_table(copy, table), read_table(study, table))
     pd.testing.assert_frame_equal(read_study_table(copy, table), read_study_table(study, table))
-    assert len(pd.read_parquet(copy / table)) == len(read_table(study, table))  # without this package, too
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+@pytest.mark.parametrize("folder", ["study", "copy"])
+def test_other_programs_read_the_same_rows_as_the_page_on_tables_says(request, folder, table):
+    place = request.getfixturevalue(folder)
+    whole = place / table
+    rows = read_table(place, table)
+    found = {
+        "pandas": pd.read_parquet(whole),
+        "pyarrow": pyarrow.dataset.dataset(whole).to_table().to_pandas(),
+        "duckdb": duckdb.sql(f"SELECT * FROM '{whole}/*.parquet'").df(),
+    }
+    assert len(rows)
+    for program, frame in found.items():
+        assert list(frame) == list(rows), program
+        order = list(PRIMARY_KEYS[table])
+        values = (pd.DataFrame(part[order]).astype(str).sort_values(order, ignore_index=True) for part in (frame, rows))
+        pd.testing.assert_frame_equal(*values)
 
 
 def test_rows_of_one_trial_are_found_in_a_copy(study, copy):

@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import duckdb
 import pandas as pd
+import pyarrow.dataset
 import pytest
 
 from pdarts_tune.results import SCHEMAS, read_table
@@ -44,6 +46,17 @@ def test_a_published_study_is_whole_and_tells_nothing_of_the_machine_s_folders(s
         for name, column in read_table(RESULTS / study, table).select_dtypes(["object", "string"]).items():
             if name not in ("correct", "train_accuracies", "validation_accuracies"):
                 assert not column.dropna().astype(str).str.contains(r"(?:^|[:\"\s])/\w", regex=True).any(), (table, name)
+
+
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_pandas_pyarrow_and_duckdb_read_all_rows_of_the_published_tables(study):
+    for table in SCHEMAS:
+        place = RESULTS / study / table
+        rows = len(read_table(RESULTS / study, table, ["trial_id"]))
+        assert rows
+        assert len(pd.read_parquet(place, columns=["trial_id"])) == rows
+        assert pyarrow.dataset.dataset(place).count_rows() == rows
+        assert duckdb.sql(f"SELECT count(*) FROM '{place}/*.parquet'").fetchall() == [(rows,)]
 
 
 def test_the_readme_quotes_the_published_depth_gap_study():
