@@ -16,7 +16,7 @@ import pytest
 from pdarts_tune import columns, evaluation, study
 from pdarts_tune.columns import update_page
 from pdarts_tune.command_line import parse
-from pdarts_tune.config import ConfigError
+from pdarts_tune.config import ConfigError, EvalConfig, SearchConfig, from_dict
 from pdarts_tune.results import read_rows, write_rows
 from synthetic import make_study
 
@@ -94,7 +94,25 @@ def test_the_examples_of_own_studies_run_as_they_stand(tmp_path, monkeypatch, ca
     assert {name: settings["channels"] for name, settings in variants.items()} == {"base": 4, "wide": 8, "wide_no_dropout": 8}
     assert [stage["skip_dropout"] for stage in variants["wide_no_dropout"]["stages"]] == [0.0, 0.0, 0.0]
     assert [recipe["recipe"] for recipe in shown["recipes"]["further_evaluations"]] == ["smoke-longer"]
+    for recipe in (shown["recipes"]["evaluation"], *shown["recipes"]["further_evaluations"]):
+        assert f" digits {from_dict(EvalConfig, recipe).recipe_id} " in " ".join(OWN_STUDY.split())
     assert not (tmp_path / "results").exists()
+
+
+def test_the_example_of_an_own_report_averages_over_no_two_recipes_or_data_sets(tmp_path, monkeypatch, capsys):
+    folder = make_study(tmp_path, "recipes", {"pdarts": SearchConfig()}, (0, 1), epochs=1, evaluation_seeds=(0,))
+    for path in sorted((folder / "evaluations").iterdir()):
+        (row,) = read_rows(folder, "evaluations", path.stem)
+        for name, other in (("recipe_id", "cifar-other"), ("data", "cifar100")):
+            new = {"trial_id": f"{path.stem}-{name}", "error_percent": 99.0, name: other}
+            write_rows(folder, "evaluations", new["trial_id"], [row | new])
+    (tmp_path / "my_report.py").write_text(re.findall(r"```python\n(.*?)```", OWN_STUDY, re.DOTALL)[1])
+    monkeypatch.setattr(sys, "argv", ["my_report.py", "--results", str(tmp_path)])
+    runpy.run_path(str(tmp_path / "my_report.py"), run_name="__main__")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    own = row["recipe_id"]
+    assert {tuple(line[1:4]) for line in lines} == {("cifar10", own, "2"), ("cifar100", own, "2"), ("cifar10", "cifar-other", "2")}
+    assert sorted(float(error) > 90 for *_, error in lines) == [False, True, True]
 
 
 def test_the_page_on_tables_has_the_columns_of_the_schemas():
