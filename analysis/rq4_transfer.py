@@ -209,10 +209,10 @@ def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, 
         interval = show_interval(row["ci_low"], row["ci_high"], 2)
         figures = f"tau {show(row['tau'], 2, True)}, 95 % interval {interval}, Holm-adjusted p {show(row['p_holm'], 3)}"
         if not (row["ci_low"] > 0 and row["p_holm"] < LEVEL):
-            seen = minimum_detectable_tau(row["n"])
-            reach = f"a true tau of {show(seen, 2)} could have been seen (80 % power)"
-            if np.isnan(seen):
-                reach = "fewer than 5 cells have no interval, so none could be"
+            seen = minimum_detectable_tau(row["n"], len(known))
+            reach = f"a true tau of {show(seen, 2)} could have been claimed (80 % power)"
+            if np.isinf(seen):
+                reach = "no true tau, however large, could have been claimed"
             sentences.append(f"{pair}: agreement in the order of {row['n']} cells is not shown ({figures}); {reach}.")
             continue
         beyond = "shown" if row["partial_low"] > 0 and row["partial_p_holm"] < LEVEL else "not shown"

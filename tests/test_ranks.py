@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pdarts_tune import ranks
-from pdarts_tune.statistics import kendall_tau, minimum_detectable_tau, partial_correlation, tau_within_variants
+from pdarts_tune.statistics import holm, kendall_tau, minimum_detectable_tau, partial_correlation, tau_within_variants
 
 
 def correlated(rng, n, rho):
@@ -40,18 +40,25 @@ def test_interval_of_tau_covers_the_truth_within_three_points_of_what_it_says(n,
     assert np.mean([result.ci_low <= truth <= result.ci_high for result in found]) == pytest.approx(0.95, abs=0.03)
 
 
-@pytest.mark.parametrize(("n", "power"), [(6, 0.91), (12, 0.83), (30, 0.8)])  # the normal approximation is cautious at small n
-def test_the_detectable_tau_is_seen_four_times_in_five_or_more(n, power):
+@pytest.mark.parametrize(("n", "family"), [(6, 1), (9, 3), (12, 1), (30, 6), (31, 1)])
+def test_the_detectable_tau_is_claimed_by_the_whole_rule_four_times_in_five(n, family):
     rng = np.random.default_rng(n)
-    rho = math.sin(math.pi / 2 * minimum_detectable_tau(n))
-    seen = [kendall_tau(*correlated(rng, n, rho)).ci_low > 0 for _ in range(1000)]
-    assert np.mean(seen) == pytest.approx(power, abs=0.04)
+    rho = math.sin(math.pi / 2 * minimum_detectable_tau(n, family))
+    found = [kendall_tau(*correlated(rng, n, rho)) for _ in range(1000)]
+    claims = [tau.ci_low > 0 and holm([tau.p_value, *[1.0] * (family - 1)])[0] < 0.05 for tau in found]
+    assert np.mean(claims) == pytest.approx(0.8, abs=0.04)
 
 
-def test_a_tau_that_no_interval_can_show_is_not_detectable():
-    assert math.isnan(minimum_detectable_tau(4))
-    with pytest.raises(ValueError, match=r"power 0\.2"):
-        minimum_detectable_tau(9, 0.2)
+def test_a_tau_that_no_interval_or_no_corrected_p_can_show_is_not_detectable():
+    for n, comparisons in ((1, 1), (4, 1), (5, 1), (6, 20)):
+        assert minimum_detectable_tau(n, comparisons) == math.inf
+    surest = kendall_tau(range(6), range(6))
+    assert surest.ci_low > 0
+    assert holm([surest.p_value, *[1.0] * 19])[0] > 0.05
+    assert minimum_detectable_tau(6, 17) < 1
+    for comparisons, power in ((1, 0.2), (0, 0.8)):
+        with pytest.raises(ValueError, match="minimum_detectable_tau: "):
+            minimum_detectable_tau(9, comparisons, power)
 
 
 def test_two_equal_orders_have_the_interval_of_one_turned_pair_up_to_one():
