@@ -54,8 +54,10 @@ def measure_schedules(folder: Path) -> pd.DataFrame:
     evaluations = read_study_table(folder, "evaluations", columns)
     evaluations["schedule"] = evaluations["trial_id"].str.extract(r"^schedule-([0-9a-f]+)-")
     done = evaluations[evaluations["status"] == "completed"].set_index("schedule")
-    stopped = (trials["status"] == "completed") & ~trials["variant"].isin(done.index)
-    status = trials["status"].mask(stopped, "stopped early").mask(trials["variant"].isin(done.index), "evaluated")
+    broken = evaluations.loc[evaluations["status"].isin(["failed", "out_of_memory"]), "schedule"]
+    searched = trials["status"] == "completed"
+    status = trials["status"].mask(searched, "stopped early").mask(searched & trials["variant"].isin(broken), "evaluation failed")
+    status = status.mask(trials["variant"].isin(done.index), "evaluated")
     return trials.assign(
         schedule=trials["variant"],
         status=status,

@@ -72,9 +72,12 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
             trainer.fit()
         except Exception as error:  # Ray wraps whatever ended the training
             rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
+            if rows and rows[0]["status"] == "completed":
+                return  # what failed came after the row
             if not rows or rows[0]["status"] not in ("failed", "out_of_memory") or _reason(error).startswith("ConfigError"):
                 lost = {"status": "failed", "failure": _reason(error)}
-                write_eval_row(job, lost, "unknown", None, datetime.now(UTC), 1)
+                started, attempts = (rows[0]["started"], rows[0]["attempts"]) if rows else (datetime.now(UTC), 1)
+                write_eval_row(job, lost, "unknown", None, started, attempts)
                 rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
             raise RuntimeError(str(rows[0]["failure"]).splitlines()[0]) from error
     finally:

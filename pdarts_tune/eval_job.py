@@ -25,7 +25,7 @@ from pdarts_tune.cost import peak_bytes
 from pdarts_tune.data import Dataset, Moments, load_dataset
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.memory import is_out_of_memory
-from pdarts_tune.results import SCHEMAS, read_table, write_rows
+from pdarts_tune.results import SCHEMAS, read_rows, read_table, write_rows
 from pdarts_tune.storage import Storage
 from pdarts_tune.streaming import StreamedSet, sample_moments
 from pdarts_tune.training import ALONE, EvalEpoch, Evaluation, TestResult
@@ -57,41 +57,44 @@ class EvalJob:
         return Path(self.folder) / "checkpoints" / f"{self.trial_id}.log"
 
 
-def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch], None], workers: Workers = ALONE) -> TestResult:
+def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch], None], workers: Workers = ALONE) -> None:
     """Runs or continues one evaluation; calls `report` after each epoch, when its checkpoint is on disk.
 
-    Whatever ends it, its row says so; the error goes on to the caller.
+    Its row says from the start how it stands; an error goes on to the caller. One that its row has as completed is not run again.
     """
     config = from_dict(EvalConfig, job.config)
     first = workers.rank == 0
     storage = Storage(job.folder)
-    started, attempts = datetime.now(UTC), 1
+    before = read_rows(storage, "evaluations", job.trial_id, ("status", "started", "attempts"))
+    if before and before[0]["status"] == "completed":
+        return
+    started, attempts = (before[0]["started"], before[0]["attempts"] + 1) if before else (datetime.now(UTC), 1)
+
+    def write(outcome: Mapping[str, Any], peak: int | None) -> None:
+        if first:
+            write_eval_row(job, outcome, describe_device(device, workers), peak, started, attempts)
+
+    write({"status": "running", "finished": None}, None)
     try:
         saved = load_checkpoint(storage, job.checkpoint, device)
         moments = settled_moments(storage, "evaluations", config, None if saved is None else saved["evaluation"])
         evaluation = Evaluation(Genotype.parse(job.genotype), config, device, workers, moments)
         if saved is not None:
             evaluation.load_state_dict(saved["evaluation"])
-            started, attempts = datetime.fromtimestamp(saved["started"], UTC), saved["attempts"] + 1
         for epoch in evaluation.epochs():
             if first:
-                state = {"evaluation": evaluation.state_dict(), "started": started.timestamp(), "attempts": attempts}
-                save_checkpoint(state, storage, job.checkpoint)
+                save_checkpoint({"evaluation": evaluation.state_dict()}, storage, job.checkpoint)
             report(epoch)
         result = evaluation.test()
         if first and job.keep_weights:
             save_weights(evaluation.network, evaluation.dataset, storage, job.weights)
     except Exception as error:
-        if first:
-            outcome = {"status": failure_status(error), "failure": error_text(error)}
-            write_eval_row(job, outcome, describe_device(device, workers), peak_bytes(device), started, attempts)
+        write({"status": failure_status(error), "failure": error_text(error)}, peak_bytes(device))
         raise
+    outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
+    write(outcome | data_columns(evaluation.dataset), peak_bytes(device))
     if first:
-        outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
-        outcome |= data_columns(evaluation.dataset)
-        write_eval_row(job, outcome, describe_device(device, workers), peak_bytes(device), started, attempts)
         storage.remove(job.checkpoint)
-    return result
 
 
 def epoch_line(epoch: EvalEpoch, config: EvalConfig) -> str:

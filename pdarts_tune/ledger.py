@@ -57,6 +57,16 @@ def over_limit(folder: Path | Storage) -> set[str]:
     return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError").fillna(False)])
 
 
+def failed_tables(folder: Path | Storage) -> list[str]:
+    """The tables that say why trials have failed."""
+    counts = {
+        table: set(rows.trial_id[rows.status.isin(["failed", "out_of_memory"])])
+        for table, rows in ((table, read_columns(Storage(folder), table, *columns)) for table, columns in _STATE.items())
+    }
+    counts["trials"] -= over_limit(folder)
+    return [table for table, trials in counts.items() if trials]
+
+
 def read_columns(folder: Storage, table: str, *columns: str, max_skips: tuple[int, ...] | None = None) -> pd.DataFrame:
     """These columns of a table, read again only when one of its files has changed; no rows where there are no files.
 

@@ -71,8 +71,13 @@ def suggest_trial(trial: Any, constants: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_up_again(study: optuna.Study) -> None:
-    """Trials that were under way when a driver died are asked for again, first of all."""
+    """Trials that have failed, or were under way when a driver died, are asked for again, first of all."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        if "max_skips" in trial.params:  # the last value that a schedule asks for: it was complete
+    known = [trial.params for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+    known += [trial.system_attrs.get("fixed_params") for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        # The last value that a schedule asks for: it was complete.
+        if "max_skips" in trial.params and trial.params not in known:
             study.enqueue_trial(trial.params)
+            known.append(trial.params)

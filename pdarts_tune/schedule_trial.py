@@ -25,17 +25,13 @@ def run_schedule(settings: dict[str, Any]) -> None:
     """The function that Ray Tune runs in a worker. Continues, or only reports, what the tables and checkpoints already have."""
     spec = TrialSpec(**settings["trial"])
     folder = spec.study_dir
-    if _status(folder, spec.trial_id) != "completed":
-        run_search(spec)
+    run_search(spec)
     (trial,) = read_rows(folder, "trials", spec.trial_id)
     costs = {"search_seconds": trial["seconds"], "peak_bytes": trial["peak_bytes"] or 0}
     if trial["status"] != "completed":  # over its memory limit: nothing came out of it
         tune.report({"evaluation_error": 100.0, **costs})
         return
-    genotypes = [row for row in read_rows(folder, "genotypes", spec.trial_id) if row["max_skips"] == trial["max_skips"]]
-    found = max(genotypes, key=lambda row: row["stage"])
-    config = from_dict(EvalConfig, settings["evaluation"])
-    job = EvalJob(evaluation_id(spec.trial_id, config), spec.study_dir, found["genotype"], settings["evaluation"])
+    config, job = from_dict(EvalConfig, settings["evaluation"]), evaluation_job(spec, settings["evaluation"])
 
     def report(epoch: EvalEpoch) -> None:
         done = training_progress(epoch, config.epochs)
@@ -44,20 +40,18 @@ def run_schedule(settings: dict[str, Any]) -> None:
         asked = {EVALUATED: epoch.epoch + 1} if epoch.epoch + 1 < config.epochs else {}
         tune.report(done | asked | {"evaluation_error": 100 * (1 - epoch.validation_accuracy)} | costs)
 
-    rows = read_rows(folder, "evaluations", job.trial_id)
-    if not rows or rows[0]["status"] != "completed":
-        run_eval_job(job, prepare(spec), report)
-        rows = read_rows(folder, "evaluations", job.trial_id)
-    error = 100 * (1 - rows[0]["last_validation_accuracy"])
+    run_eval_job(job, prepare(spec), report)
+    (evaluation,) = read_rows(folder, "evaluations", job.trial_id)
+    error = 100 * (1 - evaluation["last_validation_accuracy"])
     assert math.isfinite(error)
     tune.report({"evaluation_error": error, **costs})
 
 
-def evaluation_id(trial_id: str, config: EvalConfig) -> str:
-    """Of the training that a trial's genotype gets. Two trials that find the same genotype each train it."""
-    return f"{trial_id}-{config.recipe_id}-seed{config.seed}"
-
-
-def _status(folder: str, trial_id: str) -> str:
-    rows = read_rows(folder, "trials", trial_id)
-    return str(rows[0]["status"]) if rows else "missing"
+def evaluation_job(spec: TrialSpec, evaluation: dict[str, Any]) -> EvalJob:
+    """The training of what a finished search found. Two trials that find the same genotype each train it."""
+    (trial,) = read_rows(spec.study_dir, "trials", spec.trial_id)
+    genotypes = [row for row in read_rows(spec.study_dir, "genotypes", spec.trial_id) if row["max_skips"] == trial["max_skips"]]
+    found = max(genotypes, key=lambda row: row["stage"])
+    config = from_dict(EvalConfig, evaluation)
+    trial_id = f"{spec.trial_id}-{config.recipe_id}-seed{config.seed}"
+    return EvalJob(trial_id, spec.study_dir, found["genotype"], evaluation)

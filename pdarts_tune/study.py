@@ -180,7 +180,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         folder.remove(COMPLETED)
         folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
 
-        from pdarts_tune.ledger import forget_checkpoints, image_warnings, over_limit
+        from pdarts_tune.ledger import failed_tables, forget_checkpoints, image_warnings, over_limit
         from pdarts_tune.reuse import open_sources
         from pdarts_tune.tracking import Mirror, TrackingError, default_tracking_uri
 
@@ -194,7 +194,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
                 settings.keep_weights,
                 open_sources(settings.reuse, folder),
             )
-            failed = run_missing(plan, demands, folder, mirror, signals)
+            failed = of_trials = run_missing(plan, demands, folder, mirror, signals)
         except KeyboardInterrupt:
             with suppress(TrackingError):
                 mirror.stop()
@@ -221,7 +221,9 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         if beyond:
             print(f"memory   {len(beyond)} searches would take more than memory_limit: {', '.join(beyond)}")
         if failed:
-            print(f"failed   {failed} (the reasons are in the trials and evaluations tables; the same command tries again)")
+            places = [f"the table {table}" for table in failed_tables(folder)] if of_trials else []
+            places += ["the lines above"] if failed > of_trials else []
+            print(f"failed   {failed} (the reasons are in {' and '.join(places)}; the same command tries again)")
         else:
             counts = {"searches": len(plan.searches()), "seeds": definition["seeds"], "finished": datetime.now(UTC).isoformat()}
             folder.write(COMPLETED, json.dumps(counts, indent=1).encode())

@@ -34,7 +34,6 @@ from pdarts_tune.eval_job import (
     moment_columns,
     run_eval_job,
     settled_moments,
-    write_eval_row,
 )
 from pdarts_tune.execution import cell_evaluation
 from pdarts_tune.genotype import Genotype, random_genotype
@@ -84,47 +83,60 @@ def run_trial(settings: dict[str, Any]) -> None:
 def run_search(spec: TrialSpec) -> None:
     """Runs or continues one search; writes `trials`, `epochs`, `alphas` and `genotypes`, reports once an epoch."""
     config = from_dict(SearchConfig, spec.config)
-    device = prepare(spec)
-    trial = _TrialRow(spec, config, device)
+    trial = TrialRow(spec, config)
+    if trial.before == "completed":  # only its process did not live to say so
+        tune.report({"finished": True})
+        return
+    trial.write("running", seconds_so_far(spec))  # before anything that can fail
     try:
-        trial.write("running", 0.0)
+        device = prepare(spec)
+        trial.row["device"] = describe_device(device)
         genotype = _settled_genotype(spec, config)
-        if genotype is not None:
+        if genotype is None:
+            seconds, peak = _search(spec, config, device, trial)
+        else:
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
             write_rows(spec.study_dir, "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
-            trial.write("completed", 0.0)
-            tune.report({"finished": True})
-            return
-        storage = Storage(spec.study_dir)
-        rows = _SearchRows(spec, config)
-        # To the CPU: Adam keeps its step counts there, and would wait for a GPU at every step to read them.
-        saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
-        search = Search(config, device, settled_moments(storage, "trials", config, saved))
-        trial.row |= moment_columns(search.dataset)
-        if saved is not None:
-            search.load_state_dict(saved)
-            rows.write(search.records)
-        for _ in search.epochs():
-            save_checkpoint(search.state_dict(), storage, spec.checkpoint)
-            rows.write(search.records)
-            trial.write("running", sum(r.seconds for r in search.records))
-            tune.report(_progress(search.records, config))
-        if spec.keep_weights:
-            save_weights(search.network, search.dataset, storage, spec.eval_job.weights)
-        trial.row["left_out"] = len(search.dataset.left_out)
-        trial.write("completed", sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records))
-        storage.remove(spec.checkpoint)
+            seconds, peak = 0.0, None
     except MemoryLimitError as error:  # a result: another attempt would find the same
-        trial.write("out_of_memory", _seconds_so_far(spec), error.needed, error=error_text(error))
+        trial.write("out_of_memory", seconds_so_far(spec), error.needed, error=error_text(error))
         Storage(spec.study_dir).remove(spec.checkpoint)
         tune.report({"finished": True})
+        return
     except Exception as error:
         needed = error.needed if isinstance(error, StageMemoryError) else None
-        trial.write(failure_status(error), _seconds_so_far(spec), needed, error=error_text(error))
+        trial.write(failure_status(error), seconds_so_far(spec), needed, error=error_text(error))
         raise
+    trial.write("completed", seconds, peak)  # what fails after it leaves it so
+    Storage(spec.study_dir).remove(spec.checkpoint)
+    if genotype is not None:
+        tune.report({"finished": True})
 
 
-def _seconds_so_far(spec: TrialSpec) -> float:
+def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: TrialRow) -> tuple[float, int]:
+    """Searches to the end, and returns the seconds and the peak of the memory."""
+    trial.write("running", seconds_so_far(spec))
+    storage = Storage(spec.study_dir)
+    rows = _SearchRows(spec, config)
+    # To the CPU: Adam keeps its step counts there, and would wait for a GPU at every step to read them.
+    saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
+    search = Search(config, device, settled_moments(storage, "trials", config, saved))
+    trial.row |= moment_columns(search.dataset)
+    if saved is not None:
+        search.load_state_dict(saved)
+        rows.write(search.records)
+    for _ in search.epochs():
+        save_checkpoint(search.state_dict(), storage, spec.checkpoint)
+        rows.write(search.records)
+        trial.write("running", sum(r.seconds for r in search.records))
+        tune.report(_progress(search.records, config))
+    if spec.keep_weights:
+        save_weights(search.network, search.dataset, storage, spec.eval_job.weights)
+    trial.row["left_out"] = len(search.dataset.left_out)
+    return sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records)
+
+
+def seconds_so_far(spec: TrialSpec) -> float:
     return sum(row["seconds"] for row in read_rows(spec.study_dir, "epochs", spec.trial_id))
 
 
@@ -171,30 +183,13 @@ def training_progress(epoch: EvalEpoch, epochs: int) -> dict[str, Any]:
     }
 
 
-def record_failure(settings: dict[str, Any]) -> str:
-    """Called by the driver when a trial is given up: makes sure that its table says so, and returns the reason in one line.
+class TrialRow:
+    """The row in `trials` of an attempt at a search, rewritten whenever its status changes; attempts count on over restarts."""
 
-    A trial that failed in Python has written its own row; one whose process was killed could not.
-    """
-    spec = TrialSpec(**settings)
-    table, reason_column = ("evaluations", "failure") if spec.genotype else ("trials", "error")
-    rows = read_rows(spec.study_dir, table, spec.trial_id)
-    lost = {"status": "failed", reason_column: "the process of the trial died (killed, or its node was lost)"}
-    if rows and rows[0]["status"] not in ("running", "completed"):
-        return str(rows[0][reason_column])
-    if rows:
-        write_rows(spec.study_dir, table, spec.trial_id, [rows[0] | lost | {"finished": datetime.now(UTC)}])
-    elif spec.genotype:
-        write_eval_row(spec.eval_job, lost, "unknown", None, datetime.now(UTC), 1)
-    return lost[reason_column]
-
-
-class _TrialRow:
-    """The trial's row of `trials`, rewritten whenever its status changes; attempts count on over restarts."""
-
-    def __init__(self, spec: TrialSpec, config: SearchConfig, device: torch.device) -> None:
+    def __init__(self, spec: TrialSpec, config: SearchConfig) -> None:
         self.spec = spec
-        before = read_rows(spec.study_dir, "trials", spec.trial_id)
+        before = read_rows(spec.study_dir, "trials", spec.trial_id, ("status", "started", "attempts"))
+        self.before = before[0]["status"] if before else None  # how an earlier attempt left it
         self.row: dict[str, Any] = {
             "study": spec.study,
             "variant": spec.variant,
@@ -213,7 +208,7 @@ class _TrialRow:
             "config_id": config_id(config),
             "commit": spec.commit,
             "versions": json.dumps(library_versions()),
-            "device": describe_device(device),
+            "device": None,
             "started": before[0]["started"] if before else datetime.now(UTC),
             "attempts": before[0]["attempts"] + 1 if before else 1,
             "left_out": None,

@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 import schedule_front
 import schedule_search as study
-from pdarts_tune import schedule_sweep, schedule_trial
+from pdarts_tune import callbacks, schedule_sweep, schedule_trial
 from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict, to_dict
 from pdarts_tune.definition import define
 from pdarts_tune.plan import make_plan
 from pdarts_tune.presets import SMOKE
 from pdarts_tune.results import read_rows, read_table, write_rows
 from pdarts_tune.schedules import point_of
+from pdarts_tune.stages import Stage
 from pdarts_tune.trainable import TrialSpec
+from pdarts_tune.training import Evaluation
 from synthetic import make_trial
 from synthetic_rows import evaluation_row
 
@@ -67,6 +70,64 @@ def test_a_schedule_over_its_memory_limit_is_the_worst_there_is(tmp_path, monkey
     assert told[1:] == [{"evaluation_error": 100.0, "search_seconds": 0.0, "peak_bytes": row["peak_bytes"]}]
 
 
+def schedule_settings(folder):
+    plan = make_plan(study.STUDY, "smoke")
+    tiny = replace(SMOKE.search, stages=(Stage(3, 8, epochs=1, warmup_epochs=0),), channels=2, train_images=60)
+    evaluation = replace(plan.evaluation, epochs=2, cells=3, channels=4, train_images=60, test_images=30)
+    spec = TrialSpec("schedule-x", "s", "x", str(folder), to_dict(tiny), "", 1, "")
+    return {"trial": asdict(spec), "evaluation": to_dict(evaluation)}, f"schedule-x-{evaluation.recipe_id}-seed0"
+
+
+def test_a_failed_evaluation_has_its_own_row_and_is_tried_again_without_its_finished_search(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(schedule_trial.tune, "report", told.append)
+    monkeypatch.setattr("pdarts_tune.trainable.ray.get_gpu_ids", list)  # which would start Ray
+    settings, evaluation_id = schedule_settings(tmp_path)
+
+    def fail(*_):
+        raise FloatingPointError("test: the loss of 3 of 30 images is not finite")
+
+    monkeypatch.setattr(Evaluation, "test", fail)
+    with pytest.raises(FloatingPointError) as raised:
+        schedule_trial.run_schedule(settings)
+    searched = (tmp_path / "trials" / "schedule-x.parquet").read_bytes()
+    assert callbacks.record_failure(settings, raised.value).startswith("FloatingPointError: test: the loss of 3 of 30")
+    (row,) = read_rows(tmp_path, "evaluations", evaluation_id)
+    assert (row["status"], row["attempts"]) == ("failed", 1)
+    assert callbacks.record_failure(settings, None) == callbacks.DIED  # killed before its row, on the next attempt
+    (row,) = read_rows(tmp_path, "evaluations", evaluation_id)
+    assert (row["status"], row["failure"], row["attempts"]) == ("failed", callbacks.DIED, 2)
+    assert (tmp_path / "trials" / "schedule-x.parquet").read_bytes() == searched
+    assert read_rows(tmp_path, "trials", "schedule-x")[0]["status"] == "completed"
+
+    monkeypatch.undo()
+    monkeypatch.setattr("pdarts_tune.trainable.ray.get_gpu_ids", list)
+    told.clear()
+    monkeypatch.setattr(schedule_trial.tune, "report", told.append)
+    schedule_trial.run_schedule(settings)
+    (row,) = read_rows(tmp_path, "evaluations", evaluation_id)
+    assert (row["status"], row["failure"], row["attempts"]) == ("completed", None, 3)
+    assert [report for report in told if "position" in report] == []  # both epochs were on disk: only the test was left
+    assert told[-1]["evaluation_error"] == pytest.approx(100 * (1 - row["last_validation_accuracy"]))
+    assert (tmp_path / "trials" / "schedule-x.parquet").read_bytes() == searched
+    assert callbacks.record_failure(settings, None) is None
+
+
+def test_a_schedule_that_failed_is_asked_for_again_until_it_is_complete():
+    known = optuna.create_study(directions=["minimize"] * 3)
+    constants = {"trial": {"config": to_dict(SMOKE.search)}, "evaluation": {}}
+    known.enqueue_trial(point_of(SMOKE.search))
+    first = schedule_sweep.suggest_trial(known.ask(), constants)
+    known.tell(0, state=TrialState.FAIL)
+    for _ in range(2):  # a driver that asks for none of them leaves no second one
+        schedule_sweep.take_up_again(known)
+    assert [trial.state.name for trial in known.trials] == ["FAIL", "WAITING"]
+    assert schedule_sweep.suggest_trial(known.ask(), constants) == first
+    known.tell(1, [1.0, 1.0, 1.0])
+    schedule_sweep.take_up_again(known)
+    assert [trial.state.name for trial in known.trials] == ["FAIL", "COMPLETE"]
+
+
 def test_the_report_has_the_front_and_says_what_was_stopped_early(tmp_path):
     folder = tmp_path / "schedule_search"
     plan = make_plan(study.STUDY, "smoke")
@@ -88,6 +149,9 @@ def test_the_report_has_the_front_and_says_what_was_stopped_early(tmp_path):
     assert list(front["schedule"]) == [names[0]]  # less error in less time than the other, and the same memory
     assert front["validation_error_percent"].tolist() == pytest.approx([20.0])
     assert section.missing == ("bbb: stopped early",)
+    failed = read_rows(folder, "evaluations", f"schedule-{names[0]}-smoke-0-seed0")[0] | {"status": "failed", "failure": "nan"}
+    write_rows(folder, "evaluations", "schedule-bbb-smoke-0-seed0", [failed | {"trial_id": "schedule-bbb-smoke-0-seed0"}])
+    assert schedule_front.build(tmp_path).missing == ("bbb: evaluation failed",)
     assert section.conclusion[0].startswith(
         f"1 of 3 schedules are on the Pareto front; the base's own ({names[0]}) is on the front"
     )

@@ -181,9 +181,34 @@ def test_a_trial_whose_loss_is_not_finite_is_tried_again_named_and_does_not_stop
     assert failed.status == "failed"
     assert failed.error.startswith("FloatingPointError: stage 1, epoch 0: training loss is nan")
     assert "Traceback" in failed.error
-    assert failed.attempts >= 2
-    assert "failed   1" in said
+    assert failed.attempts == 2
+    assert "nan-seed0: started again after FloatingPointError: stage 1, epoch 0: training loss is nan" in said
+    assert "failed   1 (the reasons are in the table trials; the same command tries again)" in said
     assert "disk     " in said
+
+
+@pytest.mark.slow  # a study with Ray
+@pytest.mark.timeout(600)
+def test_a_search_whose_processes_die_before_their_first_row_has_one_and_the_last_line_names_its_table(tmp_path):
+    script = (
+        "import os, signal\nfrom pdarts_tune import sweep\nfrom pdarts_tune.study import main\nfrom survival_study import STUDY\n"
+        "def die(settings):\n    os.kill(os.getpid(), signal.SIGKILL)\nsweep.run_trial = die\nmain(STUDY)\n"
+    )
+    arguments = ["--preset", "smoke", "--variants", "steady", "--max-failures", "1", "--results", str(tmp_path)]
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    (row,) = read_table(tmp_path, "trials").to_dict("records")
+    assert (row["status"], row["error"], row["attempts"]) == ("failed", callbacks.DIED, 2)
+    assert "failed   1 (the reasons are in the table trials; the same command tries again)" in done.stdout
+    assert not (tmp_path / "survival" / "evaluations").exists()
 
 
 @pytest.mark.slow  # starts a study twice
@@ -285,8 +310,9 @@ def test_a_failed_trial_stops_the_study_if_nothing_can_be_written_any_more(tmp_p
 
     class Trial:
         config = {"trial": {"trial_id": "t"}}  # noqa: RUF012
+        pickled_error_file = None
 
-    monkeypatch.setattr(callbacks, "record_failure", lambda _: "OSError: no space\ntraceback")
+    monkeypatch.setattr(callbacks, "record_failure", lambda *_: "OSError: no space\ntraceback")
     told = []
     with Progress("searches", 1, 0, 1) as progress:
         display = callbacks.Display(progress, told.append, Storage(tmp_path))

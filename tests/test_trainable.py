@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from images import write_folders
-from pdarts_tune import steps, streaming, trainable
+from pdarts_tune import eval_job, steps, streaming, trainable
+from pdarts_tune.callbacks import DIED, record_failure
 from pdarts_tune.checkpoint import load_checkpoint, save_checkpoint
 from pdarts_tune.config import EvalConfig, SearchConfig, config_id, to_dict
 from pdarts_tune.cost import predict_stage_bytes
@@ -20,7 +21,7 @@ from pdarts_tune.search import Search
 from pdarts_tune.stages import Stage
 from pdarts_tune.steps import Alternating
 from pdarts_tune.storage import Storage
-from pdarts_tune.trainable import TrialSpec, failure_status, record_failure, run_trial
+from pdarts_tune.trainable import TrialSpec, failure_status, run_trial
 
 SEARCH = SearchConfig(
     stages=(Stage(3, 8, epochs=2, warmup_epochs=1), Stage(3, 3, 0.5, epochs=1, warmup_epochs=0)),
@@ -237,22 +238,24 @@ def test_without_validation_images_those_columns_are_empty(tmp_path, reports):
 
 def test_a_failed_search_writes_its_reason_and_raises(tmp_path, reports):
     settings = search_settings(tmp_path, replace(SEARCH, learning_rate=1e30))
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError) as raised:
         run_trial(settings)
     (row,) = read_rows(tmp_path, "trials", "progressive-seed0")
     assert row["status"] == "failed"
     assert row["error"].startswith("FloatingPointError: stage 1, epoch")
-    assert record_failure(settings["trial"]) == row["error"]
+    assert record_failure(settings, raised.value) == row["error"]
+    assert read_rows(tmp_path, "trials", "progressive-seed0") == [row]
 
 
 def test_a_failed_evaluation_writes_its_reason_and_raises(tmp_path, reports):
     settings = evaluation_settings(tmp_path, replace(EVALUATION, learning_rate=1e30))
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError) as raised:
         run_trial(settings)
     (row,) = read_rows(tmp_path, "evaluations", "genotype-seed0")
     assert (row["status"], row["accuracy"], row["correct"]) == ("failed", None, None)
     assert row["failure"].startswith("FloatingPointError: ")
-    assert record_failure(settings["trial"]) == row["failure"]
+    assert record_failure(settings, raised.value) == row["failure"]
+    assert read_rows(tmp_path, "evaluations", "genotype-seed0") == [row]
 
 
 def test_a_trial_whose_process_died_is_recorded_by_the_driver(tmp_path, reports, monkeypatch):
@@ -264,10 +267,75 @@ def test_a_trial_whose_process_died_is_recorded_by_the_driver(tmp_path, reports,
         kill_after(monkeypatch, 1)
         with pytest.raises(Killed):
             run_trial(settings)
-        message = record_failure(settings["trial"])
+        assert record_failure(settings, None) == DIED
         (row,) = read_rows(tmp_path, table, settings["trial"]["trial_id"])
-        assert (row["status"], row[column]) == ("failed", message)
-        assert "died" in message
+        assert (row["status"], row[column], row["attempts"]) == ("failed", DIED, 1)
+
+
+def both_kinds(folder):
+    return (search_settings(folder), "trials", "error"), (evaluation_settings(folder), "evaluations", "failure")
+
+
+def test_a_trial_whose_process_died_before_its_first_row_has_one_and_attempts_count_on(tmp_path, reports):
+    for settings, table, column in both_kinds(tmp_path):
+        for attempt in (1, 2):
+            assert record_failure(settings, None) == DIED
+            (row,) = read_rows(tmp_path, table, settings["trial"]["trial_id"])
+            assert (row["status"], row[column], row["attempts"]) == ("failed", DIED, attempt)
+        broken = {"trial": settings["trial"] | {"config": settings["trial"]["config"] | {"learning_rate": 1e30}}}
+        with pytest.raises(FloatingPointError):
+            run_trial(broken)
+        assert record_failure(settings, None) == DIED  # of an attempt after that one: its reason is not the earlier one's
+        (row,) = read_rows(tmp_path, table, settings["trial"]["trial_id"])
+        assert (row[column], row["attempts"]) == (DIED, 4)
+        run_trial(settings)
+        (row,) = read_rows(tmp_path, table, settings["trial"]["trial_id"])
+        assert (row["status"], row[column], row["attempts"]) == ("completed", None, 5)
+
+
+def test_a_trial_that_is_killed_as_it_starts_has_a_row(tmp_path, reports, monkeypatch):
+    """Its driver too may be gone by then."""
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(trainable, "Search", die)
+    monkeypatch.setattr(eval_job, "Evaluation", die)
+    for settings, table, _ in both_kinds(tmp_path):
+        with pytest.raises(Killed):
+            run_trial(settings)
+        (row,) = read_rows(tmp_path, table, settings["trial"]["trial_id"])
+        assert (row["status"], row["attempts"], row["finished"]) == ("running", 1, None)
+
+
+def test_an_error_before_a_search_begins_is_in_its_row(tmp_path, monkeypatch):
+    def fail(_):
+        raise RuntimeError("CUDA error: device is busy")
+
+    monkeypatch.setattr(trainable, "prepare", fail)
+    with pytest.raises(RuntimeError):
+        run_trial(search_settings(tmp_path))
+    (row,) = read_rows(tmp_path, "trials", "progressive-seed0")
+    assert row["error"].startswith("RuntimeError: CUDA error: device is busy")
+
+
+def test_a_completed_row_is_never_touched(tmp_path, reports, monkeypatch):
+    def refuse(*_):
+        raise OSError("no answer")
+
+    for settings, table, _ in both_kinds(tmp_path):
+        monkeypatch.setattr(Storage, "remove", refuse)  # of the checkpoint: what a finished trial does last
+        with pytest.raises(OSError, match="no answer") as raised:
+            run_trial(settings)
+        monkeypatch.undo()
+        monkeypatch.setattr(trainable.tune, "report", reports.append)
+        path = tmp_path / table / f"{settings['trial']['trial_id']}.parquet"
+        before = path.read_bytes()
+        assert record_failure(settings, raised.value) is None
+        assert record_failure(settings, None) is None
+        run_trial(settings)  # as Tune does after a failure
+        assert path.read_bytes() == before
+        assert read_rows(tmp_path, table, settings["trial"]["trial_id"])[0]["status"] == "completed"
 
 
 def test_running_out_of_memory_is_a_status_of_its_own():
