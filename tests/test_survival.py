@@ -148,7 +148,7 @@ def trial_processes(driver):
 def disturbed(tmp_path_factory):
     """A study of a trial whose process is killed once, and of one whose loss is never finite."""
     results = tmp_path_factory.mktemp("results")
-    arguments = "--variants", "steady,nan", "--max-failures", "1"
+    arguments = "--variants", "steady,nan", "--max-failures", "2"  # the second trial's process is killed too
     with running(results, *arguments) as (driver, output):
         wait_until(epoch_written(results), driver, output)
         before = read_table(results, "epochs")
@@ -181,8 +181,8 @@ def test_a_trial_whose_loss_is_not_finite_is_tried_again_named_and_does_not_stop
     assert failed.status == "failed"
     assert failed.error.startswith("FloatingPointError: stage 1, epoch 0: training loss is nan")
     assert "Traceback" in failed.error
-    assert failed.attempts == 2
-    assert "nan-seed0: started again after FloatingPointError: stage 1, epoch 0: training loss is nan" in said
+    assert failed.attempts == 3
+    assert "nan-seed0: failed: FloatingPointError: stage 1, epoch 0" in said
     assert "failed   1 (the reasons are in the table trials; the same command tries again)" in said
     assert "disk     " in said
 
