@@ -295,12 +295,14 @@ def _resources(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
         rows = pd.concat([getattr(study, table) for study in studies], ignore_index=True)
         rows = rows[rows["status"] != "running"]
         unknown += int(rows["seconds"].isna().sum())
+        if "diagnostic_seconds" in rows:
+            rows = rows.assign(seconds=rows["seconds"] + rows["diagnostic_seconds"].astype(float).fillna(0))
         # A row that one study took over from another has its times, and was paid for once.
         once = rows.dropna(subset="seconds").drop_duplicates(["started", "finished", "device", "seconds", "seed"])
         hours = once.fillna({"device": "an unknown device"}).groupby("device", sort=False)["seconds"].sum() / 3600
         on = ", ".join(f"{value:,.2f} h on {device}" for device, value in hours.items()) or "no hours"
         parts.append(f"{words}: {on}")
-    text = f"{'; '.join(parts)}; repeated attempts included, and rows that studies share counted once."
+    text = f"{'; '.join(parts)}; repeated attempts and diagnostics included, and rows that studies share counted once."
     text += f" {unknown} rows that ended have no duration." if unknown else ""
     return "partly", f"{text[:1].upper()}{text[1:]} What was spent before the study, on tuning, is not known."
 

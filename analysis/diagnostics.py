@@ -132,7 +132,7 @@ def summarise(study: StudyTables) -> str:
     eigenvalues = last_stage.dropna(subset=["hessian_eigenvalue"]).groupby("trial_id")["hessian_eigenvalue"]
     growth = eigenvalues.last() / eigenvalues.first()  # of one network: those of two stages cannot be compared
     spent = epochs.groupby("variant")[["seconds", "diagnostic_seconds"]].sum()
-    looking = 100 * spent["diagnostic_seconds"] / (spent["seconds"] - spent["diagnostic_seconds"])
+    looking = 100 * spent["diagnostic_seconds"] / spent["seconds"]
     rows = []
     for variant in epochs["variant"].unique():
         trials = last[last["variant"] == variant]

@@ -114,7 +114,8 @@ def overview(facts: Sequence[StudyFacts]) -> pd.DataFrame:
         for kind, table in (("searches", study.trials), ("evaluations", study.evaluations)):
             counts = {words: int((table["status"] == status).sum()) for status, words in _STATUSES.items()}
             row = {"study": study.name, "of": kind, "started": len(table)} | counts
-            rows.append(row | {"device_hours": float(table["seconds"].sum()) / 3600})
+            seconds = float(table["seconds"].sum()) + (float(table["diagnostic_seconds"].sum()) if kind == "searches" else 0.0)
+            rows.append(row | {"device_hours": seconds / 3600})
     return pd.DataFrame(rows)
 
 

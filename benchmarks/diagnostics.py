@@ -52,7 +52,7 @@ def main() -> None:
             continue
         stage = search.stage
         epochs = [r for r in search.records if r.stage == record.stage]
-        alone = [r.seconds - r.diagnostic_seconds for r in epochs]
+        alone = [r.seconds for r in epochs]
         of_both = statistics.median(a for a, r in zip(alone, epochs, strict=True) if r.phase == "both")
         looks = [r.diagnostic_seconds for r in epochs if r.inherited_accuracy is not None]
         estimate = eigenvalue_seconds(search, arguments.repeats)

@@ -21,7 +21,7 @@ from pdarts_tune.progress import Progress
 from pdarts_tune.results import read_rows, write_rows
 from pdarts_tune.schedule_trial import evaluation_job
 from pdarts_tune.storage import Storage
-from pdarts_tune.trainable import TrialRow, TrialSpec, seconds_so_far
+from pdarts_tune.trainable import TrialRow, TrialSpec, spent_so_far
 
 DIED = "the process of the trial died (killed, or its node was lost)"
 
@@ -117,7 +117,7 @@ def record_failure(settings: dict[str, Any], error: BaseException | None) -> str
     if status == "running":
         write_rows(spec.study_dir, table, name, [rows[0] | {"status": "failed", column: reason, "finished": now}])
     elif job is None:  # this attempt did not come as far as its row
-        TrialRow(spec, from_dict(SearchConfig, spec.config)).write("failed", seconds_so_far(spec), error=reason)
+        TrialRow(spec, from_dict(SearchConfig, spec.config)).write("failed", *spent_so_far(spec), error=reason)
     else:
         started, attempts = (rows[0]["started"], rows[0]["attempts"] + 1) if rows else (now, 1)
         write_eval_row(job, {"status": "failed", column: reason}, "unknown", None, started, attempts)

@@ -18,8 +18,9 @@ from pdarts_tune.backends import keep_freed_memory
 from pdarts_tune.config import EvalConfig, SearchConfig
 from pdarts_tune.cost import predict_evaluation_bytes, predict_stage_bytes
 from pdarts_tune.data import DatasetInfo, check_dataset
+from pdarts_tune.examination import look_every, look_steps
 from pdarts_tune.genotype import Genotype, random_genotype
-from pdarts_tune.methods import Given, RandomSampling, plan_rounds
+from pdarts_tune.methods import Given, RandomSampling, plan_rounds, trains_alphas
 from pdarts_tune.network_shape import network_shape
 from pdarts_tune.packing import gpu_fraction, trials_that_fit
 from pdarts_tune.plan import EvalTrial, Plan, SearchTrial
@@ -29,7 +30,7 @@ from pdarts_tune.stages import CELL_OVERHEAD, Stage
 # Measured on the tables of a small study: what a trial's files take whatever is in them, and each further row of alphas and epochs.
 SEARCH_TABLE_BYTES, ALPHA_ROW_BYTES, EPOCH_ROW_BYTES, EVALUATION_TABLE_BYTES = 45_000, 21, 400, 16_000
 MIRROR_BYTES = 250_000  # of a trial in MLflow
-DIAGNOSTICS = 1.05  # the share of time that diagnostics may take comes on top
+EIGENVALUE_STEPS = 13  # of the weights: what an estimate takes, 9 to 16 as measured
 KNOWN_GPU_BYTES = {"16 GB": 16 * 10**9, "24 GB": 24 * 10**9, "80 GB": 80 * 10**9}
 
 
@@ -38,8 +39,9 @@ class StageForecast:
     """One stage of a variant's searches. `seconds` is None where nothing was timed."""
 
     needed_bytes: int
-    seconds: float | None
+    seconds: float | None  # of training and validation alone, as in the tables
     timed: bool  # False: scaled from another stage's seconds
+    diagnostic_seconds: float = 0.0
 
 
 @dataclass
@@ -74,7 +76,8 @@ class Forecaster:
             return StageForecast(needed, None, False)
         steps, validation = _batches(config, info)
         trained = steps * (stage.warmup_epochs * times.weights + (stage.epochs - stage.warmup_epochs) * times.both)
-        return StageForecast(needed, DIAGNOSTICS * (trained + stage.epochs * validation * times.forward), timed)
+        looking = _diagnostic_steps(config, stage, steps, validation) * times.weights
+        return StageForecast(needed, trained + stage.epochs * validation * times.forward, timed, looking)
 
     def _stage_times(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> tuple[StepTimes | None, bool]:
         key = _shape(config, stage, info)
@@ -118,7 +121,7 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
         infos: of every data set and resolution, by `data_key`.
         gpu_bytes: memory of the GPU at hand; None: what would fit on usual ones is told.
     """
-    lines, total, unknown, needs = [], 0.0, False, {}
+    lines, total, looking, unknown, needs = [], 0.0, 0.0, False, {}
     counts = {variant.name: sum(trial.variant == variant.name for trial in plan.searches()) for variant in plan.variants}
     width = max(len(name) for name in counts)
     disk = 0
@@ -128,12 +131,18 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
         needs[variant.name] = max((stage.needed_bytes for stage in stages), default=0)
         disk += counts[variant.name] * (_table_bytes(config) + MIRROR_BYTES)
         seconds = None if any(stage.seconds is None for stage in stages) else sum(stage.seconds or 0.0 for stage in stages)
-        total += counts[variant.name] * (seconds or 0.0)
+        looks = counts[variant.name] * sum(stage.diagnostic_seconds for stage in stages)
+        looking += looks
+        total += counts[variant.name] * (seconds or 0.0) + looks
         unknown |= seconds is None
         parts = "   ".join(f"{show_bytes(stage.needed_bytes)} {_show_seconds(stage)}" for stage in _distinct(stages))
         lines.append(f"  {variant.name:{width}}  {parts or 'nothing is trained'}")
-    searches = f"{show_duration(total)} of one device" if not unknown else "time not probed"
-    lines.append(f"searches: {searches}; predicted peak bytes and seconds of each stage, {forecaster.device.type} (~: scaled)")
+    searches = "time not probed"
+    if not unknown:
+        searches = f"{show_duration(total)} of one device, of which diagnostics take {show_duration(looking)}"
+    lines.append(
+        f"searches: {searches}; predicted peak bytes and seconds of each stage's training, {forecaster.device.type} (~: scaled)"
+    )
     for recipe in plan.recipes:
         info = infos[data_key(recipe)]
         one = forecaster.evaluation(_example(plan), recipe, info)
@@ -247,6 +256,15 @@ def _batches(config: SearchConfig, info: DatasetInfo) -> tuple[int, int]:
     held_out = round(config.validation_fraction * images)
     half = (images - held_out) / 2
     return math.ceil(half / config.batch_size), math.ceil((held_out or half) / config.batch_size)
+
+
+def _diagnostic_steps(config: SearchConfig, stage: Stage, steps: int, validation: int) -> float:
+    """What the diagnostics of a stage take, in steps of the weights; a random search has none."""
+    if not trains_alphas(config.method):
+        return 0.0
+    looks = math.ceil(stage.epochs / look_every(config, steps, validation))
+    eigenvalues = stage.epochs // config.eigenvalue_every if config.eigenvalue_every else 0
+    return looks * look_steps(steps, validation) + eigenvalues * EIGENVALUE_STEPS
 
 
 def _table_bytes(config: SearchConfig) -> int:

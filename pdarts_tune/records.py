@@ -45,14 +45,15 @@ class EpochRecord(Choice):
     validation_accuracy: float
     learning_rate: float
     skip_dropout: float
-    seconds: float
-    diagnostic_seconds: float  # of these, spent on the diagnostics below
+    seconds: float  # of training and validation
+    diagnostic_seconds: float  # beside these, spent on the diagnostics below
     images_per_second: float  # images that trained weights, over the training time
-    peak_bytes: int
+    peak_bytes: int  # of training and validation
     finished: float  # Unix time
     inherited_accuracy: float | None  # of the derived cell with the search network's weights; None where nobody looked
     normal_agreement: float | None  # see agreement.py
     normal_first_last: float | None
     reduce_agreement: float | None
     hessian_eigenvalue: float | None
+    diagnostic_peak_bytes: int | None  # None where there were no diagnostics
     derived_epoch: int | None  # at the end of a stage: the epoch whose alphas decide what comes out of it

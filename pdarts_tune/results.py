@@ -175,7 +175,7 @@ def _find_studies(root: Storage) -> list[Storage]:
 def read_file(path: Path, table: str, columns: Sequence[str] | None) -> Any:
     """One file as an Arrow table, of these columns or all. ConfigError if it cannot be read or another release wrote it."""
     try:
-        return _read_file(Storage(path.parent), path.name, table, columns)
+        return _read_file(Storage(path.parent.parent), f"{path.parent.name}/{path.name}", table, columns)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: cannot be read as Parquet ({_line(error)})") from None
 
@@ -217,10 +217,14 @@ def _check_parts(studies: Sequence[Storage]) -> None:
 def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | None) -> Any:
     schema = SCHEMAS[table]
     source = pa.BufferReader(study.read(name)) if study.is_remote else study.path / name
+    wanted = schema.names if columns is None else columns
     try:
         with pq.ParquetFile(source, pre_buffer=False) as file:  # whose threads cost more than a small file gives
             absent = _check_schema(file.schema_arrow, table, f"{study}/{name}")
             rows = file.metadata.num_rows
+            mended = holds_diagnostics(table, file.schema_arrow, wanted)
+            if mended and columns is not None:
+                columns = list(dict.fromkeys((*columns, "trial_id", "seconds", "diagnostic_seconds")))
             content = file.read(columns=None if columns is None else list(columns), use_threads=False)
     except FileNotFoundError:
         raise
@@ -229,7 +233,37 @@ def _read_file(study: Storage, name: str, table: str, columns: Sequence[str] | N
     for field in absent:
         if columns is None or field.name in columns:
             content = content.append_column(field, pa.nulls(rows, field.type))
-    return content.select(schema.names if columns is None else columns)
+    if mended:
+        content = _without_diagnostics(study, name, table, content)
+        content = content.replace_schema_metadata(schema.metadata)
+    return content.select(wanted)
+
+
+def holds_diagnostics(table: str, found: Any, columns: Sequence[str]) -> bool:
+    """Whether a file of this schema has, in one of these columns, seconds of a release whose seconds held the diagnostics."""
+    is_old = (found.metadata or {}).get(b"schema_version") == b"1"
+    return is_old and table in ("trials", "epochs") and not {"seconds", "diagnostic_seconds"}.isdisjoint(columns)
+
+
+def _without_diagnostics(study: Storage, name: str, table: str, content: Any) -> Any:
+    """The rows of an older release's file with the time of the diagnostics taken off `seconds`, which then held it.
+
+    A search's diagnostics are the sum of its epochs', which are in the file of the same name; a drawn genotype has none.
+    """
+    if table == "trials":
+        try:
+            epochs = _read_file(study, f"epochs/{Path(name).name}", "epochs", ["trial_id", "diagnostic_seconds"])
+        except FileNotFoundError:
+            epochs = SCHEMAS["epochs"].empty_table()
+        spent = dict.fromkeys(content["trial_id"].to_pylist(), 0.0)
+        for trial_id, seconds in zip(epochs["trial_id"].to_pylist(), epochs["diagnostic_seconds"].to_pylist(), strict=True):
+            spent[trial_id] = spent.get(trial_id, 0.0) + seconds
+        values = pa.array([spent[trial_id] for trial_id in content["trial_id"].to_pylist()], pa.float64())
+        field = SCHEMAS[table].field("diagnostic_seconds")
+        content = content.set_column(content.column_names.index(field.name), field, values)
+    field = SCHEMAS[table].field("seconds")
+    alone = pc.subtract(content["seconds"], content["diagnostic_seconds"])
+    return content.set_column(content.column_names.index("seconds"), field, alone)
 
 
 def _check_schema(found: Any, table: str, where: str) -> list[Any]:
@@ -240,13 +274,13 @@ def _check_schema(found: Any, table: str, where: str) -> list[Any]:
     absent = [] if whole else [field for field in schema if field.name not in found.names and b"later" in field.metadata]
     if (
         not (whole or found.equals(pa.schema([field for field in schema if field not in absent])))
-        or (found.metadata or {}).get(b"schema_version") != _VERSION
+        or (found.metadata or {}).get(b"schema_version") not in _VERSIONS
     ):
-        raise ConfigError(f"{where}: is not of schema version {SCHEMA_VERSION} of the table {table}; another release wrote it")
+        raise ConfigError(f"{where}: is not of schema version 1 or {SCHEMA_VERSION} of the table {table}; another release wrote it")
     return absent
 
 
-_VERSION = str(SCHEMA_VERSION).encode()
+_VERSIONS = (b"1", str(SCHEMA_VERSION).encode())
 
 
 def _line(error: Exception) -> str:

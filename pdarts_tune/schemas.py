@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from pdarts_tune.space import PRIMITIVES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Files of version 1 are read as well: there the seconds and peaks of searches and their epochs held the diagnostics, whose seconds
+# the readers of results.py take off.
 STATUSES = ("completed", "failed", "out_of_memory", "running")
 
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
@@ -58,7 +60,7 @@ def _run_columns() -> list[Any]:
         _column("started", _TIME, "UTC", "start of the first attempt"),
         _column("finished", _TIME, "UTC", "end; null while it runs", optional=True),
         _column("attempts", _INTEGER, "count", "how often it was started, 1 if nothing went wrong"),
-        _column("seconds", _NUMBER, "seconds", "time spent training and validating, all attempts", optional=True),
+        _column("seconds", _NUMBER, "seconds", "time spent training and validating alone, all attempts", optional=True),
         _PEAK_BYTES,
     ]
 
@@ -100,7 +102,8 @@ _PEAK_BYTES = _column(
     "peak_bytes",
     _INTEGER,
     "bytes",
-    "most memory in use at once: on a GPU that of its tensors, on a CPU that of the whole process; null where not measured",
+    "most memory in use at once, diagnostics apart: on a GPU that of its tensors, on a CPU that of the whole process; null where "
+    "not measured",
     optional=True,
 )
 _GENOTYPE_ID = _column("genotype_id", _TEXT, "text", "names the genotype by its content")
@@ -142,6 +145,7 @@ _COLUMNS: dict[str, list[Any]] = {
         *_run_columns(),
         _LEFT_OUT,
         *_MOMENTS,
+        _later("diagnostic_seconds", _NUMBER, "seconds", "beside seconds, spent on diagnostics: the sum of its epochs'"),
     ],
     "epochs": [
         _trial_id(),
@@ -159,8 +163,8 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("validation_accuracy", _NUMBER, "fraction", "accuracy of the search network on the validation images"),
         _column("learning_rate", _NUMBER, "rate", "learning rate of the weights"),
         _column("skip_dropout", _NUMBER, "rate", "dropout on skip-connects"),
-        _column("seconds", _NUMBER, "seconds", "time of the epoch, validation and diagnostics included"),
-        _column("diagnostic_seconds", _NUMBER, "seconds", "of these, spent on inherited accuracy, agreement and eigenvalue"),
+        _column("seconds", _NUMBER, "seconds", "time of the epoch's training and validation alone"),
+        _column("diagnostic_seconds", _NUMBER, "seconds", "beside these, spent on inherited accuracy, agreement and eigenvalue"),
         _column("images_per_second", _NUMBER, "images/second", "images that trained weights, over the training time"),
         _PEAK_BYTES,
         _column("normal_skip_count", _INTEGER, "count", "skip-connects of the normal cell derived now, before refinement"),
@@ -196,6 +200,7 @@ _COLUMNS: dict[str, list[Any]] = {
         ),
         _column("derived_epoch", _INTEGER, "index from 0", _DERIVED_EPOCH, optional=True),
         _column("finished", _TIME, "UTC", "end of the epoch"),
+        _later("diagnostic_peak_bytes", _INTEGER, "bytes", "the same as peak_bytes of the diagnostics; null where there were none"),
     ],
     "alphas": [
         _column("trial_id", _REPEATED, "text", "the trial; also the name of the file"),

@@ -137,7 +137,7 @@ class Search:
             generator.set_state(state["generators"][purpose].cpu())
         # Older checkpoints hold them as dicts.
         records = [json.loads(record) if isinstance(record, str) else record for record in state["records"]]
-        self.records, self._texts = [EpochRecord(**record) for record in records], []
+        self.records, self._texts = [EpochRecord(**_of_training_alone(record)) for record in records], []
         self.dataset.left_out.update(state["left_out"])
 
     def _records_as_text(self) -> list[str]:
@@ -207,7 +207,7 @@ class Search:
         wrong = first_not_finite(self.network.state_dict())  # what the last step did no training loss of this epoch has seen
         if wrong is not None:
             raise FloatingPointError(f"stage {self.stage_index + 1}, epoch {self.epoch}: {wrong} is not finite after the last step")
-        measured = time.perf_counter()
+        measured, peak = time.perf_counter(), peak_bytes(self.device)
         alphas = dict(zip(CELLS, self._alphas_by_name(), strict=True))
         probabilities = {cell: [softmax(edge) for edge in edges] for cell, edges in alphas.items()}
         choice = Choice(alphas, probabilities, self._edge_weights())
@@ -223,10 +223,10 @@ class Search:
             validation_accuracy=validation_accuracy,
             learning_rate=learning_rate,
             skip_dropout=rate,
-            seconds=finished - started,
+            seconds=measured - started,
             diagnostic_seconds=finished - measured,
             images_per_second=images / trained,
-            peak_bytes=peak_bytes(self.device),
+            peak_bytes=peak,
             finished=time.time(),
             **asdict(choice),
             **asdict(examination),
@@ -293,3 +293,10 @@ class Search:
         if not isinstance(self.network, PartialSupernet):
             return None
         return dict(zip(CELLS, (weights.tolist() for weights in self.network.edge_weights()), strict=True))
+
+
+def _of_training_alone(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of a release whose seconds held the diagnostics, as this one has them."""
+    if "diagnostic_peak_bytes" in record:
+        return record
+    return record | {"seconds": record["seconds"] - record["diagnostic_seconds"], "diagnostic_peak_bytes": None}

@@ -14,11 +14,13 @@ from types import MappingProxyType
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pdarts_tune.config import ConfigError
-from pdarts_tune.results import SCHEMAS, read_file, read_schema
+from pdarts_tune.results import SCHEMAS, holds_diagnostics, read_file, read_schema
 from pdarts_tune.storage import Storage
 from pdarts_tune.table_files import check_rows, list_files, with_key
 
@@ -64,6 +66,13 @@ def _read(files: Sequence[Path], table: str, schema: Any, only: Mapping[str, Col
     # Each name is a pattern to DuckDB, which must match itself alone.
     patterns = ["".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(file)) for file in files]
     schemas = _find_schemas(files, table)
+    if any(holds_diagnostics(table, found, schema.names) for found in schemas):
+        parts = [read_file(file, table, with_key(table, [*schema.names, *only])) for file in files]
+        rows = pa.concat_tables(parts)
+        check_rows(rows, table, list(map(str, files)), np.repeat(np.arange(len(parts)), [part.num_rows for part in parts]))
+        for name, values in only.items():
+            rows = rows.filter(pc.is_in(rows[name], pa.array(list(values), rows.schema.field(name).type)))
+        return rows.select(schema.names).cast(schema)
     held = {name for other in schemas for name in other.names}
     keyed = pa.schema([SCHEMAS[table].field(name) for name in with_key(table, schema.names)])
     shown = [f'"{name}"' if name in held else f'NULL AS "{name}"' for name in keyed.names]

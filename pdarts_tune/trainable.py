@@ -87,35 +87,35 @@ def run_search(spec: TrialSpec) -> None:
     if trial.before == "completed":  # only its process did not live to say so
         tune.report({"finished": True})
         return
-    trial.write("running", seconds_so_far(spec))  # before anything that can fail
+    trial.write("running", *spent_so_far(spec))  # before anything that can fail
     try:
         device = prepare(spec)
         trial.row["device"] = describe_device(device)
         genotype = _settled_genotype(spec, config)
         if genotype is None:
-            seconds, peak = _search(spec, config, device, trial)
+            spent, peak = _search(spec, config, device, trial)
         else:
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
             write_rows(spec.study_dir, "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
-            seconds, peak = 0.0, None
+            spent, peak = (0.0, 0.0), None
     except MemoryLimitError as error:  # a result: another attempt would find the same
-        trial.write("out_of_memory", seconds_so_far(spec), error.needed, error=error_text(error))
+        trial.write("out_of_memory", *spent_so_far(spec), peak=error.needed, error=error_text(error))
         Storage(spec.study_dir).remove(spec.checkpoint)
         tune.report({"finished": True})
         return
     except Exception as error:
         needed = error.needed if isinstance(error, StageMemoryError) else None
-        trial.write(failure_status(error), seconds_so_far(spec), needed, error=error_text(error))
+        trial.write(failure_status(error), *spent_so_far(spec), peak=needed, error=error_text(error))
         raise
-    trial.write("completed", seconds, peak)  # what fails after it leaves it so
+    trial.write("completed", *spent, peak=peak)  # what fails after it leaves it so
     Storage(spec.study_dir).remove(spec.checkpoint)
     if genotype is not None:
         tune.report({"finished": True})
 
 
-def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: TrialRow) -> tuple[float, int]:
-    """Searches to the end, and returns the seconds and the peak of the memory."""
-    trial.write("running", seconds_so_far(spec))
+def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: TrialRow) -> tuple[tuple[float, float], int]:
+    """Searches to the end, and returns what was spent and the peak of the memory."""
+    trial.write("running", *spent_so_far(spec))
     storage = Storage(spec.study_dir)
     rows = _SearchRows(spec, config)
     # To the CPU: Adam keeps its step counts there, and would wait for a GPU at every step to read them.
@@ -128,16 +128,23 @@ def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: 
     for _ in search.epochs():
         save_checkpoint(search.state_dict(), storage, spec.checkpoint)
         rows.write(search.records)
-        trial.write("running", sum(r.seconds for r in search.records))
+        trial.write("running", *_spent(search.records))
         tune.report(_progress(search.records, config))
     if spec.keep_weights:
         save_weights(search.network, search.dataset, storage, spec.eval_job.weights)
     trial.row["left_out"] = len(search.dataset.left_out)
-    return sum(r.seconds for r in search.records), max(r.peak_bytes for r in search.records)
+    return _spent(search.records), max(r.peak_bytes for r in search.records)
 
 
-def seconds_so_far(spec: TrialSpec) -> float:
-    return sum(row["seconds"] for row in read_rows(spec.study_dir, "epochs", spec.trial_id))
+def _spent(records: Iterable[EpochRecord]) -> tuple[float, float]:
+    """Seconds of training and validation, and of diagnostics."""
+    spent = [(record.seconds, record.diagnostic_seconds) for record in records]
+    return sum(seconds for seconds, _ in spent), sum(diagnostics for _, diagnostics in spent)
+
+
+def spent_so_far(spec: TrialSpec) -> tuple[float, float]:
+    rows = read_rows(spec.study_dir, "epochs", spec.trial_id)
+    return sum(row["seconds"] for row in rows), sum(row["diagnostic_seconds"] for row in rows)
 
 
 def _settled_genotype(spec: TrialSpec, config: SearchConfig) -> Genotype | None:
@@ -216,9 +223,12 @@ class TrialRow:
             "std": None,
         }
 
-    def write(self, status: str, seconds: float, peak: int | None = None, error: str | None = None) -> None:
+    def write(
+        self, status: str, seconds: float, diagnostics: float = 0.0, *, peak: int | None = None, error: str | None = None
+    ) -> None:
         finished = None if status == "running" else datetime.now(UTC)
-        state = {"status": status, "error": error, "finished": finished, "seconds": seconds, "peak_bytes": peak}
+        state = {"status": status, "error": error, "finished": finished, "peak_bytes": peak}
+        state |= {"seconds": seconds, "diagnostic_seconds": diagnostics}
         write_rows(self.spec.study_dir, "trials", self.spec.trial_id, [self.row | state])
 
 
@@ -264,7 +274,7 @@ def _progress(records: list[EpochRecord], config: SearchConfig) -> dict[str, Any
         "accuracy": ("validation", record.validation_accuracy),
         "done_epochs": len(records),
         "total_epochs": sum(stage.epochs for stage in rounds),
-        "epoch_seconds": record.seconds,
+        "epoch_seconds": record.seconds + record.diagnostic_seconds,
         "warning": _warning(records),
     }
 

@@ -68,6 +68,7 @@ def _epoch_columns(config, stage, epoch, probs, accuracy, seconds, clock):
         "images_per_second": 25000 / seconds,
         "peak_bytes": 60_000_000 * stage.cells * stage.operations + 10**9,
         "diagnostic_seconds": 0.03 * seconds,
+        "diagnostic_peak_bytes": 10**9,
         **measure_probabilities(probs, Genotype(derive_cell(probs["normal"]), derive_cell(probs["reduce"]))),
         "inherited_accuracy": 0.6 * accuracy,
         "normal_agreement": 0.4,
@@ -138,6 +139,7 @@ def trial_row(study, variant, trial_id, config, status, started, clock, peak_byt
         "left_out": None,
         "mean": None,
         "std": None,
+        "diagnostic_seconds": 0.0 if config.method.name == "random" else 0.03 * (clock - started).total_seconds(),
     }
 
 

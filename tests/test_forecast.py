@@ -11,9 +11,11 @@ from pdarts_tune.cost import predict_stage_bytes
 from pdarts_tune.data import DatasetInfo
 from pdarts_tune.forecast import Forecaster, forecast, forecast_here, predict_needs
 from pdarts_tune.genotype import PUBLISHED
+from pdarts_tune.methods import RandomSearch
 from pdarts_tune.plan import make_plan
 from pdarts_tune.presets import LAPTOP
 from pdarts_tune.probe import StepTimes, probe_evaluation, probe_stage
+from pdarts_tune.stages import Stage
 
 DIGITS = DatasetInfo(1, 8, 10, 1437, 360)
 GIGABYTE = 10**9
@@ -39,7 +41,26 @@ def clock(monkeypatch):
 def test_seconds_follow_from_epochs_steps_and_phases(clock):
     stage = LAPTOP.search.stages[0]  # 7 epochs, 3 of them warm-up; 1,437 images, a fifth held out, batches of 64
     seconds = Forecaster(torch.device("cpu"), 10.0).search_stage(LAPTOP.search, stage, DIGITS).seconds
-    assert seconds == pytest.approx(1.05 * (9 * (3 * 1.0 + 4 * 3.0) + 7 * 5 * 0.5))
+    assert seconds == pytest.approx(9 * (3 * 1.0 + 4 * 3.0) + 7 * 5 * 0.5)
+
+
+def test_diagnostics_are_forecast_apart_as_often_as_they_are_asked_for(clock):
+    """Nine batches of training and five of validation: a look takes 0.2 x 14 + 1 steps, the default one look in the stage."""
+
+    def diagnostics(**settings):
+        config = replace(LAPTOP.search, **settings)
+        found = Forecaster(torch.device("cpu"), 10.0).search_stage(config, config.stages[0], DIGITS)
+        assert found.seconds == pytest.approx(9 * 15.0 + 7 * 5 * 0.5)
+        return found.diagnostic_seconds
+
+    assert diagnostics() == pytest.approx(3.8)
+    assert diagnostics(diagnostics_every=1) == pytest.approx(7 * 3.8)
+    assert diagnostics(diagnostics_every=1, eigenvalue_every=2) == pytest.approx(7 * 3.8 + 3 * 13)
+    candidate = Stage(3, 8, epochs=2, warmup_epochs=2)
+    config = replace(LAPTOP.search, stages=(candidate,), method=RandomSearch(2))
+    assert Forecaster(torch.device("cpu"), 10.0).search_stage(config, candidate, DIGITS).diagnostic_seconds == 0
+    text = forecast_here(make_plan(approximation.STUDY, "laptop", seeds=2, variants="lowest_dropped"), 10.0)
+    assert f"of which diagnostics take {2 * 3 * 3.8:.3g} seconds" in text
 
 
 def test_bytes_are_those_that_a_stage_is_predicted_to_take(monkeypatch):
@@ -63,7 +84,7 @@ def test_what_probing_has_no_time_for_is_scaled_by_its_work(clock):
     scaled = forecaster.search_stage(LAPTOP.search, twice, DIGITS)
     assert (first.timed, scaled.timed) == (True, False)
     # Twice the weights' steps, for the alphas two thirds of three times as much, a third without training.
-    assert scaled.seconds == pytest.approx(1.05 * (9 * (3 * 2.0 + 4 * 4.0) + 7 * 5 * 2 / 3))
+    assert scaled.seconds == pytest.approx(9 * (3 * 2.0 + 4 * 4.0) + 7 * 5 * 2 / 3)
     assert Forecaster(torch.device("cpu"), 0.0).search_stage(LAPTOP.search, twice, DIGITS).seconds is None
 
 
@@ -72,7 +93,7 @@ def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(cloc
     text = forecast_here(plan, 10.0)
     for variant in plan.variants:
         assert f"  {variant.name} " in text
-    per_search = 1.05 * 3 * (9 * 15 + 7 * 5 * 0.5)
+    per_search = 3 * (9 * 15 + 7 * 5 * 0.5)
     assert text.count(f"{per_search / 3:.3g} seconds") + text.count(f"{per_search / 180:.1f} minutes") == 6
     assert "nothing is trained" in text
     assert "CPU core-hours" in text

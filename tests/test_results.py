@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,6 +13,7 @@ from pdarts_tune.config import ConfigError, SearchConfig
 from pdarts_tune.genotype import Genotype
 from pdarts_tune.methods import RandomSampling
 from pdarts_tune.results import PRIMARY_KEYS, SCHEMAS, read_rows, read_table, table_path, write_rows
+from pdarts_tune.study_table import read_study_table
 from synthetic import make_study, make_trial
 
 TABLES = ["trials", "epochs", "alphas", "genotypes", "evaluations"]
@@ -33,7 +35,7 @@ def test_columns_that_came_later_are_null_in_files_of_older_checkouts_and_no_oth
     pq.write_table(pq.read_table(odd).drop_columns(["precision", "device"]), odd)
     (row,) = read_rows(tmp_path, "trials", "old")
     assert (row["precision"], row["compile"], row["tf32"]) == (None, None, False)
-    with pytest.raises(ConfigError, match=r"odd\.parquet: is not of schema version 1 of the table trials"):
+    with pytest.raises(ConfigError, match=r"odd\.parquet: is not of schema version 1 or 2 of the table trials"):
         read_table(tmp_path, "trials")
     odd.unlink()
     frame = read_table(tmp_path, "trials", ["trial_id", "precision"]).set_index("trial_id")
@@ -48,11 +50,48 @@ def genotype_row(**changes):
 def test_every_column_says_what_it_is_and_in_which_unit():
     assert list(SCHEMAS) == TABLES
     for table, schema in SCHEMAS.items():
-        assert schema.metadata[b"schema_version"] == b"1"
+        assert schema.metadata[b"schema_version"] == b"2"
         assert set(PRIMARY_KEYS[table]) <= set(schema.names)
         for field in schema:
             assert field.metadata[b"description"], field
             assert field.metadata[b"unit"], field
+
+
+def test_files_of_an_earlier_release_are_read_with_seconds_of_training_alone(tmp_path):
+    """There `seconds` held the diagnostics. Every reader takes them off, and nothing is taken off twice once rows are written."""
+    study = make_study(tmp_path, "s", {"a": SearchConfig(), "drawn": SearchConfig(method=RandomSampling())}, (0, 1), epochs=2)
+    now = {table: read_table(study, table) for table in ("trials", "epochs")}
+    assert now["epochs"]["diagnostic_seconds"].min() > 0
+    for table in now:
+        for path in sorted((study / table).iterdir())[:-1]:  # the last is of this release
+            content = pq.read_table(path)
+            content = content.set_column(
+                content.column_names.index("seconds"),
+                content.schema.field("seconds"),
+                pc.add(content["seconds"], content["diagnostic_seconds"]),
+            )
+            later = {"trials": "diagnostic_seconds", "epochs": "diagnostic_peak_bytes"}[table]
+            content = content.drop_columns([later]).replace_schema_metadata({"table": table, "schema_version": "1"})
+            pq.write_table(content, path)
+    names = sorted(now["trials"]["trial_id"])
+    for table, expected in now.items():
+        for column in ("seconds", "diagnostic_seconds"):
+            values = expected[column].to_numpy()
+            columns = [column, "trial_id"]
+            assert read_table(study, table)[column].to_numpy() == pytest.approx(values)
+            assert read_table(study, table, columns)[column].to_numpy() == pytest.approx(values)
+            assert read_study_table(study, table, [column])[column].to_numpy() == pytest.approx(values)
+            first = read_study_table(study, table, columns, only={"trial_id": names[:1]})
+            assert first["trial_id"].unique().tolist() == names[:1]
+            rows = [row[column] for name in names for row in read_rows(study, table, name)]
+            assert rows == pytest.approx(values)
+    for table in now:
+        for name in names:
+            rows = read_rows(study, table, name)
+            if rows:
+                write_rows(study, table, name, rows)
+    for table, expected in now.items():
+        assert read_table(study, table)["seconds"].to_numpy() == pytest.approx(expected["seconds"].to_numpy())
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
@@ -213,7 +252,7 @@ def test_a_file_with_other_columns_is_named_and_not_filled_with_nulls(tmp_path):
     path = table_path(tmp_path / "study", "genotypes", "t")
     path.parent.mkdir(parents=True)
     pd.DataFrame([genotype_row()]).drop(columns="macs").to_parquet(path)
-    with pytest.raises(ConfigError, match=r"t\.parquet: is not of schema version 1 of the table genotypes"):
+    with pytest.raises(ConfigError, match=r"t\.parquet: is not of schema version 1 or 2 of the table genotypes"):
         read_table(tmp_path, "genotypes")
 
 

@@ -1,13 +1,15 @@
 import copy
 import io
+import json
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from images import write_folders
-from pdarts_tune import inheritance, streaming
+from pdarts_tune import examination, inheritance, streaming
 from pdarts_tune import search as search_module
 from pdarts_tune.config import SearchConfig, config_id
 from pdarts_tune.genotype import softmax
@@ -56,7 +58,8 @@ def uninterrupted():
 
 def same_figures(record):
     """A record without what the clock and the machine put in."""
-    return replace(record, seconds=0.0, diagnostic_seconds=0.0, images_per_second=0.0, peak_bytes=0, finished=0.0)
+    clock = {"seconds": 0.0, "diagnostic_seconds": 0.0, "images_per_second": 0.0, "finished": 0.0}
+    return replace(record, **clock, peak_bytes=0, diagnostic_peak_bytes=0)
 
 
 def test_a_search_runs_its_stages_and_keeps_fewer_operations_in_each(uninterrupted):
@@ -149,6 +152,50 @@ def test_looking_leaves_the_network_and_the_generators_as_they_were(uninterrupte
     assert all(torch.equal(before[name], tensor) for name, tensor in resumed.network.state_dict().items())
     assert all(torch.equal(state, resumed.generators[purpose].get_state()) for purpose, state in generators.items())
     assert evaluate(resumed.network, resumed.validation_batches) == accuracy
+
+
+def test_seconds_and_peak_of_an_epoch_are_of_training_alone(monkeypatch):
+    """A clock that the diagnostics move on by 100 s, and a device whose peak they raise: both have columns of their own."""
+    clock = SimpleNamespace(now=0.0, peak=0)
+
+    def note(name, seconds, peak, module):
+        function = getattr(module, name)
+
+        def called(*arguments, **named):
+            clock.now, clock.peak = clock.now + seconds, max(clock.peak, peak)
+            return function(*arguments, **named)
+
+        monkeypatch.setattr(module, name, called)
+
+    note("evaluate", 2.0, 5, search_module)
+    note("inherited_accuracy", 100.0, 700, examination)
+    note("alpha_eigenvalue", 1000.0, 9000, examination)
+    for module in (search_module, examination):
+        monkeypatch.setattr(module, "peak_bytes", lambda _: clock.peak)
+        monkeypatch.setattr(module, "reset_peak_bytes", lambda _: setattr(clock, "peak", 1))
+    monkeypatch.setattr(search_module, "time", SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: 0.0))
+    config = replace(TINY, stages=(Stage(3, 3, epochs=4, warmup_epochs=0),), diagnostics_every=2, eigenvalue_every=4)
+    note("_train", 1.0, 4, Search)
+    search = Search(config, torch.device("cpu"))
+    list(search.epochs())
+    assert [record.seconds for record in search.records] == [3.0] * 4
+    assert [record.peak_bytes for record in search.records] == [5] * 4
+    assert [record.diagnostic_seconds for record in search.records] == [0.0, 100.0, 0.0, 1100.0]
+    assert [record.diagnostic_peak_bytes for record in search.records] == [None, 700, None, 9000]
+
+
+def test_a_search_that_an_older_release_began_continues_with_seconds_of_training_alone(uninterrupted):
+    search = uninterrupted[0]
+    state = search.state_dict()
+    old = [
+        {name: value for name, value in asdict(record).items() if name != "diagnostic_peak_bytes"}
+        | {"seconds": record.seconds + record.diagnostic_seconds}
+        for record in search.records
+    ]
+    resumed = Search(search.config, torch.device("cpu"))
+    resumed.load_state_dict(state | {"records": [json.dumps(record) for record in old]})
+    assert [record.seconds for record in resumed.records] == pytest.approx([record.seconds for record in search.records])
+    assert {record.diagnostic_peak_bytes for record in resumed.records} == {None}
 
 
 def test_the_derived_network_computes_what_the_search_network_does_with_one_hot_mixing(uninterrupted):
