@@ -227,7 +227,7 @@ class TrialRow:
         self, status: str, seconds: float, diagnostics: float = 0.0, *, peak: int | None = None, error: str | None = None
     ) -> None:
         finished = None if status == "running" else datetime.now(UTC)
-        state = {"status": status, "error": error, "finished": finished, "peak_bytes": peak}
+        state: dict[str, Any] = {"status": status, "error": error, "finished": finished, "peak_bytes": peak}
         state |= {"seconds": seconds, "diagnostic_seconds": diagnostics}
         write_rows(self.spec.study_dir, "trials", self.spec.trial_id, [self.row | state])
 
