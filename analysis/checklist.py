@@ -15,9 +15,9 @@ from typing import Literal
 
 import pandas as pd
 
-from arms import differences, read_arms
-from pdarts_tune.config import ConfigError
-from pdarts_tune.execution import Execution
+from common.study_tables import differences, read_arms
+from pdarts_tune.config.execution import Execution
+from pdarts_tune.config.serialize import ConfigError
 
 SOURCE = "Lindauer, Hutter: Best Practices for Scientific Research on Neural Architecture Search. JMLR 21(243), 2020."
 ENOUGH_SEEDS = 3  # with fewer a standard deviation says nothing; the paper names ten as the ideal

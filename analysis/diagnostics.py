@@ -17,11 +17,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from frames import StudyTables, chosen_epochs, find_study, load_study
-from pdarts_tune.command_line import parse
-from pdarts_tune.config import ConfigError
-from pdarts_tune.diagnostics import COLLAPSED_SKIPS
-from texts import show, to_markdown, write_text
+from common.section import show, to_markdown, write_text
+from common.study_tables import StudyTables, chosen_epochs, find_study, load_study
+from pdarts_tune.config.command_line import parse
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.search.diagnostics import COLLAPSED_SKIPS
 
 _PANELS = (  # title, limits of the axis (None: from the figures, and 0), columns with their labels and line styles
     (

@@ -20,14 +20,14 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from pdarts_tune.command_line import parse
-from pdarts_tune.config import ConfigError, SearchConfig, config_id, from_dict
-from pdarts_tune.data_names import short_name
-from pdarts_tune.definition import COMPLETED, DEFINITION
-from pdarts_tune.results import SCHEMAS, TOGETHER, read_table, read_whole, to_parquet
-from pdarts_tune.storage import Storage
-from pdarts_tune.table_files import list_files
-from texts import write_text
+from common.section import write_text
+from pdarts_tune.config.command_line import parse
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name
+from pdarts_tune.results.manifest import COMPLETED, DEFINITION
+from pdarts_tune.results.schemas import SCHEMAS
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.results.tables import TOGETHER, list_files, read_table, read_whole, to_parquet
 
 TEXTS, PICTURES = (".md", ".csv", ".tex"), (".png",)  # of a report
 

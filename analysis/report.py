@@ -18,32 +18,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import baseline_methods
+import baselines
 import rq1_depth_gap
 import rq2_approximation
 import rq3_regularization
 import rq4_transfer
-import schedule_front
+import schedule_search
 from checklist import StudyFacts, fill_checklist
-from frames import StudyTables, measure_trials, of_several_settings, read_study
-from pdarts_tune.command_line import parse
-from pdarts_tune.config import ConfigError
-from pdarts_tune.figures import draw_genotype
-from pdarts_tune.genotype import Genotype
-from pdarts_tune.results import SCHEMAS, read_rows
-from pdarts_tune.study_table import read_study_table
-from question import Read
+from common.section import Section, write_text
+from common.study_tables import Read, StudyTables, first_line, measure_trials, of_several_settings, read_study
+from pdarts_tune.config.command_line import parse
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.results.cell_figures import draw_genotype
+from pdarts_tune.results.schemas import SCHEMAS
+from pdarts_tune.results.tables import read_rows, read_study_table
 from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
-from sections import Section
-from texts import first_line, write_text
 
 BUILDERS: Mapping[str, Callable[[Path, Read], Section | None]] = {
     "RQ1": lambda results, read: rq1_depth_gap.build(results, read=read),
     "RQ2": lambda results, read: rq2_approximation.build(results, read=read),
     "RQ3": lambda results, read: rq3_regularization.build(results, read=read),
     "RQ4": lambda results, read: rq4_transfer.build(results, read=read),
-    "Baselines": lambda results, read: baseline_methods.build(results, read=read),
-    "Schedules": lambda results, _: schedule_front.build(results),
+    "Baselines": lambda results, read: baselines.build(results, read=read),
+    "Schedules": lambda results, _: schedule_search.build(results),
 }
 _KEPT = 2  # studies in memory, so that the questions about one folder read it once
 _LISTS = ("train_accuracies", "validation_accuracies", "correct")

@@ -16,8 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from checklist import SOURCE, Item
-from sections import NOTHING_MISSING, Section, as_text, heading
-from texts import NOTHING
+from common.section import NOTHING, NOTHING_MISSING, Section, as_text, heading
 
 MOST_ROWS = 2000  # of a table on the page; the tables themselves have all
 MOST_TEXT = 20_000  # characters of one error

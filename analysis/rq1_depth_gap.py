@@ -15,20 +15,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import frames
-from agreement_tables import RANK_NOTES, SPREAD_NOTES, mean_intervals, rank_table, spread_table
-from arms import Arms, depths, grows, operations
-from comparisons import COMPARISON_NOTES, cannot_show, compare_variants, conclude, say_power
-from frames import StudyTables
-from pdarts_tune.figures import draw_depth_gap, draw_learning_curves
-from pdarts_tune.methods import trains_alphas
-from pdarts_tune.stages import search_work
-from pdarts_tune.statistics import mean_sd
-from published_figures import PUBLISHED_NOTES, published_cifar
-from question import Read, open_question
-from search_figures import SEARCH_NOTES, draw_search
-from sections import Section, run_script
-from texts import NOTHING, show
+from common import study_tables
+from common.comparisons import (
+    COMPARISON_NOTES,
+    RANK_NOTES,
+    SPREAD_NOTES,
+    cannot_show,
+    compare_variants,
+    conclude,
+    mean_intervals,
+    rank_table,
+    say_power,
+    spread_table,
+)
+from common.figures import SEARCH_NOTES, draw_depth_gap, draw_learning_curves, draw_search
+from common.published_figures import PUBLISHED_NOTES, published_cifar
+from common.section import NOTHING, Section, run_script, show
+from common.statistics import mean_sd
+from common.study_tables import Arms, Read, StudyTables, depths, grows, open_question, operations
+from pdarts_tune.config.methods import trains_alphas
+from pdarts_tune.pdarts.progressive_depth import search_work
 
 STUDY = "depth_gap"
 ALIKE = 0.1  # planned costs of whole epochs cannot be matched better in short searches
@@ -74,7 +80,7 @@ Ordered by the depth of the last search network; mean over seeds with its bootst
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
     """The answer to RQ1; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
     question = open_question(results, STUDY, read, lambda study: study.trials["depths"].nunique() > 1)
     if question is None:
@@ -106,7 +112,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         conclusion=conclusion,
         missing=tuple(missing),
         notes=NOTES | {"variants": "\n".join(filter(None, (VARIANT_NOTES, say_precision(arms, measures))))},
-        about=frames.describe_study(study),
+        about=study_tables.describe_study(study),
     )
 
 
@@ -193,8 +199,10 @@ def summarize(measures: pd.DataFrame) -> pd.DataFrame:
 
 def summarize_stages(study: StudyTables) -> pd.DataFrame:
     """Stage by stage, of completed searches: the search network's accuracy, and the cell that would be derived then."""
-    ends = frames.stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
-    cells = frames.evaluate_cells(study, study.cells[study.cells["status"] == "completed"]).merge(ends, on=["trial_id", "stage"])
+    ends = study_tables.stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
+    cells = study_tables.evaluate_cells(study, study.cells[study.cells["status"] == "completed"]).merge(
+        ends, on=["trial_id", "stage"]
+    )
     depths = study.trials.set_index("trial_id")["depths"].str.split("-")
     cells["cells"] = [
         int(depths[trial_id][min(stage, len(depths[trial_id])) - 1])  # candidates of a random search share one stage's depth
@@ -213,8 +221,8 @@ def draw(study: StudyTables, measures: pd.DataFrame) -> dict[str, Figure]:
     if len(gap):
         figures["depth_gap"] = draw_depth_gap(gap)
     if len(study.epochs):
-        figures["learning_curves"] = draw_learning_curves(frames.average_curves(study.epochs, "validation_accuracy"))
-        skips = frames.average_curves(study.epochs, "normal_skip_count")
+        figures["learning_curves"] = draw_learning_curves(study_tables.average_curves(study.epochs, "validation_accuracy"))
+        skips = study_tables.average_curves(study.epochs, "normal_skip_count")
         figures["skips"] = draw_learning_curves(skips, "skip-connects of the normal cell", 1)
     return figures
 

@@ -16,21 +16,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import frames
-from agreement_tables import mean_intervals
-from arms import Arms, drops, operations
-from comparisons import COMPARISON_NOTES, compare_variants, conclude, pair_up
-from frames import StudyTables
-from pdarts_tune.config import SearchConfig
-from pdarts_tune.figures import draw_learning_curves, draw_tradeoff
-from pdarts_tune.methods import trains_alphas
-from pdarts_tune.space import PRIMITIVES
-from pdarts_tune.statistics import NON_INFERIORITY_LEVEL, holm, mean_sd, non_inferiority, smallest_p
-from published_figures import PUBLISHED_NOTES, published_cifar
-from question import Read, open_question
-from search_figures import SEARCH_NOTES, draw_search
-from sections import Section, run_script
-from texts import NOTHING, show
+from common import study_tables
+from common.comparisons import COMPARISON_NOTES, compare_variants, conclude, mean_intervals, pair_up
+from common.figures import SEARCH_NOTES, draw_learning_curves, draw_search, draw_tradeoff
+from common.published_figures import PUBLISHED_NOTES, published_cifar
+from common.section import NOTHING, Section, run_script, show
+from common.statistics import NON_INFERIORITY_LEVEL, holm, mean_sd, non_inferiority, smallest_p
+from common.study_tables import Arms, Read, StudyTables, drops, open_question, operations
+from pdarts_tune.config.methods import trains_alphas
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.pdarts.space import PRIMITIVES
 
 STUDY = "approximation"
 MEBIBYTE = 2**20
@@ -63,7 +58,7 @@ compared along with dropping. "Not shown" is not "worse".""",
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
     """The answer to RQ2; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
     question = open_question(results, STUDY, read, lambda study: study.trials["operations"].nunique() > 1)
     if question is None:
@@ -105,7 +100,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         conclusion=conclusion,
         missing=tuple(missing),
         notes=NOTES,
-        about=frames.describe_study(study),
+        about=study_tables.describe_study(study),
     )
 
 
@@ -203,7 +198,7 @@ def summarize_stages(study: StudyTables) -> pd.DataFrame:
     searches = study.epochs.groupby(["variant", "trial_id", "stage"], sort=False)
     per_trial = searches.agg(peak_bytes=("peak_bytes", "max"))
     per_trial = per_trial.assign(seconds=searches["seconds"].sum(min_count=1)).reset_index()
-    ends = frames.stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
+    ends = study_tables.stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
     per_trial = per_trial.merge(ends, on=["trial_id", "stage"], how="left")  # a stage under way has no end
     per_trial = per_trial.assign(
         peak_mebibytes=per_trial["peak_bytes"].astype(float) / MEBIBYTE, search_percent=100 * per_trial["validation_accuracy"]
@@ -222,17 +217,17 @@ def summarize_stages(study: StudyTables) -> pd.DataFrame:
 
 def count_dropped(study: StudyTables) -> pd.DataFrame:
     """What was dropped where: for each variant, cell and stage, the percentage of edges that lost each operation after it."""
-    trials, sets = frames.read_candidates(study)
+    trials, sets = study_tables.read_candidates(study)
     variants = study.trials.set_index("trial_id")["variant"].reindex(trials).to_numpy()
     rows = []
     for variant in study.trials["variant"].unique():
         own = sets[variants == variant]
-        for stage, cell in itertools.product(range(sets.shape[1] - 1), range(len(frames.CELLS))):
+        for stage, cell in itertools.product(range(sets.shape[1] - 1), range(len(study_tables.CELLS))):
             before, after = own[:, stage, cell], own[:, stage + 1, cell]
             before, after = before[after.any(axis=1)], after[after.any(axis=1)]  # of searches that have a next stage
             if len(after):
                 lost = {name: 100.0 * np.mean((before & ~after) >> bit & 1) for bit, name in enumerate(PRIMITIVES)}
-                row = {"variant": variant, "stage": stage + 1, "cell": frames.CELLS[cell]}
+                row = {"variant": variant, "stage": stage + 1, "cell": study_tables.CELLS[cell]}
                 rows.append(row | {f"{name}_percent": share for name, share in lost.items()})
     return pd.DataFrame(rows)
 
@@ -245,7 +240,7 @@ def draw(study: StudyTables, measures: pd.DataFrame, rng: np.random.Generator) -
     if known and points["mean"].notna().any():
         figures["tradeoff"] = draw_tradeoff(points, known)
     if len(study.epochs):
-        figures["learning_curves"] = draw_learning_curves(frames.average_curves(study.epochs, "validation_accuracy"))
+        figures["learning_curves"] = draw_learning_curves(study_tables.average_curves(study.epochs, "validation_accuracy"))
     return figures
 
 

@@ -17,21 +17,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-import frames
-from agreement_tables import SPREAD_NOTES, spread_table
-from arms import Arms, differences, has_skip_dropout
-from comparisons import COMPARISON_NOTES, cannot_show, compare_pairs, compare_variants, conclude, describe_row, say_power
-from frames import StudyTables
-from pdarts_tune.figures import draw_learning_curves, draw_limits
-from pdarts_tune.methods import trains_alphas
-from pdarts_tune.statistics import mean_sd, proportion_interval
-from published_figures import PUBLISHED_NOTES, published_cifar
-from question import Read, open_question
-from search_figures import SEARCH_NOTES, draw_search
-from sections import Section, run_script
+from common import study_tables
+from common.comparisons import (
+    COMPARISON_NOTES,
+    SPREAD_NOTES,
+    cannot_show,
+    compare_pairs,
+    compare_variants,
+    conclude,
+    describe_row,
+    say_power,
+    spread_table,
+)
+from common.figures import SEARCH_NOTES, draw_learning_curves, draw_limits, draw_search
+from common.published_figures import PUBLISHED_NOTES, published_cifar
+from common.section import Section, run_script, show
+from common.statistics import mean_sd, proportion_interval
+from common.study_tables import Arms, Read, StudyTables, differences, has_skip_dropout, open_question
+from pdarts_tune.config.methods import trains_alphas
 from seed_spreads import compare_spreads, conclude_spreads
 from skip_limits import UNLIMITED, count_skips, limits_frame, measure_limits, summarize_limits
-from texts import show
 
 STUDY = "regularization"
 
@@ -75,7 +80,7 @@ seeds on both sides and has little power below ten.""",
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
     """The answer to RQ3; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
     question = open_question(results, STUDY, read, is_about_regularization)
     if question is None:
@@ -130,7 +135,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         conclusion=conclusion or ("No variant has dropout on skip-connects, so there is nothing to compare.",),
         missing=tuple(missing),
         notes=NOTES,
-        about=frames.describe_study(study),
+        about=study_tables.describe_study(study),
     )
 
 
@@ -226,7 +231,7 @@ def count_collapses(study: StudyTables) -> pd.DataFrame:
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
     epochs = study.epochs[study.epochs["trial_id"].isin(completed)]
     per_trial = epochs.groupby(["variant", "trial_id"], sort=False)["collapsed"].agg("any").rename("any").reset_index()
-    per_trial["end"] = per_trial["trial_id"].map(frames.chosen_epochs(study).set_index("trial_id")["collapsed"])
+    per_trial["end"] = per_trial["trial_id"].map(study_tables.chosen_epochs(study).set_index("trial_id")["collapsed"])
     rows = []
     for variant, trials in per_trial.groupby("variant", sort=False):
         ended, n = int(trials["end"].sum()), len(trials)
@@ -242,12 +247,12 @@ def draw(study: StudyTables, limits: pd.DataFrame, rng: np.random.Generator) -> 
     if len(points):
         figures["limits"] = draw_limits(points)
     if len(study.epochs):
-        skips = frames.average_curves(study.epochs, "normal_skip_count")
+        skips = study_tables.average_curves(study.epochs, "normal_skip_count")
         figures["skips"] = draw_learning_curves(skips, "skip-connects of the normal cell", 1)
-        figures["learning_curves"] = draw_learning_curves(frames.average_curves(study.epochs, "validation_accuracy"))
+        figures["learning_curves"] = draw_learning_curves(study_tables.average_curves(study.epochs, "validation_accuracy"))
     measured = study.epochs.dropna(subset=["hessian_eigenvalue"])
     if len(measured):
-        curves = frames.average_curves(measured, "hessian_eigenvalue")
+        curves = study_tables.average_curves(measured, "hessian_eigenvalue")
         figures["eigenvalue"] = draw_learning_curves(curves, "largest eigenvalue of the Hessian", 1)
     return figures
 

@@ -17,17 +17,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import frames
-from comparisons import LEVEL
-from frames import StudyTables
-from pdarts_tune.figures import draw_genotype, draw_transfer
-from pdarts_tune.genotype import Genotype
-from pdarts_tune.results import read_rows
-from pdarts_tune.statistics import holm, kendall_tau, mean_sd, minimum_detectable_tau, partial_correlation
-from published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
-from question import Read
-from sections import Section, run_script
-from texts import NOTHING, first_line, show, show_interval
+from common import study_tables
+from common.comparisons import LEVEL
+from common.figures import draw_transfer
+from common.published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
+from common.section import NOTHING, Section, run_script, show, show_interval
+from common.statistics import holm, kendall_tau, mean_sd, minimum_detectable_tau, partial_correlation
+from common.study_tables import Read, StudyTables, first_line
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.results.cell_figures import draw_genotype
+from pdarts_tune.results.tables import read_rows
 
 STUDY = "transfer"
 GATE_MILLIONS = 600.0  # of the mobile setting (Chen et al., 2019, section 4.4)
@@ -54,16 +53,16 @@ Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the pa
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = frames.read_study) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
     """The answer to RQ4; None where `results` has no data for it.
 
     Raises:
         ConfigError: the study cannot be read, or two recipes of one name differ (see frames.load_study).
     """
-    folder = frames.find_study(results, STUDY)
+    folder = study_tables.find_study(results, STUDY)
     if folder is None:
         return None
-    study = frames.of_several_settings(read(folder))
+    study = study_tables.of_several_settings(read(folder))
     evaluations = name_settings(study)
     if folder.name != STUDY and evaluations["setting"].nunique() < 2:
         return None
@@ -91,7 +90,7 @@ def build(results: Path, *, figures: bool = True, read: Read = frames.read_study
         conclusion=conclude(correlations, settings),
         missing=tuple(missing),
         notes=NOTES,
-        about=frames.describe_study(study),
+        about=study_tables.describe_study(study),
     )
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from comparisons import LEVEL
-from pdarts_tune.statistics import brown_forsythe, holm, mean_sd
+from common.comparisons import LEVEL
+from common.section import show
+from common.statistics import brown_forsythe, holm, mean_sd
 from skip_limits import UNLIMITED
-from texts import show
 
 DERIVED = ", as derived"  # after a variant's name: its cells without refinement
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-import frames
-from agreement_tables import mean_intervals
-from frames import StudyTables
-from pdarts_tune.statistics import mean_sd
+from common import study_tables
+from common.comparisons import mean_intervals
+from common.statistics import mean_sd
+from common.study_tables import StudyTables
 
 UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing
 
@@ -24,7 +24,7 @@ def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
     """
     done = study.derived[study.derived["status"] == "completed"]
     last = done[done["stage"] == done.groupby("trial_id")["stage"].transform("max")]
-    evaluated = frames.evaluate_cells(study, last)
+    evaluated = study_tables.evaluate_cells(study, last)
     evaluated = evaluated[evaluated["evaluations"] > 0]
     as_derived = last[last["max_skips"] == UNLIMITED].set_index("trial_id")["genotype_id"]
     derived = evaluated["trial_id"].map(as_derived)

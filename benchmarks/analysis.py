@@ -30,9 +30,9 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "studies")]
 
-from pdarts_tune.config import SearchConfig  # noqa: E402
-from pdarts_tune.methods import RandomSampling  # noqa: E402
-from pdarts_tune.schemas import SCHEMAS  # noqa: E402
+from pdarts_tune.config.methods import RandomSampling  # noqa: E402
+from pdarts_tune.config.search import SearchConfig  # noqa: E402
+from pdarts_tune.results.schemas import SCHEMAS  # noqa: E402
 from synthetic import make_study  # noqa: E402
 
 CORES = 2

@@ -34,9 +34,11 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from pdarts_tune.command_line import parse
-from pdarts_tune.data import Batches, Dataset, ImageSet, load_dataset
-from pdarts_tune.supernet import Supernet
+from pdarts_tune.config.command_line import parse
+from pdarts_tune.data.batches import Batches, Dataset
+from pdarts_tune.data.datasets import load_dataset
+from pdarts_tune.data.in_memory import ImageSet
+from pdarts_tune.networks.supernet import Supernet
 from supernet import SHAPES, random_space
 
 PAD = 4

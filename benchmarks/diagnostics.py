@@ -17,10 +17,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pdarts_tune.config import derive_seed
-from pdarts_tune.examination import examine
-from pdarts_tune.presets import PRESETS
-from pdarts_tune.search import Search
+from pdarts_tune.config.presets import PRESETS
+from pdarts_tune.config.serialize import derive_seed
+from pdarts_tune.search.diagnostics import examine
+from pdarts_tune.search.loop import Search
 
 
 def eigenvalue_seconds(search: Search, repeats: int) -> float:

@@ -35,11 +35,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from pdarts_tune.config import SearchConfig  # noqa: E402
-from pdarts_tune.genotype import random_genotype  # noqa: E402
-from pdarts_tune.plan import make_plan  # noqa: E402
-from pdarts_tune.storage import Storage  # noqa: E402
-from pdarts_tune.study import Study, Variant, main  # noqa: E402
+from pdarts_tune.config.search import SearchConfig  # noqa: E402
+from pdarts_tune.pdarts.genotype import random_genotype  # noqa: E402
+from pdarts_tune.results.storage import Storage  # noqa: E402
+from pdarts_tune.study.cli import main  # noqa: E402
+from pdarts_tune.study.plan import (  # noqa: E402
+    Study,
+    Variant,
+    make_plan,
+)
 from synthetic import make_study  # noqa: E402
 
 SHORT_TRIALS, SLOTS, EPOCH_SECONDS = 200, 2, 30.0
@@ -51,16 +55,16 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
     """Seconds from the first trial's start to the last one's end, and those in which Ray starts and stops."""
     import ray
 
-    from pdarts_tune import sweep
-    from pdarts_tune.grants import Grants
-    from pdarts_tune.results import read_table
+    from pdarts_tune.results.tables import read_table
+    from pdarts_tune.study import sweep
+    from pdarts_tune.study.sweep import Grants
 
     def one_second(settings: dict[str, Any]) -> None:
         import torch
         from ray import tune
 
-        from pdarts_tune.config import from_dict
-        from pdarts_tune.trainable import TrialSpec, _TrialRow
+        from pdarts_tune.config.serialize import from_dict
+        from pdarts_tune.study.trainable import TrialSpec, _TrialRow
 
         started = time.monotonic()
         spec = TrialSpec(**settings["trial"])
@@ -70,7 +74,7 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
         time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))
         row.write("completed", 1.0)
 
-    from pdarts_tune.trials import _spec
+    from pdarts_tune.study.run import _spec
 
     plan = make_plan(STUDY, "paper", seeds=SHORT_TRIALS)
     storage = Storage(folder / "short" / "many")
@@ -92,10 +96,10 @@ def time_writing(folder: Path) -> tuple[float, float]:
     """Seconds, and of these CPU time, for what a search of the paper's size writes after its last epochs, the longest to write."""
     import torch
 
-    from pdarts_tune.checkpoint import save_checkpoint
-    from pdarts_tune.search import Search
-    from pdarts_tune.space import SearchSpace
-    from pdarts_tune.trainable import TrialSpec, _SearchRows, _TrialRow
+    from pdarts_tune.networks.checkpoint import save_checkpoint
+    from pdarts_tune.pdarts.space import SearchSpace
+    from pdarts_tune.search.loop import Search
+    from pdarts_tune.study.trainable import TrialSpec, _SearchRows, _TrialRow
 
     config = SearchConfig(stages=EIGHT, data="digits", train_images=100, batch_size=24)
     search = Search(
@@ -133,7 +137,8 @@ def time_writing(folder: Path) -> tuple[float, float]:
 
 def make_many(folder: Path, count: int) -> None:
     """Writes a finished study of `count` searches and as many evaluations, and its MLflow store."""
-    from pdarts_tune.definition import DEFINITION, define
+    from pdarts_tune.results.manifest import DEFINITION
+    from pdarts_tune.study.plan import define
 
     plan = make_plan(STUDY, "paper", data="digits", seeds=count)
     parts = [list(range(start, min(start + 100, count))) for start in range(0, count, 100)]
@@ -187,11 +192,11 @@ def fill(rows: Any, column: str, values: list[Any]) -> Any:
 
 def mirror_many(folder: Path) -> None:
     """An MLflow store that says of every trial that it is mirrored; runs without their figures, which nobody reads back."""
-    from pdarts_tune import tracking
+    from pdarts_tune.study import mlflow_mirror
 
-    mirror = tracking.Mirror(folder / "many", tracking.default_tracking_uri(folder))
+    mirror = mlflow_mirror.Mirror(folder / "many", mlflow_mirror.default_tracking_uri(folder))
     run = mirror._study_run()
-    mirror._store.set_tags(run, {tracking.DONE: mirror._folder.whole_stamp()})
+    mirror._store.set_tags(run, {mlflow_mirror.DONE: mirror._folder.whole_stamp()})
     mirror._store.set_status(run, "FINISHED")
     with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
         cursor = database.execute("select * from runs")
@@ -205,7 +210,7 @@ def mirror_many(folder: Path) -> None:
         tags = [
             (key, value, row["run_uuid"])
             for row in new
-            for key, value in ((tracking.FOLDER, mirror._folder_id), (tracking.TRIAL, row["name"]))
+            for key, value in ((mlflow_mirror.FOLDER, mirror._folder_id), (mlflow_mirror.TRIAL, row["name"]))
         ]
         database.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", tags)
 

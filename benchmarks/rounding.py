@@ -16,8 +16,8 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pdarts_tune.presets import PRESETS
-from pdarts_tune.search import Search
+from pdarts_tune.config.presets import PRESETS
+from pdarts_tune.search.loop import Search
 
 EPOCHS = 2
 Evaluation = Literal["plain", "fast"]

@@ -23,12 +23,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from pdarts_tune.backends import keep_freed_memory
-from pdarts_tune.cost import operator_count, saved_bytes
-from pdarts_tune.presets import PRESETS
-from pdarts_tune.search_network import build_optimizers, clip_gradients
-from pdarts_tune.space import EDGES, PRIMITIVES, CellOps, SearchSpace
-from pdarts_tune.supernet import Supernet
+from pdarts_tune.config.presets import PRESETS
+from pdarts_tune.networks.build import build_optimizers, clip_gradients
+from pdarts_tune.networks.cost import operator_count, saved_bytes
+from pdarts_tune.networks.runtime import keep_freed_memory
+from pdarts_tune.networks.supernet import Supernet
+from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, CellOps, SearchSpace
 
 # name: cells, operations per edge, batch, image size, channels
 SHAPES = {

@@ -1,0 +1,74 @@
+"""Ablations of P-DARTS: the names that a study, a notebook or a script needs.
+
+A name is imported from its room when it is first used, so that `import pdarts_tune` loads neither torch nor Ray.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from pdarts_tune.config.evaluation import RECIPES, EvalConfig
+    from pdarts_tune.config.methods import FirstOrder, Given, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
+    from pdarts_tune.config.presets import PRESETS
+    from pdarts_tune.config.search import SearchConfig
+    from pdarts_tune.config.serialize import ConfigError
+    from pdarts_tune.data.datasets import load_dataset
+    from pdarts_tune.networks.cost import network_cost
+    from pdarts_tune.networks.darts_weights import load_darts_state_dict
+    from pdarts_tune.networks.evaluation_network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
+    from pdarts_tune.networks.supernet import Supernet
+    from pdarts_tune.pdarts.approximation import prune
+    from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, derive_cell
+    from pdarts_tune.pdarts.progressive_depth import (
+        DARTS,
+        PDARTS_CIFAR10,
+        PDARTS_CIFAR100,
+        Stage,
+        with_budget,
+        with_depths,
+        with_operations,
+        with_skip_dropout,
+    )
+    from pdarts_tune.pdarts.published import PUBLISHED
+    from pdarts_tune.pdarts.regularization import limit_skips, skip_dropout
+    from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
+    from pdarts_tune.results.tables import read_table
+    from pdarts_tune.study.cli import main
+    from pdarts_tune.study.plan import Study, Variant
+
+_ROOMS = {
+    "pdarts.space": "PRIMITIVES EDGES SearchSpace",
+    "pdarts.genotype": "CellGenotype Genotype derive_cell",
+    "pdarts.published": "PUBLISHED",
+    "pdarts.approximation": "prune",
+    "pdarts.regularization": "limit_skips skip_dropout",
+    "pdarts.progressive_depth": "DARTS PDARTS_CIFAR10 PDARTS_CIFAR100 Stage "
+    "with_budget with_depths with_operations with_skip_dropout",
+    "config.methods": "FirstOrder Given PartialChannels RandomSampling RandomSearch SecondOrder Snas",
+    "config.search": "SearchConfig",
+    "config.evaluation": "RECIPES EvalConfig",
+    "config.serialize": "ConfigError",
+    "config.presets": "PRESETS",
+    "results.tables": "read_table",
+    "networks.cost": "network_cost",
+    "networks.evaluation_network": "CIFAR IMAGENET_MOBILE EvalNetwork NetworkConfig",
+    "networks.supernet": "Supernet",
+    "networks.darts_weights": "load_darts_state_dict",
+    "data.datasets": "load_dataset",
+    "study.plan": "Study Variant",
+    "study.cli": "main",
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

@@ -12,13 +12,13 @@ P-DARTS' search allows (`methods.equal_candidates`). At the authors' settings it
 from dataclasses import fields, replace
 from pathlib import Path
 
-from pdarts_tune.config import SearchConfig
-from pdarts_tune.execution import Execution
-from pdarts_tune.methods import Method, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas, equal_candidates
-from pdarts_tune.presets import PRESETS
-from pdarts_tune.searches import PUBLISHED_SEARCHES
-from pdarts_tune.stages import Stage
-from pdarts_tune.study import Study, Variant, main
+from pdarts_tune.config.execution import Execution
+from pdarts_tune.config.methods import Method, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas, equal_candidates
+from pdarts_tune.config.presets import PRESETS, PUBLISHED_SEARCHES
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.pdarts.progressive_depth import Stage
+from pdarts_tune.study.cli import main
+from pdarts_tune.study.plan import Study, Variant
 
 
 def variants(base: SearchConfig) -> list[Variant]:

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pdarts_tune.config import SearchConfig
-from pdarts_tune.methods import RandomSampling
-from pdarts_tune.stages import Stages, with_budget, with_depths, with_operations
-from pdarts_tune.study import Study, Variant, main
+from pdarts_tune.config.methods import RandomSampling
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.pdarts.progressive_depth import Stages, with_budget, with_depths, with_operations
+from pdarts_tune.study.cli import main
+from pdarts_tune.study.plan import Study, Variant
 
 
 def variants(base: SearchConfig) -> list[Variant]:

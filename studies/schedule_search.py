@@ -9,8 +9,9 @@ The base's own schedule comes first. The answer is a Pareto front: the schedules
 
 from pathlib import Path
 
-from pdarts_tune.config import SearchConfig
-from pdarts_tune.study import Study, Variant, main
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.study.cli import main
+from pdarts_tune.study.plan import Study, Variant
 
 
 def variants(base: SearchConfig) -> list[Variant]:

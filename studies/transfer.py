@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pdarts_tune.config import EvalConfig, SearchConfig
-from pdarts_tune.genotype import PUBLISHED
-from pdarts_tune.methods import RandomSampling
-from pdarts_tune.plan import given_variants
-from pdarts_tune.recipes import RECIPES
-from pdarts_tune.study import Study, Variant, main
+from pdarts_tune.config.evaluation import RECIPES, EvalConfig
+from pdarts_tune.config.methods import RandomSampling
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.study.cli import main
+from pdarts_tune.study.plan import Study, Variant, given_variants
 
 CELLS = ("PDARTS_C10", "DARTS_V1", "DARTS_V2", "SNAS_MILD", "PC_DARTS_C10")
 

@@ -2,8 +2,8 @@
 
 from hypothesis import strategies as st
 
-from pdarts_tune.genotype import softmax
-from pdarts_tune.space import EDGES, PRIMITIVES
+from pdarts_tune.pdarts.genotype import softmax
+from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 
 
 @st.composite

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pdarts_tune.config import EvalConfig, SearchConfig
-from pdarts_tune.genotype import random_genotype
-from pdarts_tune.ledger import found_genotypes
-from pdarts_tune.methods import RandomSampling
-from pdarts_tune.plan import EvalTrial, Plan
-from pdarts_tune.results import write_rows
-from pdarts_tune.stages import DARTS, PDARTS_CIFAR10, with_depths, with_skip_dropout
+from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.methods import RandomSampling
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.pdarts.genotype import random_genotype
+from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, with_depths, with_skip_dropout
+from pdarts_tune.results.tables import write_rows
+from pdarts_tune.study.plan import EvalTrial, Plan
+from pdarts_tune.study.run import found_genotypes
 from synthetic_rows import evaluation_row, genotype_row, search_rows, trial_row
 
 START = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)

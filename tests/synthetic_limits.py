@@ -3,11 +3,11 @@
 import random
 from dataclasses import replace
 
-from pdarts_tune.config import SearchConfig
-from pdarts_tune.genotype import Genotype, random_genotype
-from pdarts_tune.methods import RandomSampling
-from pdarts_tune.results import read_rows, read_table, write_rows
-from pdarts_tune.stages import with_skip_dropout
+from pdarts_tune.config.methods import RandomSampling
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.pdarts.genotype import Genotype, random_genotype
+from pdarts_tune.pdarts.progressive_depth import with_skip_dropout
+from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from synthetic import START, make_evaluations, make_study
 from synthetic_rows import genotype_row
 

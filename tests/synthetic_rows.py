@@ -5,13 +5,13 @@ import math
 from dataclasses import asdict
 from datetime import timedelta
 
-from pdarts_tune.approximation import prune
-from pdarts_tune.config import config_id, to_dict
-from pdarts_tune.diagnostics import measure_probabilities
-from pdarts_tune.genotype import Genotype, derive_cell
-from pdarts_tune.regularization import limit_skips, skip_dropout
-from pdarts_tune.space import EDGES, PRIMITIVES, SearchSpace
-from pdarts_tune.stages import cosine_rate
+from pdarts_tune.config.serialize import config_id, to_dict
+from pdarts_tune.pdarts.approximation import prune
+from pdarts_tune.pdarts.genotype import Genotype, derive_cell
+from pdarts_tune.pdarts.progressive_depth import cosine_rate
+from pdarts_tune.pdarts.regularization import limit_skips, skip_dropout
+from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
+from pdarts_tune.search.diagnostics import measure_probabilities
 
 CELLS = ("normal", "reduce")
 

@@ -1,0 +1,281 @@
+"""Variants beside each other. Part of `figures.py`, which is where to import from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from common import study_tables
+from common.study_tables import StudyTables
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.results.cell_figures import (
+    COLOURS,
+    GRID,
+    INK,
+    PALE,
+    draw_alpha_evolution,
+    draw_genotype,
+    mark_stages,
+    require,
+    style_of,
+)
+from pdarts_tune.results.tables import read_rows
+
+# MERGED DOCSTRING
+# Curves over epochs and the time that stages take. Part of `figures.py`, which is where to import from.
+# MERGED DOCSTRING
+# One search of a variant looked at closely: its cells, how its alphas moved, and how long its stages took.
+
+MOST_NAMES = 40  # of cells, in one legend
+
+_MEASURES = {  # what draw_depth_gap shows, in the order a cell lives through them: label, colour, marker
+    "search": ("search network, validation", "#0072B2", "o"),
+    "inherited": ("derived cell, inherited weights", "#E69F00", "D"),
+    "evaluation": ("derived cell, trained from scratch, test", "#D55E00", "s"),
+}
+
+
+def draw_depth_gap(frame: pd.DataFrame) -> Figure:
+    """Per variant: how accurate its search network, its derived cell with inherited weights and the retrained cell are.
+
+    Args:
+        frame: one row a variant, measure (search, inherited, evaluation) and seed: variant, measure, accuracy (fraction), mean
+            (of that variant and measure over its seeds) and gap_points (of the variant, search minus evaluation; nan: unknown).
+    """
+    require(frame, ("variant", "measure", "accuracy", "mean", "gap_points"), "draw_depth_gap")
+    variants = list(frame["variant"].unique())
+    figure = Figure(figsize=(9.0, 1.5 + 0.85 * len(variants)), layout="constrained")
+    axes = figure.subplots()
+    margin: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 11, "color": INK}
+    axes.text(1.13, -0.55, "gap, points", **(margin | {"va": "bottom"}))
+    for place, variant in enumerate(variants):
+        rows = frame[frame["variant"] == variant]
+        means = {str(name): 100 * mean for name, mean in rows.groupby("measure")["mean"].first().items()}
+        if {"search", "evaluation"} <= means.keys():
+            axes.plot([means["search"], means["evaluation"]], [place] * 2, color="#DDDDDD", linewidth=14, solid_capstyle="butt")
+        for offset, (measure, (label, colour, marker)) in zip((-0.2, 0.0, 0.2), _MEASURES.items(), strict=True):
+            dots = 100 * rows.loc[rows["measure"] == measure, "accuracy"]
+            style: dict[str, Any] = {"color": colour, "markersize": 6.5, "markeredgecolor": "white", "zorder": 4}
+            axes.plot(dots, [place + offset] * len(dots), marker, label=None if place else label, **style)
+            if measure in means:
+                axes.plot([means[measure]] * 2, [place - 0.33, place + 0.33], color=colour, linewidth=3, zorder=3)
+        gap = rows["gap_points"].iloc[0]
+        axes.text(1.13, place, "–" if np.isnan(gap) else f"{gap:+.1f}".replace("-", "−"), **margin)
+    axes.set_yticks(range(len(variants)), variants, fontsize=11)
+    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.set_xlabel("accuracy, %   (a dot a seed, upright bars: means, grey: from search to evaluation)", fontsize=11)
+    axes.grid(axis="x", color=GRID)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=10)
+    return figure
+
+
+def draw_tradeoff(points: pd.DataFrame, costs: dict[str, str], label: str = "test error, %") -> Figure:
+    """Error against each of several costs: a point a variant with the ranges over its seeds, and the front of those that no other
+    variant beats in both.
+
+    Args:
+        points: one row a variant: variant, mean, low, high (the error's), and for each cost `<cost>`, `<cost>_low`,
+            `<cost>_high` and `<cost>_front` (whether it is on the front).
+        costs: names of the costs, with the labels of their axes.
+    """
+    needed = [f"{cost}{part}" for cost in costs for part in ("", "_low", "_high", "_front")]
+    require(points, ("variant", "mean", "low", "high", *needed), "draw_tradeoff")
+    figure = Figure(figsize=(max(7.6, 4.6 * len(costs)), 4.8), layout="constrained")  # one panel is as wide as the legend needs
+    variants = list(points["variant"].unique())
+    for panel, (cost, name) in zip(figure.subplots(1, len(costs), squeeze=False, sharey=True)[0], costs.items(), strict=True):
+        known = points.dropna(subset=[cost, "mean"])
+        front = known[known[f"{cost}_front"].astype(bool)].sort_values(cost)
+        panel.plot(front[cost], front["mean"], color=PALE, linewidth=6, alpha=0.6, zorder=1)
+        for row in known.to_dict("records"):
+            colour, _, marker = style_of(variants.index(row["variant"]))
+            reach = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+            spread = [[row[cost] - row[f"{cost}_low"]], [row[f"{cost}_high"] - row[cost]]]
+            panel.errorbar(
+                row[cost], row["mean"], yerr=reach, xerr=spread, fmt=marker, color=colour, markersize=8, elinewidth=1.2, zorder=3
+            )
+        panel.set_xlabel(name, fontsize=10)
+        panel.grid(color=GRID)
+        panel.set_axisbelow(True)
+    figure.axes[0].set_ylabel(label, fontsize=10)
+    shown = set(points.loc[points["mean"].notna() & points[list(costs)].notna().any(axis=1), "variant"])
+    keys = [
+        Line2D([], [], color=style_of(index)[0], marker=style_of(index)[2], linestyle="none", label=variant)
+        for index, variant in enumerate(variants)
+        if variant in shown
+    ]
+    keys.append(Line2D([], [], color=PALE, linewidth=6, alpha=0.6, label="front: nothing is better in both"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def draw_limits(points: pd.DataFrame) -> Figure:
+    """Evaluation error against the limit M on skip-connects: a line a variant, bars over its seeds.
+
+    Args:
+        points: one row a variant and limit: variant, max_skips, mean, low, high.
+    """
+    require(points, ("variant", "max_skips", "mean", "low", "high"), "draw_limits")
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    variants = list(points["variant"].unique())
+    for index, variant in enumerate(variants):
+        rows = points[points["variant"] == variant].sort_values("max_skips")
+        colour, line, marker = style_of(index)
+        places = rows["max_skips"] + 0.08 * (index - (len(variants) - 1) / 2)
+        reach = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+        axes.errorbar(places, rows["mean"], yerr=reach, color=colour, linestyle=line, marker=marker, capsize=3, label=variant)
+    axes.set(xlabel="M, skip-connects allowed in the normal cell   (8: no limit)", ylabel="test error, %   (bars: over seeds)")
+    axes.set_xticks(sorted(points["max_skips"].unique()))
+    axes.grid(axis="y", color=GRID)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=10, handlelength=3)
+    return figure
+
+
+def draw_transfer(points: pd.DataFrame, across: str, down: str) -> Figure:
+    """Errors of the same cells in two settings, as points with names; of more cells than can be told apart, points alone.
+
+    Args:
+        points: one row a cell: name, x, y (test errors, percent).
+        across, down: the settings, for the axes' labels.
+    """
+    require(points, ("name", "x", "y"), "draw_transfer")
+    figure = Figure(figsize=(6.4, 5.0), layout="constrained")
+    axes = figure.subplots()
+    named = len(points) <= MOST_NAMES
+    for index, row in enumerate(points.to_dict("records") if named else ()):
+        colour, _, marker = style_of(index)
+        axes.plot(row["x"], row["y"], marker, color=colour, markersize=9, label=row["name"], linestyle="none")
+    if not named:
+        axes.plot(points["x"], points["y"], "o", color=style_of(0)[0], markersize=4, alpha=0.3, linestyle="none", rasterized=True)
+    axes.margins(0.12)
+    axes.set(xlabel=f"test error, %: {across}", ylabel=f"test error, %: {down}")
+    axes.grid(color=GRID)
+    axes.set_axisbelow(True)
+    if named:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+TOGETHER = 5  # variants; the bands of more would hide each other
+
+
+def draw_learning_curves(
+    curves: pd.DataFrame, label: str = "validation accuracy, %", scale: float = 100, *, logarithmic: bool = False
+) -> Figure:
+    """A measure of searches against the running epoch: a line a variant, a band over its seeds, breaks between stages.
+
+    More variants than a picture can hold together have a panel each.
+
+    Args:
+        curves: one row a variant and epoch: variant, stage (1-based), running_epoch (0-based, counted over all stages), mean,
+            low and high (the band's ends). Epochs without a value are left out.
+        label: what is measured, in its unit after multiplication with `scale`.
+        logarithmic: of the vertical axis; values that are not positive are not shown.
+    """
+    require(curves, ("variant", "stage", "running_epoch", "mean", "low", "high"), "draw_learning_curves")
+    variants = list(curves["variant"].unique())
+    together = len(variants) <= TOGETHER
+    columns = 1 if together else 3
+    rows = 1 if together else -(-len(variants) // columns)
+    figure = Figure(figsize=(9.0, 4.6 if together else 0.8 + 2.0 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for index, name in enumerate(variants):
+        axes = panels[0 if together else index]
+        colour, line, _ = style_of(index) if together else style_of(0)
+        own = curves[curves["variant"] == name]
+        for _, part in own.groupby("stage"):  # every stage trains a new network, so lines do not run on
+            epoch = part["running_epoch"] + 1
+            axes.fill_between(epoch, scale * part["low"], scale * part["high"], color=colour, alpha=0.15, linewidth=0)
+            (drawn,) = axes.plot(epoch, scale * part["mean"], color=colour, linestyle=line, linewidth=1.8, marker=".")
+        drawn.set_label(str(name))
+        if not together:
+            axes.set_title(str(name), fontsize=10, loc="left", color=INK)
+            mark_stages(axes, own, labels=False)
+    for panel in panels[len(variants) if not together else 1 :]:
+        panel.axis("off")
+    for panel in panels[: 1 if together else len(variants)]:
+        panel.margins(y=0.1)
+        panel.grid(axis="y", color=GRID)
+        if logarithmic and (curves["mean"] > 0).any():
+            panel.set_yscale("log")
+    if together:
+        mark_stages(panels[0], curves)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=10, handlelength=3)
+    figure.supxlabel("epoch, counted over all stages", fontsize=10)
+    figure.supylabel(f"{label}   (bands: over seeds)", fontsize=10)
+    return figure
+
+
+def draw_timeline(stages: pd.DataFrame) -> Figure:
+    """How long each stage of each variant takes: bars in a row, with what is trained in them.
+
+    Args:
+        stages: one row a variant and stage: variant, stage, start_seconds, seconds (means over seeds), label (short).
+    """
+    require(stages, ("variant", "stage", "start_seconds", "seconds", "label"), "draw_timeline")
+    variants = list(stages["variant"].unique())
+    figure = Figure(figsize=(9.0, 1.2 + 0.5 * len(variants)), layout="constrained")
+    axes = figure.subplots()
+    longest = (stages["start_seconds"] + stages["seconds"]).max()
+    unit, scale = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 300 else ("seconds", 1)
+    for row in stages.to_dict("records"):
+        place = variants.index(row["variant"])
+        colour = COLOURS[(int(row["stage"]) - 1) % len(COLOURS)]
+        start, width = row["start_seconds"] / scale, row["seconds"] / scale
+        axes.barh(place, width, left=start, height=0.72, color=colour, alpha=0.35, edgecolor="white")
+        if row["seconds"] > 0.07 * longest:  # else the label would not fit
+            axes.text(start + width / 2, place, row["label"], ha="center", va="center", fontsize=9, color=INK)
+    axes.set_yticks(range(len(variants)), variants, fontsize=10)
+    axes.set_ylim(len(variants) - 0.4, -0.6)
+    axes.set_xlabel(f"{unit} of search, mean over seeds   (a bar a stage: cells x operations an edge)", fontsize=10)
+    axes.grid(axis="x", color=GRID)
+    axes.set_axisbelow(True)
+    return figure
+
+
+SEARCH_NOTES = {
+    "timeline": "Where the time of a search goes, stage by stage.",
+    "cells": "Both cells that one search ended with: the first completed one of the variant that the others are compared with.",
+    "alphas_normal": "The same search: probabilities of the operations on every edge of the normal cell.",
+    "alphas_reduce": "And of the reduction cell.",
+}
+
+
+def draw_search(study: StudyTables, variant: str | None) -> dict[str, Figure]:
+    """The stage timeline of all variants, and cells and alphas of the first completed search of `variant`."""
+    figures = {}
+    if len(study.epochs):
+        figures["timeline"] = draw_timeline(label_stages(study))
+    done = study.trials[(study.trials["variant"] == variant) & (study.trials["status"] == "completed")]
+    if done.empty:
+        return figures
+    trial = done.sort_values(["seed", "split_seed"]).iloc[0]
+    ends = [row for row in read_rows(study.folder, "genotypes", trial["trial_id"]) if row["max_skips"] == trial["max_skips"]]
+    if ends:
+        last = max(ends, key=lambda row: row["stage"])
+        figures["cells"] = draw_genotype(Genotype.parse(last["genotype"]), trial["trial_id"])
+    alphas = pd.DataFrame(read_rows(study.folder, "alphas", trial["trial_id"]))
+    if len(alphas):
+        for cell in ("normal", "reduce"):
+            figures[f"alphas_{cell}"] = draw_alpha_evolution(alphas, cell)
+    return figures
+
+
+def label_stages(study: StudyTables) -> pd.DataFrame:
+    """frames.stage_times with cells x operations of each stage."""
+    plans = study.trials.drop_duplicates("variant").set_index("variant")
+    times = study_tables.stage_times(study.epochs)
+
+    def part(column: str, variant: str, stage: int) -> str:
+        values = str(plans.loc[variant, column]).split("-")
+        return values[min(stage, len(values)) - 1]  # candidates of a random search share the plan's one stage
+
+    labels = [
+        f"{part('depths', variant, stage)}x{part('operations', variant, stage)}"
+        for variant, stage in zip(times["variant"], times["stage"], strict=True)
+    ]
+    return times.assign(label=labels)

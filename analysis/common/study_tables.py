@@ -1,0 +1,422 @@
+"""What the analysis scripts share: a study's tables joined to one row a trial.
+
+The scripts run as `python analysis/rq1_depth_gap.py`, so they import this module by its bare name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pdarts_tune.config.execution import Execution
+from pdarts_tune.config.methods import trains_alphas
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
+from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
+from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_seeds, planned_seeds
+from pdarts_tune.results.schemas import SCHEMAS
+from pdarts_tune.results.tables import read_rows, read_study_table
+
+# MERGED DOCSTRING
+# Which variants a question compares, known by their configurations and not by their names: anybody's study will do.
+# MERGED DOCSTRING
+# What the answers to RQ1, RQ2, RQ3 and the comparison of methods start from.
+
+CELLS = ("normal", "reduce")
+# What answers rest on: in studies of thousands of trials every further column takes seconds.
+_UNASKED = ("study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out", "mean", "std")
+_SEARCH_COLUMNS = [
+    name for name in SCHEMAS["trials"].names if name not in (*_UNASKED, *(field.name for field in fields(Execution)))
+]
+_EPOCH_COLUMNS = ["trial_id", "stage", "epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count", "collapsed"]
+_EPOCH_COLUMNS += ["hessian_eigenvalue", "derived_epoch"]
+_EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
+_EVALUATION_COLUMNS += ["top5_accuracy", "params", "macs", "config"]  # for comparisons across settings
+_GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]
+_TRIAL_COLUMNS = ["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """The tables of one study, reduced to what belongs together."""
+
+    folder: Path
+    trials: pd.DataFrame  # in the order of the study's variants
+    epochs: pd.DataFrame  # with variant and running_epoch, 0-based over all stages
+    derived: pd.DataFrame  # rows of genotypes, for every stage and skip limit, with their trial's columns
+    cells: pd.DataFrame  # of these, the rows at each trial's own max_skips
+    evaluations: pd.DataFrame  # of derived genotypes; `stem`, `params` and `macs` are the evaluated network's
+
+
+def find_study(results: Path, name: str) -> Path | None:
+    """The folder of a study that has trials: `<results>/<name>`, or `results` itself if it is one study's folder, of any name.
+
+    Raises:
+        ConfigError: there is no such results folder.
+    """
+    if not results.is_dir():
+        raise ConfigError(f"{results}: no such results folder")
+    folder = results if (results / "trials").is_dir() else results / name
+    return folder if any((folder / "trials").glob("[!.]*.parquet")) else None
+
+
+def load_study(folder: Path, *, several_settings: bool = False, epoch_columns: Sequence[str] = ()) -> StudyTables:
+    """Reads the folder of one study, for a question about one data set and recipe, or about `several_settings`.
+
+    Raises:
+        ConfigError: as `read_study`, `of_one_setting` and `of_several_settings`.
+    """
+    study = read_study(folder, epoch_columns)
+    return of_several_settings(study) if several_settings else of_one_setting(study)
+
+
+def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
+    """All of one study, with the evaluations in every setting, which are of any data set and recipe.
+
+    Args:
+        epoch_columns: of the table `epochs`, beside those that answers rest on.
+
+    Raises:
+        ConfigError: it holds no trials, two trials have the same variant and seeds, or its searches are not those of the study.
+    """
+    columns = {
+        "trials": _SEARCH_COLUMNS,
+        "epochs": [*_EPOCH_COLUMNS, *epoch_columns],
+        "genotypes": [*_GENOTYPE_COLUMNS, "inherited_accuracy"],
+        "evaluations": _EVALUATION_COLUMNS,
+    }
+    with ThreadPoolExecutor(len(columns)) as pool:  # what takes one core alone, of each table, is done side by side
+        trials, epochs, genotypes, evaluations = pool.map(partial(read_study_table, folder), columns, columns.values())
+    trials = trials.sort_values(["started", "trial_id"], ignore_index=True)
+    definition = read_definition(folder)
+    order = {name: index for index, name in enumerate(definition.get("variants", ()))}
+    trials = trials.sort_values("variant", key=lambda column: column.map(order), kind="stable")
+    trials = trials.reset_index(drop=True)
+    if trials.empty:
+        raise ConfigError(f"{folder}: holds no trials yet")
+    twice = trials[trials.duplicated(["variant", "seed", "split_seed"])]
+    if len(twice):
+        raise ConfigError(f"{folder}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
+    found = {str(variant): set(seeds) for variant, seeds in trials.groupby("variant")["seed"]}
+    check_seeds(definition, found, completed=(folder / COMPLETED).exists(), where=str(folder))
+    epochs = epochs.sort_values(["trial_id", "stage", "epoch"])
+    epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
+    epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
+    derived = trials[_TRIAL_COLUMNS].rename(columns={"max_skips": "own_limit"}).merge(genotypes, on="trial_id")
+    cells = derived[derived["max_skips"] == derived["own_limit"]]
+    stems = {text: json.loads(text).get("stem", "cifar") for text in evaluations["config"].unique()}
+    evaluations = evaluations.assign(stem=evaluations["config"].map(stems)).drop(columns="config")
+    evaluations = evaluations[evaluations["genotype_id"].isin(derived["genotype_id"])]
+    return StudyTables(folder, trials, epochs, derived, cells, evaluations)
+
+
+def of_one_setting(study: StudyTables) -> StudyTables:
+    """With the evaluations on the data that the cells were searched on alone. ConfigError where they are of several recipes."""
+    evaluations = study.evaluations.merge(study.derived[["genotype_id", "data"]].drop_duplicates())
+    _refuse_mixed(evaluations, str(study.folder))
+    return replace(study, evaluations=evaluations)
+
+
+def of_several_settings(study: StudyTables) -> StudyTables:
+    """The same study. ConfigError where figures of one data set and recipe's name are of several recipes."""
+    for data, runs in study.evaluations.groupby("data"):
+        _refuse_mixed(runs[runs.groupby("recipe")["recipe_id"].transform("nunique") > 1], f"{study.folder}: on {data}")
+    return study
+
+
+def _refuse_mixed(evaluations: pd.DataFrame, where: str) -> None:
+    recipes = evaluations[["recipe", "recipe_id"]].drop_duplicates()
+    if len(recipes) > 1:
+        names = ", ".join(f"{recipe} ({recipe_id})" for recipe, recipe_id in recipes.itertuples(index=False))
+        raise ConfigError(f"{where}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
+
+
+def read_definition(folder: Path) -> dict[str, Any]:
+    """What the study's folder remembers of it, such as the order of its variants; nothing where no study wrote it."""
+    definition = folder / DEFINITION
+    return json.loads(definition.read_text()) if definition.exists() else {}
+
+
+def evaluate_cells(study: StudyTables, cells: pd.DataFrame) -> pd.DataFrame:
+    """`cells` with `accuracy` and `error_percent`, means over evaluation seeds, and `evaluations`, how many were finished."""
+    finished = study.evaluations[study.evaluations["status"] == "completed"]
+    means = finished.groupby(["genotype_id", "data"], as_index=False).agg(
+        accuracy=("accuracy", "mean"), evaluations=("accuracy", "size")
+    )
+    joined = cells.merge(means, on=["genotype_id", "data"], how="left").fillna({"evaluations": 0})
+    return joined.assign(error_percent=100 * (1 - joined["accuracy"]))
+
+
+def stage_ends(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Of each stage that has ended, or candidate of a random search, the epoch whose alphas decided what came out of it.
+
+    That is the last one, or an earlier one where the stage was stopped early.
+    """
+    ends = epochs.loc[epochs["derived_epoch"].notna(), ["trial_id", "stage", "derived_epoch"]]
+    return ends.rename(columns={"derived_epoch": "epoch"}).astype({"epoch": int}).merge(epochs, on=["trial_id", "stage", "epoch"])
+
+
+def chosen_epochs(study: StudyTables) -> pd.DataFrame:
+    """The epoch that each completed search took its cell from: what the search saw of it.
+
+    Of a random search that is the last one of the candidate with the best validation accuracy, of others that of the last stage.
+    """
+    ends = stage_ends(study.epochs).merge(study.trials.loc[study.trials["status"] == "completed", ["trial_id", "method"]])
+    ends = ends.sort_values(["trial_id", "stage"], ignore_index=True)
+    rank = ends["validation_accuracy"].where(ends["method"] == "random_search", ends["stage"])
+    return ends.loc[rank.groupby(ends["trial_id"]).idxmax()]  # of equals, the first
+
+
+def measure_trials(study: StudyTables) -> pd.DataFrame:
+    """One row a trial: its own columns, those of its last cell, `search_accuracy`, `accuracy` and `gap_points`.
+
+    `search_accuracy` is the validation accuracy of the network that this cell was taken from: see `chosen_epochs`.
+    Fractions, percent and points (of accuracy, search minus evaluation). What a trial does not have is nan; a trial that is not
+    completed has no cell.
+    """
+    completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
+    cells = study.cells[study.cells["trial_id"].isin(completed)].sort_values("stage").groupby("trial_id").tail(1)
+    columns = [
+        "trial_id",
+        "genotype_id",
+        "skips",
+        "depth",
+        "width",
+        "params",
+        "macs",
+        "inherited_accuracy",
+        "accuracy",
+        "error_percent",
+    ]
+    measures = study.trials.merge(evaluate_cells(study, cells)[[*columns, "evaluations"]], on="trial_id", how="left")
+    found = chosen_epochs(study)[["trial_id", "validation_accuracy"]].rename(columns={"validation_accuracy": "search_accuracy"})
+    measures = measures.merge(found, on="trial_id", how="left")
+    return measures.assign(gap_points=100 * (measures["search_accuracy"] - measures["accuracy"]))
+
+
+def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
+    """What the figures lack, one line each: trials that failed, run or were never started, evaluations that are not there."""
+    lines = []
+    planned = study.evaluations["seed"].nunique()
+    for trial in measures.to_dict("records"):
+        where = f"{trial['variant']}, seed {trial['seed']}"
+        if trial["status"] != "completed":
+            lines.append(
+                f"{where}: search {trial['status']}"
+                + (f" ({first_line(trial['error'])})" if isinstance(trial["error"], str) else "")
+            )
+        elif not trial["evaluations"] > 0:
+            failures = study.evaluations.loc[study.evaluations["genotype_id"] == trial["genotype_id"], "failure"].dropna().unique()
+            lines.append(
+                f"{where}: its cell has no finished evaluation" + "".join(f" ({first_line(failure)})" for failure in failures)
+            )
+        elif trial["evaluations"] < planned:
+            lines.append(f"{where}: {trial['evaluations']:.0f} of {planned} evaluations finished")
+    planned_searches = planned_seeds(read_definition(study.folder))
+    found = {str(variant): set(rows["seed"]) for variant, rows in measures.groupby("variant", sort=False)}
+    searched = set(measures.loc[measures["method"] != "given", "variant"])  # a given genotype needs one seed
+    for variant in found | planned_searches:
+        others = set(measures["seed"]) if variant in searched else set()
+        absent = sorted((others | set(planned_searches.get(variant, ()))) - found.get(variant, set()))
+        lines += [f"{variant}: no trial with seed {seed}" for seed in absent]
+    evaluated = measures[measures["evaluations"] > 0]
+    for _, rows in evaluated[evaluated.duplicated("genotype_id", keep=False)].groupby("genotype_id", sort=False):
+        names = ", ".join(f"{variant} seed {seed}" for variant, seed in zip(rows["variant"], rows["seed"], strict=True))
+        lines.append(f"{names} found the same cell, so they share its evaluations and are not independent")
+    return lines
+
+
+def describe_study(study: StudyTables) -> str:
+    """Where the figures come from: data, recipe, devices, code."""
+
+    def listed(values: pd.Series) -> str:
+        return ", ".join(str(value) for value in values.dropna().unique()) or "unknown"
+
+    recipes = (
+        listed(study.evaluations["recipe"] + " (" + study.evaluations["recipe_id"] + ")") if len(study.evaluations) else "none yet"
+    )
+    return (
+        f"Study {study.folder.name}: {len(study.trials)} searches on {listed(study.trials['data'])}, "
+        f"{(study.trials['status'] == 'completed').sum()} of them completed; evaluation recipe {recipes}; "
+        f"device {listed(study.trials['device'])}; commit {listed(study.trials['commit'])}."
+    )
+
+
+def read_candidates(study: StudyTables) -> tuple[list[str], NDArray[np.int64]]:
+    """The candidate operations of completed searches: their trial ids, and (trials, stages, cells, edges) sets of operations.
+
+    A set is a sum of 2^k for the operations PRIMITIVES[k] that are in it, 0 where a search has no such stage; cells are normal and
+    reduction cells. All epochs of a stage have the same candidates. Compact, since large studies have millions of rows even of the
+    first epochs alone.
+    """
+    found = read_study_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], only={"epoch": [0]})
+    completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
+    trials = sorted(set(found["trial_id"].unique()) & set(completed))
+
+    def place(column: str, names: Sequence[str]) -> NDArray[np.int64]:
+        values = found[column].astype("category")
+        return pd.Index(names).get_indexer(values.cat.categories)[values.cat.codes].astype(np.int64)
+
+    places = [
+        place("trial_id", trials),
+        found["stage"].to_numpy(np.int64) - 1,
+        place("cell", CELLS),
+        found["edge"].to_numpy(np.int64),
+    ]
+    known = (places[0] >= 0) & (places[1] >= 0)
+    shape = (len(trials), int(places[1].max(initial=0)) + 1, len(CELLS), len(EDGES))
+    if not known.any():
+        return trials, np.zeros(shape, dtype=np.int64)
+    at = np.ravel_multi_index(tuple(values[known] for values in places), shape)
+    sets = np.bincount(at, weights=2.0 ** place("operation", PRIMITIVES)[known], minlength=math.prod(shape))
+    return trials, sets.reshape(shape).astype(np.int64)
+
+
+def read_correct(study: StudyTables) -> dict[tuple[str, int], NDArray[np.bool_]]:
+    """Per-example correctness by genotype and evaluation seed, of the first search seed's cells alone, since it is large."""
+    first = study.trials["seed"].min()
+    chosen = study.cells[(study.cells["seed"] == first) & (study.cells["status"] == "completed")]
+    runs = study.evaluations[
+        study.evaluations["genotype_id"].isin(chosen["genotype_id"]) & (study.evaluations["status"] == "completed")
+    ]
+    flags = {}
+    for run in runs.to_dict("records"):
+        (row,) = read_rows(study.folder, "evaluations", run["trial_id"])
+        if row["correct"]:
+            flags[row["genotype_id"], row["seed"]] = np.array(row["correct"], dtype=bool)
+    return flags
+
+
+def average_curves(epochs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """What `figures.draw_learning_curves` draws: mean, lowest and highest over the seeds of a variant, epoch by epoch."""
+    grouped = epochs.groupby(["variant", "stage", "running_epoch"], sort=False, as_index=False)
+    return grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))
+
+
+def stage_times(epochs: pd.DataFrame) -> pd.DataFrame:
+    """What `figures.draw_timeline` draws, without its labels: seconds of each stage of each variant, mean over its searches."""
+    spent = epochs.dropna(subset="seconds").groupby(["variant", "trial_id", "stage"], sort=False, as_index=False)["seconds"].sum()
+    means = spent.groupby(["variant", "stage"], sort=False, as_index=False)["seconds"].mean()
+    return means.assign(start_seconds=means.groupby("variant", sort=False)["seconds"].cumsum() - means["seconds"])
+
+
+Arms = Mapping[str, SearchConfig]
+
+
+def read_arms(trials: pd.DataFrame) -> Arms:
+    """The configuration of each variant, in the order of the study; seeds are those of some trial.
+
+    Raises:
+        ConfigError: a configuration that this release does not know.
+    """
+    first = trials.drop_duplicates("variant")
+    return {
+        variant: from_dict(SearchConfig, json.loads(text))
+        for variant, text in first[["variant", "config"]].itertuples(index=False, name=None)
+    }
+
+
+def differences(one: SearchConfig, other: SearchConfig) -> set[str]:
+    """The settings in which two searches differ, seeds apart; those of stages by their own names."""
+    sides = [_settings(one), _settings(other)]
+    return {name for name in sides[0] | sides[1] if sides[0].get(name) != sides[1].get(name)} - {"seed", "split_seed"}
+
+
+@lru_cache(1024)
+def _settings(config: SearchConfig) -> dict[str, Any]:
+    settings = to_dict(config)
+    stages = settings.pop("stages")
+    return settings | {name: [stage[name] for stage in stages] for name in stages[0]}
+
+
+def depths(config: SearchConfig) -> list[int]:
+    return [stage.cells for stage in config.stages]
+
+
+def operations(config: SearchConfig) -> list[int]:
+    return [stage.operations for stage in config.stages]
+
+
+def grows(config: SearchConfig) -> bool:
+    """Whether this is a search whose network only grows from stage to stage, as P-DARTS' does."""
+    cells = depths(config)
+    return trains_alphas(config.method) and cells == sorted(cells) and cells[0] < cells[-1]
+
+
+def drops(config: SearchConfig) -> bool:
+    """Whether this is a search that drops operations between its stages."""
+    counts = operations(config)
+    return trains_alphas(config.method) and counts[0] > counts[-1]
+
+
+def has_skip_dropout(config: SearchConfig) -> bool:
+    return trains_alphas(config.method) and any(stage.skip_dropout > 0 for stage in config.stages)
+
+
+RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
+
+Read = Callable[[Path], StudyTables]  # frames.read_study, or what keeps its results
+
+
+class Question(NamedTuple):
+    """A question's study, on one data set and by one recipe."""
+
+    study: StudyTables
+    arms: Arms
+    measures: pd.DataFrame  # frames.measure_trials
+    missing: list[str]  # frames.list_missing; what else the answer lacks is added
+    rng: np.random.Generator
+
+
+def open_question(results: Path, name: str, read: Read, is_about: Callable[[StudyTables], bool]) -> Question | None:
+    """The study of a question: of that name in `results`, or `results` itself if it is one that the question `is_about`.
+
+    Raises:
+        ConfigError: where frames.load_study does.
+    """
+    folder = find_study(results, name)
+    if folder is None:
+        return None
+    study = of_one_setting(read(folder))
+    if folder.name != name and not is_about(study):
+        return None
+    study, told = keep_one_device(study)
+    measures = measure_trials(study)
+    missing = list_missing(study, measures) + told
+    return Question(study, read_arms(study.trials), measures, missing, np.random.default_rng(RNG_SEED))
+
+
+def keep_one_device(study: StudyTables) -> tuple[StudyTables, list[str]]:
+    """The study with the costs of one kind of device alone, that of most searches, and a line on those left out.
+
+    A study may be continued, or take over arms, on another machine; seconds and peak memory would be compared as if variants
+    differed in them.
+    """
+    devices = study.trials.set_index("trial_id")["device"]
+    counts = devices.reindex(study.epochs["trial_id"].unique()).value_counts()
+    if len(counts) < 2:
+        return study, []
+    usual, *others = counts.index
+
+    def blank(table: pd.DataFrame) -> pd.DataFrame:
+        usual_ones = ~table["trial_id"].map(devices).isin(others)
+        return table.assign(**{cost: table[cost].where(usual_ones) for cost in ("seconds", "peak_bytes")})
+
+    names = ", ".join(f"{counts[name]} on {name}" for name in others)
+    told = f"seconds and peak memory are those of the searches on {usual}; left out are {counts[others].sum()} searches: {names}"
+    return replace(study, trials=blank(study.trials), epochs=blank(study.epochs)), [told]
+
+
+def first_line(text: str) -> str:
+    """Of a failure, what happened."""
+    return text.split("\n", 1)[0]  # the traceback follows

@@ -1,0 +1,103 @@
+"""Genotypes by what a user has: a published name, a text, a file, a seed for a random one, or a study's results."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pdarts_tune.config.serialize import ConfigError, derive_seed
+from pdarts_tune.pdarts.genotype import Genotype, random_genotype
+from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.results.tables import read_table
+
+MAX_SKIPS = "2"  # as P-DARTS refines its cells; random ones are drawn under the same limit, so that they are a fair control
+RANDOM = "random:"
+
+
+def has_limits(source: str) -> bool:
+    """Whether skip limits decide which genotypes a source stands for."""
+    return source.startswith(RANDOM) or (not _is_text(source) and Path(source).is_dir())
+
+
+def _is_text(source: str) -> bool:
+    return "Genotype(" in source or source.lstrip().startswith("{")
+
+
+def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Genotype]:
+    """The genotypes that `source` stands for, each distinct one once, under a label to print.
+
+    Of a study's results folder all genotypes that its searches ended with are taken, at the skip limits `max_skips` (2, 0,2 or
+    0..8; by default 2). `random:SEED` is drawn from all whose normal cell has no more skip-connects than the limit; several
+    limits, several draws.
+
+    Raises:
+        ConfigError: no such name, file or text; skip limits that are not between 0 and 8, or for a source that has none.
+    """
+    is_text = _is_text(source)
+    if max_skips is not None and not has_limits(source):
+        raise ConfigError(f"max_skips: {max_skips} is for results folders and random genotypes, and {source[:60]!r} is neither")
+    limits = parse_limits(MAX_SKIPS if max_skips is None else max_skips)
+    if has_limits(source) and not source.startswith(RANDOM):
+        return _from_results(Path(source), limits)
+    if source in PUBLISHED:
+        return {source: PUBLISHED[source].genotype}
+    if source.startswith(RANDOM):
+        seed = source.removeprefix(RANDOM)
+        if not seed.isdecimal():
+            raise ConfigError(f"genotype: {source!r} is wrong, it must be random: and a whole number")
+        found = [(limit, random_genotype(random.Random(derive_seed(int(seed), "genotype")), limit)) for limit in limits]
+        return {source if max_skips is None else f"{source} M={limit}": genotype for limit, genotype in found}
+    if not is_text and not Path(source).is_file():
+        raise ConfigError(f"genotype: {source!r} is neither a file nor a published name, known are {', '.join(PUBLISHED)}")
+    try:
+        genotype = Genotype.parse(source if is_text else Path(source).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error) if is_text else f"{source}: {error}") from None
+    return {genotype.genotype_id if is_text else Path(source).name: genotype}
+
+
+def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
+    """Those of several sources, each as SOURCE or NAME=SOURCE: genotypes by the name of their variant, with where they are from.
+
+    Raises:
+        ConfigError: as `find_genotypes`; two have one name.
+    """
+    found: dict[str, tuple[str, Genotype]] = {}
+    for item in sources.split(","):
+        name, equals, source = item.rpartition("=")
+        genotypes = find_genotypes(source)
+        for label, genotype in genotypes.items():
+            parts = [name] if equals and len(genotypes) == 1 else [part for part in (name, label.split(" ")[0]) if part]
+            variant = re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts)).strip("_.-")
+            if variant in found:
+                raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
+            found[variant] = (f"{source}: {label}" if label != source else source, genotype)
+    return found
+
+
+def parse_limits(text: str) -> list[int]:
+    """Skip limits: 2, 0,2 or 0..8. Raises ConfigError."""
+    limits: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.strip().partition("..")
+        if not first.isdecimal() or (dots and not last.isdecimal()):
+            raise ConfigError(f"max_skips: {text!r} is wrong, it must be like 2, 0,2 or 0..8")
+        limits += range(int(first), int(last if dots else first) + 1)
+    if not limits or not all(0 <= limit <= 8 for limit in limits):
+        raise ConfigError(f"max_skips: {text!r} is wrong, skip limits are between 0 and 8")
+    return limits
+
+
+def _from_results(folder: Path, limits: list[int]) -> Mapping[str, Genotype]:
+    table = read_table(folder, "genotypes")
+    finished = table[table.stage == table.groupby("trial_id").stage.transform("max")]
+    rows = finished[finished.max_skips.isin(limits)].sort_values(["trial_id", "max_skips"], kind="stable")
+    if rows.empty:
+        raise ConfigError(f"genotype: {folder} has no genotype of a finished search with skip limits {limits}")
+    found: dict[str, Genotype] = {}
+    for text, group in rows.groupby("genotype", sort=False):
+        origins = [f"{trial} M={','.join(map(str, part.max_skips))}" for trial, part in group.groupby("trial_id", sort=False)]
+        found["; ".join(origins)] = Genotype.parse(str(text))
+    return found

@@ -1,0 +1,254 @@
+"""One evaluation from start to row: continues from its checkpoint, trains, tests once, writes its row of `evaluations`.
+
+The same for a trial of a study, a training from the command line, and one on several devices (of whose processes the first writes).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import from_dict, to_dict
+from pdarts_tune.data.batches import Dataset, Workers
+from pdarts_tune.data.datasets import load_dataset
+from pdarts_tune.data.in_memory import Moments
+from pdarts_tune.data.streaming import StreamedSet, sample_moments
+from pdarts_tune.evaluation.training import ALONE, EvalEpoch, Evaluation, TestResult
+from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from pdarts_tune.networks.cost import peak_bytes
+from pdarts_tune.networks.runtime import is_out_of_memory
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.results.schemas import SCHEMAS
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.results.tables import read_rows, read_table, write_rows
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """What to train and where the results go; travels to other processes as a plain dict."""
+
+    trial_id: str
+    folder: str  # of the study: an absolute path or a URI
+    genotype: str  # as text
+    config: dict[str, Any]
+    keep_weights: bool = False  # in weights/<trial_id>.pt, with what images were normalised with
+
+    @property
+    def checkpoint(self) -> str:
+        """A file of the study's folder, replaced after every epoch, gone when the row is written."""
+        return f"checkpoints/{self.trial_id}.pt"
+
+    @property
+    def weights(self) -> str:
+        return f"weights/{self.trial_id}.pt"
+
+    @property
+    def log(self) -> Path:
+        """Where a training on several devices writes its lines of progress, which no terminal can show."""
+        return Path(self.folder) / "checkpoints" / f"{self.trial_id}.log"
+
+
+def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch], None], workers: Workers = ALONE) -> None:
+    """Runs or continues one evaluation; calls `report` after each epoch, when its checkpoint is on disk.
+
+    Its row says from the start how it stands; an error goes on to the caller. One that its row has as completed is not run again.
+    """
+    config = from_dict(EvalConfig, job.config)
+    first = workers.rank == 0
+    storage = Storage(job.folder)
+    before = read_rows(storage, "evaluations", job.trial_id, ("status", "started", "attempts"))
+    if before and before[0]["status"] == "completed":
+        return
+    started, attempts = (before[0]["started"], before[0]["attempts"] + 1) if before else (datetime.now(UTC), 1)
+
+    def write(outcome: Mapping[str, Any], peak: int | None) -> None:
+        if first:
+            write_eval_row(job, outcome, describe_device(device, workers), peak, started, attempts)
+
+    write({"status": "running", "finished": None}, None)
+    try:
+        saved = load_checkpoint(storage, job.checkpoint, device)
+        moments = settled_moments(storage, "evaluations", config, None if saved is None else saved["evaluation"])
+        evaluation = Evaluation(Genotype.parse(job.genotype), config, device, workers, moments)
+        if saved is not None:
+            evaluation.load_state_dict(saved["evaluation"])
+        for epoch in evaluation.epochs():
+            if first:
+                save_checkpoint({"evaluation": evaluation.state_dict()}, storage, job.checkpoint)
+            report(epoch)
+        result = evaluation.test()
+        if first and job.keep_weights:
+            save_weights(evaluation.network, evaluation.dataset.mean, evaluation.dataset.std, storage, job.weights)
+    except Exception as error:
+        write({"status": failure_status(error), "failure": error_text(error)}, peak_bytes(device))
+        raise
+    outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
+    write(outcome | data_columns(evaluation.dataset), peak_bytes(device))
+    if first:
+        storage.remove(job.checkpoint)
+
+
+def epoch_line(epoch: EvalEpoch, config: EvalConfig) -> str:
+    """One line of progress."""
+    held_out = "" if math.isnan(epoch.validation_accuracy) else f", validation {100 * epoch.validation_accuracy:.2f} %"
+    left = epoch.seconds * (config.epochs - epoch.epoch - 1)
+    accuracy = f"training {100 * epoch.train_accuracy:.2f} %{held_out}"
+    return (
+        f"epoch {epoch.epoch + 1}/{config.epochs}: loss {epoch.train_loss:.4f}, {accuracy}, "
+        f"rate {epoch.learning_rate:.4g}, {epoch.seconds:.1f} s, about {left / 60:.0f} min left"
+    )
+
+
+def test_columns(result: TestResult) -> dict[str, Any]:
+    """What the test images say, as columns of `evaluations`."""
+    return {
+        "accuracy": result.accuracy,
+        "top5_accuracy": result.top5_accuracy,
+        "error_percent": 100 * (1 - result.accuracy),
+        "loss": result.loss,
+        "correct": result.correct,
+        "params": result.params,
+        "macs": result.macs,
+    }
+
+
+def data_columns(dataset: Dataset) -> dict[str, Any]:
+    """What was found wrong with the images, and what they were normalised with, as columns of `evaluations`."""
+    return {"left_out": len(dataset.left_out), "shared": dataset.shared} | moment_columns(dataset)
+
+
+def moment_columns(dataset: Dataset) -> dict[str, list[float]]:
+    """What images were normalised with, as columns of `trials` and `evaluations`."""
+    return {"mean": list(dataset.mean), "std": list(dataset.std)}
+
+
+def settled_moments(
+    storage: Storage, table: str, config: SearchConfig | EvalConfig, saved: Mapping[str, Any] | None
+) -> Moments | None:
+    """What a run's images are normalised with, where that is settled already; None: as data.py has it for a new run.
+
+    A run goes on as its checkpoint `saved` says. Earlier releases said it nowhere; where images stream they took the moments of a
+    sample of them. So does such a run to its end, and so do further runs of a study that has finished such runs on the same data:
+    its figures stay comparable.
+
+    Raises:
+        ConfigError: as `load_dataset`; a table cannot be read.
+    """
+    if saved is not None and "mean" in saved:
+        return tuple(saved["mean"]), tuple(saved["std"])
+    if config.image_size is None or config.data == "imagenet":  # as before
+        return None
+    if saved is None and not _has_earlier(storage, table, config):
+        return None
+    dataset = load_dataset(
+        config.data,
+        config.split_seed,
+        config.train_images,
+        config.test_images,
+        config.image_size,
+        skip_bad_images=config.skip_bad_images,
+    )
+    assert isinstance(dataset.train, StreamedSet)
+    return sample_moments(dataset.train)
+
+
+def _has_earlier(storage: Storage, table: str, config: SearchConfig | EvalConfig) -> bool:
+    """Whether a study holds finished runs on streamed images of a data set that do not say what these were normalised with."""
+    if table not in storage.folders():
+        return False
+    rows = read_table(storage, table, ["data", "status", "seconds", "config", "mean"])
+    rows = rows[(rows["data"] == config.data) & (rows["status"] == "completed") & (rows["seconds"] > 0) & rows["mean"].isna()]
+    return any(json.loads(text).get("image_size") is not None for text in rows["config"].unique())
+
+
+def epoch_columns(records: list[EvalEpoch]) -> dict[str, Any]:
+    """What the epochs say, as columns of `evaluations`; the last epoch is what is reported, the best only stands beside it."""
+    columns: dict[str, Any] = {
+        "train_accuracies": [record.train_accuracy for record in records],
+        "seconds": sum(record.seconds for record in records),
+    }
+    validation = [record.validation_accuracy for record in records]
+    if not math.isnan(validation[-1]):
+        best = max(range(len(validation)), key=validation.__getitem__)
+        columns |= {
+            "last_validation_accuracy": validation[-1],
+            "best_validation_accuracy": validation[best],
+            "best_epoch": best,
+            "validation_accuracies": validation,
+        }
+    return columns
+
+
+def write_eval_row(
+    job: EvalJob,
+    outcome: Mapping[str, Any],
+    device: str,
+    peak: int | None,
+    started: datetime,
+    attempts: int,
+) -> None:
+    """Writes the trial's row of `evaluations`; `outcome` has the columns that tell how it went, all others are null."""
+    config = from_dict(EvalConfig, job.config)
+    row = dict.fromkeys(SCHEMAS["evaluations"].names) | {
+        "genotype_id": Genotype.parse(job.genotype).genotype_id,
+        "trial_id": job.trial_id,
+        "data": config.data,
+        "recipe": config.recipe,
+        "recipe_id": config.recipe_id,
+        "config": json.dumps(to_dict(config)),
+        "seed": config.seed,
+        "split_seed": config.split_seed,
+        "epochs": config.epochs,
+        "peak_bytes": peak,
+        "device": device,
+        "started": started,
+        "finished": datetime.now(UTC),
+        "attempts": attempts,
+    }
+    write_rows(job.folder, "evaluations", job.trial_id, [{**row, **outcome}])
+
+
+def error_text(error: BaseException) -> str:
+    """What the tables keep of an error: what it is in the first line, then the traceback."""
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+
+
+def failure_status(error: BaseException) -> str:
+    """Out of memory is a result that studies of memory ask for; everything else has failed."""
+    return "out_of_memory" if is_out_of_memory(error) else "failed"
+
+
+def describe_device(device: torch.device, workers: Workers = ALONE) -> str:
+    """The device as its driver names it, and how many there are.
+
+    Of a CPU the instructions that kernels use of it too: virtual machines call different ones alike, and with AVX-512 a search was
+    seen to take 0.7 of its seconds with AVX2.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"cpu ({_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
+    return name if workers.count == 1 else f"{workers.count} x {name}"
+
+
+@cache
+def _processor() -> str:
+    with suppress(OSError):  # Linux alone has the file
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":  # which Arm's have not
+                return value.strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,343 @@
+"""Training a genotype from scratch, and testing it once (paper, section 4.3).
+
+An `Evaluation` is an iterator of epoch records whose whole state can be saved after any epoch. One that is resumed on the same
+machine with the same number of threads gives the same bits as one that was never interrupted.
+
+Several processes can train one network together (`workers`). Every random draw is made for whole batches, in all of them alike:
+batch order, augmentation and drop path are those of one process, whatever the number. Gradients are averaged over the whole
+batch, and with `sync_batch_norm` so are the statistics, so the result equals one process's within rounding. Without it each
+process normalises its share by itself, as in the papers' multi-GPU trainings: another result, that depends on their number.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from pdarts_tune.config.evaluation import EvalConfig, learning_rate
+from pdarts_tune.config.serialize import ConfigError, config_id, derive_seed
+from pdarts_tune.data.batches import Batches, Workers, split_train
+from pdarts_tune.data.datasets import check_saved_moments, load_dataset
+from pdarts_tune.data.in_memory import Moments
+from pdarts_tune.networks.cost import network_cost, network_shape
+from pdarts_tune.networks.evaluation_network import EvalNetwork
+from pdarts_tune.networks.operations import first_not_finite
+from pdarts_tune.pdarts.genotype import Genotype
+
+ALONE = Workers()
+
+
+@dataclass(frozen=True)
+class EvalEpoch:
+    """What one epoch of training leaves behind. Accuracies are fractions; `epoch` counts from 0."""
+
+    epoch: int
+    train_loss: float  # of the main head, smoothed labels included, on augmented images, while the weights change
+    train_accuracy: float
+    validation_accuracy: float  # nan without a validation part
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What the trained network makes of the test images."""
+
+    accuracy: float  # a fraction; top-1
+    top5_accuracy: float  # the right class among the five most probable ones
+    loss: float  # mean cross-entropy
+    correct: list[bool]  # per test image in file order, for paired tests between networks
+    params: int  # without the auxiliary head, see cost.Cost
+    macs: int
+
+
+class Evaluation:
+    """One training of a genotype. Trains on all training images but the validation part, if the configuration asks for one.
+
+    The split, and with `digits` the test part, comes from `split_seed`; initial weights, batch order, augmentation and drop path
+    come from `seed`, each from a generator of its own. `moments` are what images are normalised with; None: as data.py has it.
+
+    Raises:
+        ConfigError: the data set is unknown, unreadable or too small, its images are too small for the cutout, or a batch is too
+            small for the workers.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        config: EvalConfig,
+        device: torch.device,
+        workers: Workers = ALONE,
+        moments: Moments | None = None,
+    ) -> None:
+        if config.batch_size < 2 * workers.count:
+            raise ConfigError(
+                f"batch_size: {config.batch_size} is too small for {workers.count} devices, each needs at least 2 images"
+            )
+        self.genotype = genotype
+        self.config = config
+        self.device = device
+        self.workers = workers
+        self.records: list[EvalEpoch] = []
+        self.dataset = load_dataset(
+            config.data,
+            config.split_seed,
+            config.train_images,
+            config.test_images,
+            config.image_size,
+            skip_bad_images=config.skip_bad_images,
+            moments=moments,
+        )
+        train = self.dataset.train
+        self.validation_batches: Batches | None = None
+        if config.validation_fraction > 0:
+            split = split_train(train, config.split_seed, config.validation_fraction)
+            train = split.weights.joined(split.alphas)
+            self.validation_batches = Batches(split.validation, self.dataset, config.batch_size, device, augment=False)
+        self.batches = Batches(train, self.dataset, config.batch_size, device, augment=True, cutout=config.cutout)
+        self.generators = {
+            purpose: torch.Generator(device).manual_seed(derive_seed(config.seed, f"evaluation {purpose}"))
+            for purpose in ("batches", "drop path")
+        }
+        self.network_config = network_shape(genotype, config, self.dataset)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "evaluation weights"))
+            self.network = EvalNetwork(genotype, self.network_config, auxiliary=config.auxiliary_weight > 0)
+        self.network.to(device).to(memory_format=self._memory_format)
+        self.network.drop_path_generator = self.generators["drop path"]
+        self._model: nn.Module = self._prepare_model()
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.config.channels_last else torch.contiguous_format
+
+    def _prepare_model(self) -> nn.Module:
+        """What training calls: the network itself, or wrapped so that backward averages gradients over the workers."""
+        if self.workers.count > 1 and self.config.sync_batch_norm:
+            synchronise_batch_norms(self.network, self.device)
+        if self.config.compile:
+            # Cell by cell: cells of one shape share their code, and drop path's masks, which are drawn outside, stay random.
+            torch._dynamo.config.recompile_limit = 64
+            for cell in self.network.cells:
+                cell.compile()
+        if self.workers.count == 1:
+            return self.network
+        dead_ends = any(len(cell.reached) < 2 + cell.num_nodes for cell in (self.genotype.normal, self.genotype.reduce))
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.network, device_ids=device_ids, find_unused_parameters=dead_ends)
+
+    def epochs(self) -> Iterator[EvalEpoch]:
+        """Trains from where it is to the last epoch, a record after each.
+
+        Raises:
+            FloatingPointError: a loss is not finite, or a weight after the epoch; the message names the epoch and the place.
+        """
+        while len(self.records) < self.config.epochs:
+            record = self._run_epoch(len(self.records))
+            self.records.append(record)
+            yield record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on, and the records so far; loads with `torch.load(weights_only=True)`."""
+        return {
+            "config_id": config_id(self.config),
+            "genotype": str(self.genotype),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
+            "records": [asdict(record) for record in self.records],
+            "left_out": sorted(self.dataset.left_out),
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a saved state. Raises ValueError if it was saved for another configuration, genotype or normalisation."""
+        for name, ours in (("config_id", config_id(self.config)), ("genotype", str(self.genotype))):
+            if state[name] != ours:
+                raise ValueError(f"the checkpoint is of {name} {state[name]}, this is {ours}")
+        check_saved_moments(state, self.dataset)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for purpose, generator in self.generators.items():
+            generator.set_state(state["generators"][purpose].cpu())
+        self.records = [EvalEpoch(**record) for record in state["records"]]
+        self.dataset.left_out.update(state["left_out"])
+
+    def test(self) -> TestResult:
+        """Tests the network as the last epoch left it. Nothing else ever uses the test images.
+
+        Raises:
+            ValueError: epochs are left to train, so that a choice between them by test accuracy is not even possible.
+            FloatingPointError: the loss of an image is not finite.
+        """
+        if len(self.records) < self.config.epochs:
+            raise ValueError(f"test: only {len(self.records)} of {self.config.epochs} epochs are trained, train all of them first")
+        batches = Batches(self.dataset.test, self.dataset, self.config.batch_size, self.device, augment=False)
+        result = evaluate(self.network, batches, self.config, "test", self.workers)
+        self.dataset.left_out.update(self.workers.union(self.dataset.left_out))
+        return result
+
+    def _run_epoch(self, epoch: int) -> EvalEpoch:
+        started = time.perf_counter()
+        config = self.config
+        rate = learning_rate(config, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.set_drop_path(config.drop_path * epoch / config.epochs)
+        loss, accuracy = self._train(epoch)
+        self.workers.align_buffers(self.network)
+        name = first_not_finite(self.network.state_dict())  # what the last step did no loss of this epoch has seen
+        if name is not None:
+            raise FloatingPointError(f"epoch {epoch}: {name} is not finite after the last step")
+        self.dataset.left_out.update(self.workers.union(self.dataset.left_out))
+        validation_accuracy = math.nan
+        if self.validation_batches is not None:
+            what = f"epoch {epoch}, validation"
+            validation_accuracy = evaluate(self.network, self.validation_batches, config, what, self.workers).accuracy
+        return EvalEpoch(epoch, loss, accuracy, validation_accuracy, rate, time.perf_counter() - started)
+
+    def _train(self, epoch: int) -> tuple[float, float]:
+        config, workers = self.config, self.workers
+        model = self._model.train()
+        losses, objectives = [], []
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        total = 0
+        for images, labels, place in self.batches.shared_epoch(self.generators["batches"], workers):
+            if not config.sync_batch_norm and place.fewest < 2:
+                continue  # batch norm cannot train on one image
+            self.network.set_share(place.start, place.total)
+            self.optimizer.zero_grad()
+            with autocast(config, self.device):
+                logits, auxiliary = model(images.contiguous(memory_format=self._memory_format))
+            loss = objective = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=config.label_smoothing)
+            if auxiliary is not None:
+                smoothing = config.label_smoothing
+                extra = cross_entropy(auxiliary.float(), labels, reduction="sum", label_smoothing=smoothing)
+                objective = loss + config.auxiliary_weight * extra
+            # Workers' gradients are averaged, and their shares may differ by an image.
+            (objective * (workers.count / place.total)).backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+            self.optimizer.step()
+            # Kept on the device until the end of the epoch: reading a number back after each step would stall a GPU.
+            losses.append(loss.detach())
+            objectives.append(objective.detach())
+            correct += (logits.argmax(dim=1) == labels).sum()
+            total += place.total
+        for step, value in enumerate(workers.total(torch.stack(objectives)).tolist()):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"epoch {epoch}, step {step}: the training loss is {value}")
+        return sum(workers.total(torch.stack(losses)).tolist()) / total, workers.total(correct).item() / total
+
+
+def autocast(config: EvalConfig, device: torch.device) -> torch.autocast:
+    """The precision that the recipe asks for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+@torch.no_grad()
+def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, what: str, workers: Workers = ALONE) -> TestResult:
+    """What a network makes of images that are never augmented, nothing dropped. Each worker takes its part of each batch.
+
+    Raises:
+        FloatingPointError: the loss of an image is not finite: its class would be a matter of chance. The message begins with
+            `what`, which names the images.
+    """
+    network.eval()
+    outcomes = []  # per image: is it right, is it among the first five, its loss
+    for images, labels, place in batches.shared_in_order(workers):
+        outcome = torch.zeros(3, place.total, dtype=torch.float64, device=batches.device)
+        if len(labels):
+            with autocast(config, batches.device):
+                logits = network(images)[0].float()
+            first_five = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            own = slice(place.start, place.start + len(labels))
+            outcome[0, own] = first_five[:, 0].double()
+            outcome[1, own] = first_five.any(dim=1).double()
+            outcome[2, own] = cross_entropy(logits, labels, reduction="none").double()
+        outcomes.append(outcome)
+    correct, top5, losses = workers.total(torch.cat(outcomes, dim=1))
+    wrong = int((~losses.isfinite()).sum())
+    if wrong:
+        raise FloatingPointError(f"{what}: the loss of {wrong} of {len(losses)} images is not finite")
+    cost = network_cost(network.genotype, network.config)
+    return TestResult(
+        correct.mean().item(), top5.mean().item(), losses.mean().item(), (correct > 0).tolist(), cost.params, cost.macs
+    )
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes. Each of them reads it, so the gradient of an addend is the sum of all their gradients."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)
+    return total
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm with the statistics of all processes' images, on any device (PyTorch's own needs GPUs)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        # Two passes, in float32 at least: the difference of mean square and squared mean would lose digits.
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        pixels_here = exact.new_full((1,), x.numel() / x.shape[1])
+        sums = _sum(torch.cat((exact.sum(dim=(0, 2, 3)), pixels_here)))
+        pixels = sums[-1].item()
+        mean = sums[:-1] / pixels
+        centred = exact - mean[:, None, None]
+        variance = _sum(centred.square().sum(dim=(0, 2, 3))) / pixels
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((variance * pixels / max(pixels - 1, 1)).to(self.running_var), self.momentum)
+        scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            scaled = scaled * self.weight[:, None, None] + self.bias[:, None, None]
+        return scaled.to(x.dtype)
+
+
+def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
+    """Replaces every batch norm by one with the statistics of all processes' images; names of weights stay."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
+    for module in network.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                assert child.running_mean is not None
+                norm = SyncBatchNorm(
+                    child.num_features, child.eps, child.momentum, child.affine, device=device, dtype=child.running_mean.dtype
+                )
+                norm.load_state_dict(child.state_dict())
+                setattr(module, name, norm)

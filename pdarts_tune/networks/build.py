@@ -1,0 +1,70 @@
+"""The search network that a configuration asks for, and what updates it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pdarts_tune.config.methods import PartialChannels
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.networks.partial_channels import PartialSupernet
+from pdarts_tune.networks.supernet import Supernet
+from pdarts_tune.pdarts.space import SearchSpace
+
+
+def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_classes: int, in_channels: int, seed: int) -> Supernet:
+    """The search network of the configuration's method, its weights and alphas drawn from `seed` alone."""
+    method, execution, shape = config.method, config.execution, (space, cells, config.channels, num_classes, in_channels)
+    network: Supernet
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(method, PartialChannels):
+            network = PartialSupernet(
+                *shape,
+                share=method.k,
+                edge_normalization=method.edge_normalization,
+                alpha_init_scale=config.alpha_init_scale,
+                dropout_on_reduce=config.dropout_on_reduce,
+            )
+        else:
+            network = Supernet(
+                *shape,
+                alpha_init_scale=config.alpha_init_scale,
+                evaluation=execution.cell_evaluation,
+                recompute=execution.recompute,
+                dropout_on_reduce=config.dropout_on_reduce,
+            )
+    network.precision = execution.precision
+    network.channels_last = execution.channels_last
+    return network
+
+
+def build_optimizers(config: SearchConfig, network: Supernet) -> tuple[torch.optim.SGD, torch.optim.Adam]:
+    """Those of the weights and of the alphas (paper, section 4.2.1).
+
+    Fused: one call for a thousand small tensors, where PyTorch's default makes thousands on a CPU.
+    """
+    weights, alphas = network.weight_parameters(), network.arch_parameters()
+    fused = _in_one_call(weights)
+    return (
+        torch.optim.SGD(weights, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused),
+        torch.optim.Adam(
+            alphas,
+            lr=config.alpha_learning_rate,
+            betas=config.alpha_betas,
+            weight_decay=config.alpha_weight_decay,
+            fused=fused,
+        ),
+    )
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], norm: float) -> None:
+    """Scales all gradients so that their common norm is at most `norm`."""
+    nn.utils.clip_grad_norm_(parameters, norm, foreach=_in_one_call(parameters))
+
+
+def _in_one_call(parameters: Sequence[nn.Parameter]) -> bool | None:
+    """Whether PyTorch has such kernels for the parameters' device; None, its own choice, where it may not."""
+    return True if parameters[0].device.type in ("cpu", "cuda") else None

@@ -1,0 +1,201 @@
+"""The evaluation networks: a genotype's cells, stacked and trained from scratch (Liu et al., 2019, section 3.2).
+
+Two settings: images of CIFAR's size behind one 3x3 convolution, and ImageNet's behind three of stride 2 (the mobile setting).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pdarts_tune.config.evaluation import STEMS
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.networks.operations import FURTHER_OPERATIONS, OPERATIONS, FactorizedReduce, ReLUConvBN
+from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
+from pdarts_tune.pdarts.progressive_depth import reduction_cells
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The shape of an evaluation network, all but its cells.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    channels: int  # of the first cell's operations; doubled at each of the two reduction cells
+    cells: int
+    num_classes: int
+    image_size: int  # height and width, in pixels
+    stem: str  # "cifar": full resolution; "imagenet": an eighth of it
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.stem not in STEMS:
+            raise ConfigError(f"stem: unknown stem {self.stem!r}, known are {', '.join(STEMS)}")
+        if self.cells < 3:
+            raise ConfigError(f"cells: {self.cells} is too few, a network with two reduction cells needs at least 3")
+        for field in ("channels", "num_classes", "image_size", "in_channels"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}: {getattr(self, field)} is not at least 1")
+        if self.stem == "imagenet" and self.channels % 2:
+            raise ConfigError(f"channels: {self.channels} is odd, the imagenet stem halves it")
+
+
+CIFAR = NetworkConfig(36, 20, 10, 32, "cifar")
+IMAGENET_MOBILE = NetworkConfig(48, 14, 1000, 224, "imagenet")
+
+
+class Cell(nn.Module):
+    """One cell of a derived network: two operations per node, added; the nodes of `concat` concatenated."""
+
+    def __init__(
+        self, genotype: CellGenotype, before2: int, before1: int, channels: int, reduction: bool, reduction_before: bool
+    ) -> None:
+        super().__init__()
+        self.genotype = genotype
+        self.out_channels = channels * len(genotype.concat)
+        adapt = FactorizedReduce if reduction_before else ReLUConvBN
+        self.preprocess0 = adapt(before2, channels, affine=True)
+        self.preprocess1 = ReLUConvBN(before1, channels, affine=True)
+        operations = {**OPERATIONS, **FURTHER_OPERATIONS}
+        self.operations = nn.ModuleList(
+            operations[name](channels, 2 if reduction and source < 2 else 1, True) for name, source in genotype.edges
+        )
+
+    def forward(self, before2: Tensor, before1: Tensor, drop_path: Tensor | None) -> Tensor:
+        """`drop_path` has a factor for each edge and image, (edges, batch, 1, 1, 1); identity skip-connects are never dropped."""
+        states = [self.preprocess0(before2), self.preprocess1(before1)]
+        outputs = []
+        for edge, (operation, (_, source)) in enumerate(zip(self.operations, self.genotype.edges, strict=True)):
+            out = operation(states[source])
+            if drop_path is not None and not isinstance(operation, nn.Identity):
+                out = out * drop_path[edge]
+            outputs.append(out)
+            if edge % 2:  # the node's second edge
+                states.append(outputs[-2] + outputs[-1])
+        return torch.cat([states[state] for state in self.genotype.concat], dim=1)
+
+
+class EvalNetwork(nn.Module):
+    """The network of a genotype, to be trained from scratch.
+
+    Weights are drawn from PyTorch's global generator: seed it first. Drop path is off until `set_drop_path`; its masks come from
+    `drop_path_generator`, which the caller owns and saves (None: the global generator).
+
+    Raises:
+        ValueError: a width that a factorized reduction cannot halve.
+    """
+
+    def __init__(self, genotype: Genotype, config: NetworkConfig, auxiliary: bool = True) -> None:
+        super().__init__()
+        self.genotype = genotype
+        self.config = config
+        self.drop_path = 0.0
+        self.drop_path_generator: torch.Generator | None = None
+        self._share: tuple[int, int] | None = None
+        channels = config.channels
+        if config.stem == "cifar":
+            before2 = before1 = 3 * channels
+            self.stem = nn.Sequential(*_conv_bn(config.in_channels, 3 * channels, 1))
+            size = config.image_size
+        else:
+            before2 = before1 = channels
+            self.stem0 = nn.Sequential(
+                *_conv_bn(config.in_channels, channels // 2, 2), nn.ReLU(), *_conv_bn(channels // 2, channels, 2)
+            )
+            self.stem1 = nn.Sequential(nn.ReLU(), *_conv_bn(channels, channels, 2))
+            size = -(-config.image_size // 8)
+        # The second part of the imagenet stem halves the image like a reduction cell, which the first cell must know.
+        reduction_before = config.stem == "imagenet"
+        reductions = reduction_cells(config.cells)
+        self.cells = nn.ModuleList()
+        self.auxiliary_head: AuxiliaryHead | None = None
+        for index in range(config.cells):
+            reduction = index in reductions
+            channels *= 1 + reduction
+            size = -(-size // (1 + reduction))
+            cell = Cell(genotype.reduce if reduction else genotype.normal, before2, before1, channels, reduction, reduction_before)
+            self.cells.append(cell)
+            before2, before1, reduction_before = before1, cell.out_channels, reduction
+            if auxiliary and index == reductions[1]:
+                self.auxiliary_head = AuxiliaryHead(before1, size, config.num_classes)
+        self.classifier = nn.Linear(before1, config.num_classes)
+
+    def set_drop_path(self, rate: float) -> None:
+        """From now on, in training mode, drop each edge's output for each image with this probability, and scale up the others.
+
+        Raises:
+            ValueError: a rate outside [0, 1).
+        """
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"rate: {rate} is not in [0, 1)")
+        self.drop_path = rate
+
+    def set_share(self, start: int, total: int) -> None:
+        """Until told otherwise, the images are those from `start` on of a batch of `total`, which several processes share.
+
+        Drop-path masks are drawn for the whole batch, so that each image gets the mask that it would get in one process.
+        """
+        self._share = (start, total)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (N, in_channels, image_size, image_size) to the logits (N, num_classes) and the auxiliary head's.
+
+        The latter in training mode only, and if there is such a head; else None.
+        """
+        if self.config.stem == "cifar":
+            before2 = before1 = self.stem(images)
+        else:
+            before2 = self.stem0(images)
+            before1 = self.stem1(before2)
+        auxiliary = None
+        factors = self._drop_path_factors(before1)
+        for index, cell in enumerate(self.cells):
+            before2, before1 = before1, cell(before2, before1, None if factors is None else factors[index])
+            if self.training and self.auxiliary_head is not None and index == reduction_cells(len(self.cells))[1]:
+                auxiliary = self.auxiliary_head(before1)
+        return self.classifier(before1.mean(dim=(2, 3))), auxiliary
+
+    def _drop_path_factors(self, images: Tensor) -> Tensor | None:
+        """0 or 1 / (1 - rate), a factor for each cell, edge and image, drawn in one go: (cells, edges, N, 1, 1, 1)."""
+        if not self.training or self.drop_path == 0.0:
+            return None
+        edges = max(len(self.genotype.normal.edges), len(self.genotype.reduce.edges))
+        generator = self.drop_path_generator
+        start, total = self._share or (0, len(images))
+        factors = torch.empty(
+            (len(self.cells), edges, total, 1, 1, 1), device=images.device if generator is None else generator.device
+        )
+        factors.bernoulli_(1.0 - self.drop_path, generator=generator).div_(1.0 - self.drop_path)
+        return factors[:, :, start : start + len(images)].to(images)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier after the last reduction cell, for training only: it brings the loss closer to the early cells."""
+
+    def __init__(self, channels: int, size: int, num_classes: int) -> None:
+        super().__init__()
+        # Average pools to 2x2 as the field's networks have them for maps of 8 pixels (CIFAR) and of 7 (ImageNet).
+        pools: dict[int, nn.Module] = {8: nn.AvgPool2d(5, stride=3), 7: nn.AvgPool2d(5, stride=2)}
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            pools.get(size, nn.AdaptiveAvgPool2d(2)),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
+
+
+def _conv_bn(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out_channels)

@@ -1,0 +1,298 @@
+"""The search network: every edge of every cell is a weighted sum of its candidate operations (Liu et al., 2019, section 2.2).
+
+The weights of the sum are the softmax of the edge's alphas; all cells of a type (normal, reduction) share their alphas. An edge
+keeps the operations that the search space gives it, so stages after pruning use the same network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pdarts_tune.config.execution import CellEvaluation, Precision
+from pdarts_tune.networks.cell_adapt import AdaptFunction, full_precision
+from pdarts_tune.networks.cell_backward import CellFunction, Settings
+from pdarts_tune.networks.cell_layout import channels_last
+from pdarts_tune.networks.cell_norms import unit
+from pdarts_tune.networks.cell_plan import mixing_order, plan_states
+from pdarts_tune.networks.operations import OPERATIONS, FactorizedReduce, ReLUConvBN
+from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, Probs
+from pdarts_tune.pdarts.progressive_depth import reduction_cells
+from pdarts_tune.pdarts.space import EDGES, NUM_NODES, CellOps, SearchSpace
+
+Mixing = tuple[Tensor, Tensor]  # weights of the candidate operations, normal and reduction, shaped like the alphas
+
+
+class Cell(nn.Module):
+    """One cell: two preprocessed inputs, four nodes, the nodes concatenated. A reduction cell reads its inputs at stride 2."""
+
+    def __init__(
+        self,
+        operations: CellOps,
+        before2: int,
+        before1: int,
+        channels: int,
+        reduction: bool,
+        reduction_before: bool,
+        share: int = 1,
+    ) -> None:
+        super().__init__()
+        self.operations = operations
+        self.channels = channels // share  # that operations work on; `partial.py` lets the rest pass by
+        self.reduction = reduction
+        self.reduction_before = reduction_before
+        adapt = FactorizedReduce if reduction_before else ReLUConvBN
+        self.preprocess0 = adapt(before2, channels, affine=False)
+        self.preprocess1 = ReLUConvBN(before1, channels, affine=False)
+        self.edges = nn.ModuleList(
+            nn.ModuleDict({name: OPERATIONS[name](self.channels, self.stride(edge), False) for name in names})
+            for edge, names in enumerate(operations)
+        )
+
+        self.recompute = False  # keep less for backward, see `cell_backward`
+        self.dropout_on_reduce = False  # skip dropout also acts on skip-connects of stride 2
+        self._plans = plan_states(self.edges, reduction)
+        order, inverse, incidence = mixing_order(self._plans, operations)
+        self.register_buffer("mixing_order", order, persistent=False)
+        self.register_buffer("mixing_inverse", inverse, persistent=False)
+        self.register_buffer("incidence", incidence, persistent=False)
+        self.register_buffer("unit", unit(9 * channels), persistent=False)  # enough for 4 branches and for a 3x3 sum
+
+    def stride(self, edge: int) -> int:
+        return 2 if self.reduction and EDGES[edge][0] < 2 else 1
+
+    @property
+    def skip_edges(self) -> list[int]:
+        """The edges whose skip-connect skip dropout acts on: those of stride 1, with `dropout_on_reduce` those of stride 2 too."""
+        skips = [e for e, names in enumerate(self.operations) if "skip_connect" in names]
+        return [e for e in skips if self.dropout_on_reduce or self.stride(e) == 1]
+
+    def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float | Tensor) -> Tensor:
+        """The plain evaluation: one module per operation, each edge on its own.
+
+        `weights` has a row per edge, `skip_masks` a mask per skip edge (None: no dropout), `kept` the share of ones in them.
+        """
+        states = [self.preprocess0(before2), self.preprocess1(before1)]
+        masks = {} if skip_masks is None else dict(zip(self.skip_edges, skip_masks, strict=True))
+        edge = 0
+        for node in range(NUM_NODES):
+            total: Tensor | None = None
+            for source in range(node + 2):
+                for index, (name, operation) in enumerate(self.edges[edge].items()):  # type: ignore[operator]
+                    out = operation(states[source])
+                    if name == "skip_connect" and edge in masks:
+                        out = out * masks[edge] / kept
+                    out = weights[edge, index] * out
+                    total = out if total is None else total + out
+                edge += 1
+            assert total is not None
+            states.append(total)
+        return torch.cat(states[-NUM_NODES:], dim=1)
+
+    def fast(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
+        """The same, evaluated by `cell_backward`. Inputs and the output are (nodes, batch, height, width, channels): where the
+        plain evaluation concatenates nodes along the channels, this one keeps them one after the other."""
+        parameters = [parameter for plan in self._plans for parameter in plan.parameters()]
+        settings = Settings(self.training, self.recompute, kept)
+        constants = self.mixing_order, self.mixing_inverse, self.incidence, self.unit
+        with full_precision(weights.device):
+            states = []
+            for preprocess, before in ((self.preprocess0, before2), (self.preprocess1, before1)):
+                adapt = list(preprocess.parameters())
+                states.append(AdaptFunction.apply(preprocess.bn, self.unit, self.training, before.to(adapt[0].dtype), *adapt))
+            nodes: Tensor = CellFunction.apply(self._plans, settings, constants, skip_masks, weights, *states, *parameters)
+        return nodes
+
+
+class Supernet(nn.Module):
+    """The search network of one stage.
+
+    Alphas are two tensors with a row per edge and a column per kept operation, in the order of the search space. Where edges
+    keep different numbers of operations, shorter rows are padded at the end: the padding is zero, has weight zero in the mixing
+    and gradient zero, and so stays zero under any of the field's optimizers.
+
+    Weights and alphas are drawn from PyTorch's global generator: seed it first. Skip dropout is off until `set_skip_dropout`;
+    its masks come from `dropout_generator`, which the caller owns and saves (None: the global generator).
+    """
+
+    alphas_normal: nn.Parameter
+    alphas_reduce: nn.Parameter
+    kept_normal: Tensor
+    kept_reduce: Tensor
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        num_cells: int,
+        channels: int,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        alpha_init_scale: float = 1e-3,
+        evaluation: CellEvaluation = "fast",
+        recompute: bool = False,
+        dropout_on_reduce: bool = False,
+        make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
+    ) -> None:
+        super().__init__()
+        if evaluation not in ("fast", "plain"):
+            raise ValueError(f"evaluation: {evaluation!r} is not 'fast' or 'plain'")
+        self.evaluation = evaluation
+        self.space = space
+        self.dropout_generator: torch.Generator | None = None
+        self.skip_dropout = 0.0
+        self.precision: Precision = "fp32"  # bf16: mixed precision, see `execution`
+        self.channels_last = False  # memory layout of the plain evaluation; the fast one has its own
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
+        before2 = before1 = 3 * channels
+        reduction_before = False
+        self.cells = nn.ModuleList()
+        for index in range(num_cells):
+            reduction = index in reduction_cells(num_cells)
+            channels *= 1 + reduction
+            operations = space.reduce if reduction else space.normal
+            cell = make_cell(operations, before2, before1, channels, reduction, reduction_before)
+            cell.recompute, cell.dropout_on_reduce = recompute, dropout_on_reduce
+            self.cells.append(cell)
+            before2, before1, reduction_before = before1, NUM_NODES * channels, reduction
+        self.classifier = nn.Linear(before1, num_classes)
+        for cell_type, operations in (("normal", space.normal), ("reduce", space.reduce)):
+            kept = _kept(operations)
+            self.register_parameter(
+                f"alphas_{cell_type}", nn.Parameter(alpha_init_scale * torch.randn(kept.shape).where(kept, 0.0))
+            )
+            self.register_buffer(f"kept_{cell_type}", kept, persistent=False)
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """The alphas: normal, reduction."""
+        return [self.alphas_normal, self.alphas_reduce]
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """Everything that trains but the alphas."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("alphas_")]
+
+    def set_skip_dropout(self, rate: float) -> None:
+        """From now on, in training mode, zero each element that passes a stride-1 skip-connect with this probability.
+
+        Raises:
+            ValueError: a rate outside [0, 1).
+        """
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"rate: {rate} is not in [0, 1)")
+        self.skip_dropout = rate
+
+    def mixing(self) -> Mixing:
+        """The weights of the candidate operations: the softmax of each edge's alphas, zero in the padding."""
+        normal, reduce = (
+            alphas.masked_fill(~kept, -torch.inf).softmax(dim=-1)
+            for alphas, kept in ((self.alphas_normal, self.kept_normal), (self.alphas_reduce, self.kept_reduce))
+        )
+        return normal, reduce
+
+    def probs(self) -> tuple[Probs, Probs]:
+        """The mixing weights, normal and reduction, per edge by operation name."""
+        with torch.no_grad():
+            normal, reduce = (weights.tolist() for weights in self.mixing())
+        return _by_name(self.space.normal, normal), _by_name(self.space.reduce, reduce)
+
+    def one_hot_mixing(self, genotype: Genotype) -> Mixing:
+        """The mixing weights that make this network the genotype's: one for its operations, zero for all else.
+
+        Raises:
+            ValueError: the genotype uses an operation that its edge does not offer.
+        """
+        normal, reduce = (
+            _one_hot(cell_type, operations, cell, alphas)
+            for cell_type, operations, cell, alphas in (
+                ("normal", self.space.normal, genotype.normal, self.alphas_normal),
+                ("reduce", self.space.reduce, genotype.reduce, self.alphas_reduce),
+            )
+        )
+        return normal, reduce
+
+    def spread(self, mixing: Mixing) -> list[Tensor]:
+        """The weights of each cell: those of its type."""
+        return [mixing[cell.reduction] for cell in self._cells()]
+
+    def forward(self, images: Tensor, mixing: Mixing | list[Tensor] | None = None) -> Tensor:
+        """Logits. `mixing` replaces the softmax of the alphas, e.g. by `one_hot_mixing`; its padding must be zero. A list has the
+        weights of every cell, as from `spread`."""
+        if self.precision == "bf16":
+            with torch.autocast(images.device.type, torch.bfloat16):
+                return self._logits(images, mixing).to(self.classifier.weight.dtype)
+        return self._logits(images, mixing)
+
+    def _logits(self, images: Tensor, mixing: Mixing | list[Tensor] | None) -> Tensor:
+        mixing = self.mixing() if mixing is None else mixing
+        fast = self.evaluation == "fast"
+        before1: Tensor = self.stem(channels_last(images) if fast else images)
+        if fast:
+            before1 = as_nodes(before1)
+        elif self.channels_last:
+            before1 = channels_last(before1)
+        before2 = before1
+        kept = 1.0 - self.skip_dropout
+        for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
+            masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if fast else before1)
+            # The fast evaluation never has the output of a stride-2 skip-connect in memory, so it cannot drop elements of it.
+            if fast and not (cell.reduction and cell.dropout_on_reduce and masks is not None):
+                out = cell.fast(before2, before1, weights, masks, kept)
+            else:
+                share = torch.full((), kept, dtype=weights.dtype, device=weights.device)  # compiled code is good for every rate
+                images2, images1 = (joined(before2), joined(before1)) if fast else (before2, before1)
+                out = cell(images2, images1, weights, masks, share)
+                out = as_nodes(out) if fast else out
+            before2, before1 = before1, out
+        pooled = before1.mean(dim=(2, 3)).transpose(0, 1).flatten(1) if fast else before1.mean(dim=(2, 3))
+        logits: Tensor = self.classifier(pooled)
+        return logits
+
+    def _cells(self) -> Iterator[Cell]:
+        for cell in self.cells:
+            assert isinstance(cell, Cell)
+            yield cell
+
+    def _skip_masks(self, cell: Cell, before1: Tensor) -> Tensor | None:
+        """A mask of kept elements per skip edge, drawn in one go so that every way to evaluate a cell uses the same masks."""
+        if not self.training or self.skip_dropout == 0.0 or not cell.skip_edges:
+            return None
+        scale = 2 if cell.reduction else 1  # in a reduction cell all skip-connects end at half the resolution
+        batch, _, height, width = before1.shape
+        shape = (len(cell.skip_edges), batch, -(-height // scale), -(-width // scale), cell.channels)
+        masks = torch.empty(shape, dtype=torch.bool, device=before1.device)
+        masks.bernoulli_(1.0 - self.skip_dropout, generator=self.dropout_generator)
+        return masks.permute(0, 1, 4, 2, 3)
+
+
+def as_nodes(images: Tensor) -> Tensor:
+    """Images as a single node: (1, batch, height, width, channels)."""
+    return images.permute(0, 2, 3, 1).contiguous().unsqueeze(0)
+
+
+def joined(nodes: Tensor) -> Tensor:
+    """Nodes, (nodes, batch, height, width, channels), as images: side by side along the channels."""
+    return nodes.permute(1, 0, 4, 2, 3).flatten(1, 2)
+
+
+def _kept(operations: CellOps) -> Tensor:
+    """True for an operation, False for padding; a row per edge."""
+    width = max(len(names) for names in operations)
+    return torch.tensor([[column < len(names) for column in range(width)] for names in operations])
+
+
+def _by_name(operations: CellOps, weights: list[list[float]]) -> Probs:
+    return tuple(dict(zip(names, row, strict=False)) for names, row in zip(operations, weights, strict=True))
+
+
+def _one_hot(cell_type: str, operations: CellOps, cell: CellGenotype, alphas: Tensor) -> Tensor:
+    weights = torch.zeros_like(alphas, requires_grad=False)
+    for index, (name, source) in enumerate(cell.edges):
+        edge = EDGES.index((source, index // 2))
+        if name not in operations[edge]:
+            raise ValueError(
+                f"{cell_type} cell, edge {edge}: the network does not offer {name}, only {', '.join(operations[edge])}"
+            )
+        weights[edge, operations[edge].index(name)] = 1.0
+    return weights

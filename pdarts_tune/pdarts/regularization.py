@@ -1,0 +1,61 @@
+"""Idea 3 of P-DARTS, search space regularization: keep skip-connects from taking over (section 3.3).
+
+Two parts: dropout on the skip-connects while searching, and architecture refinement, a fixed number of them in the result.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pdarts_tune.pdarts.genotype import CellGenotype, Probs, derive_cell
+from pdarts_tune.pdarts.progressive_depth import Stage
+from pdarts_tune.pdarts.space import EDGES
+
+
+def skip_dropout(stage: Stage, epoch: int) -> float:
+    """The dropout rate on skip-connects in one epoch of a stage; `epoch` counts from 0.
+
+    Linear while the alphas are frozen, `p (E - 1 - e) / E`, then back to p and exponential, `p exp(-decay (e - warmup))`. Without
+    `dropout_restart` the exponential starts from where the line has come to, `p (E - 1 - warmup) / E`.
+
+    Raises:
+        ValueError: the stage has no such epoch.
+    """
+    if not 0 <= epoch < stage.epochs:
+        raise ValueError(f"epoch: {epoch} is not between 0 and {stage.epochs - 1}")
+    if epoch < stage.warmup_epochs:
+        return stage.skip_dropout * (stage.epochs - 1 - epoch) / stage.epochs
+    start = stage.skip_dropout
+    if not stage.dropout_restart and stage.warmup_epochs > 0:
+        start *= (stage.epochs - 1 - stage.warmup_epochs) / stage.epochs
+    return start * math.exp(-stage.dropout_decay * (epoch - stage.warmup_epochs))
+
+
+def limit_skips(probs: Probs, max_skips: int) -> CellGenotype:
+    """Derives a cell with at most `max_skips` skip-connects (architecture refinement).
+
+    While the derived cell has more, the weakest skip-connect among *its* edges loses its probability and the whole cell is
+    derived again: both the operations and the edges may change, and a new skip-connect may enter. Every step takes a
+    skip-connect from one edge for good, so it ends after at most 14 steps.
+
+    Raises:
+        ValueError: `max_skips` is negative, or no cell with so few skip-connects can be derived from these candidates.
+    """
+    if max_skips < 0:
+        raise ValueError(f"max_skips: {max_skips} is negative")
+    left = [dict(edge) for edge in probs]
+    cell = derive_cell(tuple(left))
+    while cell.skips > max_skips:
+        chosen = [
+            EDGES.index((source, position // 2))
+            for position, (operation, source) in enumerate(cell.edges)
+            if operation == "skip_connect"
+        ]
+        weakest = min(chosen, key=lambda edge: left[edge]["skip_connect"])
+        # Removed, not set to 0: where a skip's probability had rounded to 1.0 the others are 0 too, and it would stay chosen.
+        del left[weakest]["skip_connect"]
+        try:
+            cell = derive_cell(tuple(left))
+        except ValueError as error:
+            raise ValueError(f"max_skips: {max_skips} cannot be reached, {error}") from None
+    return cell

@@ -1,0 +1,278 @@
+"""The columns of the five Parquet tables: types, units and what each one means. Every file carries this description.
+
+A change here is a change of what other people's scripts rely on: count SCHEMA_VERSION up and say why in the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pdarts_tune.pdarts.space import PRIMITIVES
+
+SCHEMA_VERSION = 2
+# Files of version 1 are read as well: there the seconds and peaks of searches and their epochs held the diagnostics, whose seconds
+# the readers of results.py take off.
+STATUSES = ("completed", "failed", "out_of_memory", "running")
+
+_TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
+_TIME = pa.timestamp("ms", tz="UTC")
+# Compact types only in the table that has thousands of rows a trial. Parquet files are small either way, but in memory a narrow
+# integer is a trap: NumPy wraps around silently (int8: 3 * 100 is 44), and categories do not join as text does.
+_SMALL, _REPEATED = pa.int16(), pa.dictionary(pa.int32(), pa.string())
+_FLAG = pa.bool_()
+_NUMBERS, _FLAGS = pa.list_(pa.float64()), pa.list_(pa.bool_())
+
+
+def _column(name: str, kind: Any, unit: str, description: str, *, optional: bool = False, choices: Sequence[str] = ()) -> Any:
+    metadata = {"description": description, "unit": unit} | ({"choices": ",".join(choices)} if choices else {})
+    return pa.field(name, kind, nullable=optional, metadata=metadata)
+
+
+def _later(name: str, kind: Any, unit: str, description: str, *, choices: Sequence[str] = ()) -> Any:
+    """A column that joined after the first results were written; files from before are read with nulls there."""
+    field = _column(name, kind, unit, description, optional=True, choices=choices)
+    return field.with_metadata({**field.metadata, b"later": b"yes"})
+
+
+def _stage(kind: Any = _INTEGER) -> Any:
+    return _column(
+        "stage",
+        kind,
+        "index from 1",
+        "stage of the search, or candidate of a random search; 0: drawn without a search",
+    )
+
+
+def _epoch(kind: Any = _INTEGER) -> Any:
+    return _column("epoch", kind, "index from 0", "epoch in the stage, counted as the schedules' formulas count")
+
+
+def _trial_id(what: str = "the trial") -> Any:
+    return _column("trial_id", _TEXT, "text", f"{what}; also the name of the file")
+
+
+def _run_columns() -> list[Any]:
+    return [
+        _column("device", _TEXT, "text", "the device that it ran on, as its driver names it", optional=True),
+        _column("started", _TIME, "UTC", "start of the first attempt"),
+        _column("finished", _TIME, "UTC", "end; null while it runs", optional=True),
+        _column("attempts", _INTEGER, "count", "how often it was started, 1 if nothing went wrong"),
+        _column("seconds", _NUMBER, "seconds", "time spent training and validating alone, all attempts", optional=True),
+        _PEAK_BYTES,
+    ]
+
+
+def _execution_columns() -> list[Any]:
+    """See `execution.Execution`."""
+    return [
+        _later("cell_evaluation", _TEXT, "text", "how cells of the search network are computed", choices=("fast", "plain")),
+        _later("recompute", _FLAG, "flag", "whether fast cells keep less for backward and compute it again"),
+        _later("precision", _TEXT, "text", "fp32, or bf16: mixed precision", choices=("fp32", "bf16")),
+        _later("tf32", _FLAG, "flag", "whether products and convolutions on CUDA round to TensorFloat-32"),
+        _later("compile", _FLAG, "flag", "whether cells are compiled"),
+        _later("channels_last", _FLAG, "flag", "whether images are in channels-last memory from the stem on"),
+        _later("deterministic", _FLAG, "flag", "whether only deterministic algorithms are allowed"),
+    ]
+
+
+def _operation_counts() -> list[Any]:
+    """Of all operations but the skip-connect, whose columns came first."""
+    cells = {"normal": "the normal cell derived now, before refinement", "reduce": "the reduction cell derived now"}
+    names = [name for name in PRIMITIVES if name not in ("none", "skip_connect")]
+    return [
+        _column(f"{cell}_{name}_count", _INTEGER, "count", f"{name} in {what}") for cell, what in cells.items() for name in names
+    ]
+
+
+def _agreements() -> list[Any]:
+    what = "cosine between the alphas' gradients of"
+    return [
+        _column("normal_agreement", _NUMBER, "cosine", f"mean {what} all pairs of normal cells; null if one cell", optional=True),
+        _column("normal_first_last", _NUMBER, "cosine", f"{what} the first and the last normal cell; null if one", optional=True),
+        _column("reduce_agreement", _NUMBER, "cosine", f"{what} the two reduction cells", optional=True),
+    ]
+
+
+_DERIVED_EPOCH = "at a stage's last epoch, the epoch whose alphas decide; earlier after an early stop. Null at other epochs"
+
+_PEAK_BYTES = _column(
+    "peak_bytes",
+    _INTEGER,
+    "bytes",
+    "most memory in use at once, diagnostics apart: on a GPU that of its tensors, on a CPU that of the whole process; null where "
+    "not measured",
+    optional=True,
+)
+_GENOTYPE_ID = _column("genotype_id", _TEXT, "text", "names the genotype by its content")
+_PARAMS = _column("params", _INTEGER, "count", "weights of the evaluation network, without the auxiliary head")
+_MACS = _column("macs", _INTEGER, "count", "multiply-accumulates of convolutions and linear layers for one image")
+_SEEDS = [
+    _column("seed", _INTEGER, "number", "initial weights and alphas, batch order, augmentation, dropout masks"),
+    _column("split_seed", _INTEGER, "number", "which images train, and which validate"),
+]
+_LEFT_OUT = _later("left_out", _INTEGER, "images", "images that cannot be used and were left out; null where it is not known")
+_MOMENTS = [
+    _later("mean", _NUMBERS, "fraction", "per channel, what is taken from images scaled to [0, 1]; null where it is not known"),
+    _later("std", _NUMBERS, "fraction", "per channel, what images are then divided by; null where it is not known"),
+]
+_STATUS = _column("status", _TEXT, "text", "how it stands", choices=STATUSES)
+
+_COLUMNS: dict[str, list[Any]] = {
+    "trials": [
+        _column("study", _TEXT, "text", "the study"),
+        _column("variant", _TEXT, "text", "the variant: one visible difference from the study's base configuration"),
+        _trial_id(),
+        *_SEEDS,
+        _STATUS,
+        _column("error", _TEXT, "text", "message of the error that ended it; null if none did", optional=True),
+        _column("method", _TEXT, "text", "how the genotype is found, a name of methods.py; random: drawn, without a search"),
+        _column("data", _TEXT, "text", "the data set"),
+        _column("depths", _TEXT, "cells", "depth of each stage's search network, such as 5-11-17"),
+        _column("operations", _TEXT, "count", "candidate operations per edge in each stage, such as 8-5-3"),
+        _column("skip_dropout", _TEXT, "rate", "initial dropout on skip-connects in each stage, such as 0.0-0.4-0.7"),
+        _column("epochs", _TEXT, "epochs", "epochs of each stage, such as 25-25-25"),
+        _column("max_skips", _INTEGER, "count", "skip-connects allowed in the normal cell"),
+        _column("channels", _INTEGER, "count", "initial channels of the search network"),
+        _column("batch_size", _INTEGER, "images", "images a batch"),
+        *_execution_columns(),
+        _column("config", _TEXT, "JSON", "the whole configuration"),
+        _column("config_id", _TEXT, "text", "names the configuration by its content"),
+        _column("commit", _TEXT, "text", "commit of the code; `unknown` outside its repository", optional=True),
+        _column("versions", _TEXT, "JSON", "versions of Python and of the libraries"),
+        *_run_columns(),
+        _LEFT_OUT,
+        *_MOMENTS,
+        _later("diagnostic_seconds", _NUMBER, "seconds", "beside seconds, spent on diagnostics: the sum of its epochs'"),
+    ],
+    "epochs": [
+        _trial_id(),
+        _stage(),
+        _epoch(),
+        _column("phase", _TEXT, "text", "what trains: weights alone, or weights and alphas", choices=("weights", "both")),
+        _column("train_loss", _NUMBER, "nats", "cross-entropy on the images that train weights, while training"),
+        _column("train_accuracy", _NUMBER, "fraction", "accuracy on the images that train weights, while training"),
+        _column(
+            "validation_loss",
+            _NUMBER,
+            "nats",
+            "cross-entropy of the search network on the validation images (SNAS: a sample a batch)",
+        ),
+        _column("validation_accuracy", _NUMBER, "fraction", "accuracy of the search network on the validation images"),
+        _column("learning_rate", _NUMBER, "rate", "learning rate of the weights"),
+        _column("skip_dropout", _NUMBER, "rate", "dropout on skip-connects"),
+        _column("seconds", _NUMBER, "seconds", "time of the epoch's training and validation alone"),
+        _column("diagnostic_seconds", _NUMBER, "seconds", "beside these, spent on inherited accuracy, agreement and eigenvalue"),
+        _column("images_per_second", _NUMBER, "images/second", "images that trained weights, over the training time"),
+        _PEAK_BYTES,
+        _column("normal_skip_count", _INTEGER, "count", "skip-connects of the normal cell derived now, before refinement"),
+        _column("reduce_skip_count", _INTEGER, "count", "skip-connects of the reduction cell derived now"),
+        _column("normal_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the normal cell's edges"),
+        _column("reduce_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the reduction cell's edges"),
+        *_operation_counts(),
+        _column(
+            "collapsed", _FLAG, "flag", "whether more than half of the normal cell derived now, before refinement, is skip-connects"
+        ),
+        _column("alpha_entropy", _NUMBER, "nats", "mean entropy of the operation probabilities over both cells' edges"),
+        _column(
+            "alpha_margin",
+            _NUMBER,
+            "probability",
+            "best operation's probability less the second's, mean over edges with a choice; null if there is none",
+            optional=True,
+        ),
+        _column(
+            "inherited_accuracy",
+            _NUMBER,
+            "fraction",
+            "validation accuracy of the cell derived now in the network's weights; null in epochs without a look",
+            optional=True,
+        ),
+        *_agreements(),
+        _column(
+            "hessian_eigenvalue",
+            _NUMBER,
+            "nats",
+            "largest eigenvalue of the validation loss's Hessian by the alphas; null unless asked for",
+            optional=True,
+        ),
+        _column("derived_epoch", _INTEGER, "index from 0", _DERIVED_EPOCH, optional=True),
+        _column("finished", _TIME, "UTC", "end of the epoch"),
+        _later("diagnostic_peak_bytes", _INTEGER, "bytes", "the same as peak_bytes of the diagnostics; null where there were none"),
+    ],
+    "alphas": [
+        _column("trial_id", _REPEATED, "text", "the trial; also the name of the file"),
+        _stage(_SMALL),
+        _epoch(_SMALL),
+        _column("cell", _REPEATED, "text", "the cell type", choices=("normal", "reduce")),
+        _column("edge", _SMALL, "index from 0", "edge, in the order of space.EDGES"),
+        _column("source", _SMALL, "index from 0", "state that the edge reads: 0 and 1 are the inputs, 2 to 5 the nodes"),
+        _column("node", _SMALL, "index from 0", "node that the edge leads to"),
+        _column("operation", _REPEATED, "text", "candidate operation"),
+        _column("alpha", _NUMBER, "logit", "architecture parameter"),
+        _column("probability", _NUMBER, "probability", "softmax(alpha) over the edge's candidate operations"),
+        _column("edge_weight", _NUMBER, "weight", "the edge's weight in its node; null where edges have none", optional=True),
+    ],
+    "genotypes": [
+        _trial_id(),
+        _stage(),
+        _column("max_skips", _INTEGER, "count", "skip-connects allowed in the normal cell"),
+        _GENOTYPE_ID,
+        _column("genotype", _TEXT, "text", "the genotype as DARTS-family code prints it"),
+        _column("skips", _INTEGER, "count", "skip-connects of the normal cell"),
+        _column("depth", _INTEGER, "edges", "longest path of the normal cell"),
+        _column("width", _NUMBER, "nodes", "width of the normal cell"),
+        _PARAMS,
+        _MACS,
+        _column(
+            "inherited_accuracy",
+            _NUMBER,
+            "fraction",
+            "validation accuracy of the derived cell in the search network's weights, before any retraining",
+            optional=True,
+        ),
+    ],
+    "evaluations": [
+        _GENOTYPE_ID,
+        _trial_id("this evaluation, not the search that found the genotype"),
+        _column("data", _TEXT, "text", "the data set"),
+        _column("recipe", _TEXT, "text", "name of the training recipe"),
+        _column("recipe_id", _TEXT, "text", "names the recipe by its content, without data set and seeds"),
+        _column("config", _TEXT, "JSON", "the whole configuration"),
+        *_SEEDS,
+        _STATUS,
+        _column("failure", _TEXT, "text", "message of the error that ended it; null if none did", optional=True),
+        _column("epochs", _INTEGER, "epochs", "epochs to train"),
+        _column("accuracy", _NUMBER, "fraction", "of the last epoch's network on the test images: what is reported", optional=True),
+        _column("top5_accuracy", _NUMBER, "fraction", "the right class among the five most probable ones", optional=True),
+        _column("error_percent", _NUMBER, "percent", "100 (1 - accuracy)", optional=True),
+        _column("loss", _NUMBER, "nats", "cross-entropy of the last epoch's network on the test images", optional=True),
+        _column("last_validation_accuracy", _NUMBER, "fraction", "after the last epoch", optional=True),
+        _column("best_validation_accuracy", _NUMBER, "fraction", "of the best epoch; never reported as the result", optional=True),
+        _column("best_epoch", _INTEGER, "index from 0", "epoch with the best validation accuracy", optional=True),
+        _column("train_accuracies", _NUMBERS, "fraction", "training accuracy, epoch by epoch", optional=True),
+        _column("validation_accuracies", _NUMBERS, "fraction", "epoch by epoch; null without a validation part", optional=True),
+        _column("correct", _FLAGS, "flag", "whether each test image is classified rightly, in the set's order", optional=True),
+        _PARAMS.with_nullable(True),  # null where the evaluation never got as far
+        _MACS.with_nullable(True),
+        *_run_columns(),
+        _LEFT_OUT,
+        _later("shared", _INTEGER, "images", "test images that are among the training images too; null where it is not known"),
+        *_MOMENTS,
+    ],
+}
+
+SCHEMAS: Mapping[str, Any] = {
+    table: pa.schema(columns, metadata={"table": table, "schema_version": str(SCHEMA_VERSION)})
+    for table, columns in _COLUMNS.items()
+}
+
+PRIMARY_KEYS: Mapping[str, tuple[str, ...]] = {
+    "trials": ("trial_id",),
+    "epochs": ("trial_id", "stage", "epoch"),
+    "alphas": ("trial_id", "stage", "epoch", "cell", "edge", "operation"),
+    "genotypes": ("trial_id", "stage", "max_skips"),
+    "evaluations": ("trial_id",),
+}

@@ -1,0 +1,209 @@
+"""Where results are: a folder, of this machine or of a file system that all nodes share, or an object store such as S3.
+
+A `Storage` reads and writes whole files by names below one location. A write replaces the file as a whole or not at all, whenever
+the process dies: a folder gets a temporary file that is renamed, an object store makes an upload visible when it is complete.
+Credentials come from the environment alone (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, or
+a role), so that neither tables nor configurations can hold them; every process opens the location for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pdarts_tune.config.serialize import ConfigError
+
+OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss", "az")
+
+
+def is_remote(location: Path | str | Storage) -> bool:
+    """Whether a location is a URI, such as s3://bucket/folder, rather than a path."""
+    return "://" in str(location)
+
+
+class Storage:
+    """Files below a location.
+
+    Args:
+        location: a path, or a URI of any file system that pyarrow or fsspec knows.
+
+    Raises:
+        ConfigError: a URI that holds a password, or of a kind that is not known.
+        OSError (all methods): the location cannot be read or written.
+    """
+
+    def __init__(self, location: Path | str | Storage) -> None:
+        self.location = str(location) if is_remote(location) else os.fspath(Path(str(location)).absolute())
+        self.path = Path(self.location)  # has a meaning where the location is not remote
+        self.is_remote = is_remote(location)
+        if self.is_remote:
+            self.location = self.location.rstrip("/")
+            open_filesystem(self.location)
+
+    def __str__(self) -> str:
+        return self.location
+
+    @property
+    def name(self) -> str:
+        """The last part of the location."""
+        return self.location.rsplit("/", 1)[-1]
+
+    def below(self, name: str) -> Storage:
+        return Storage(f"{self.location}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError where there is no such file."""
+        if not self.is_remote:
+            return (self.path / name).read_bytes()
+        filesystem, root = open_filesystem(self.location)
+        with filesystem.open_input_stream(f"{root}/{name}") as stream:
+            content: bytes = stream.read()
+        return content
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """Writes the whole file, in place of what was there; a reader sees the old content or the new."""
+        if not self.is_remote:
+            _write_file(self.path / name, content)
+            return
+        filesystem, root = open_filesystem(self.location)
+        if self.location.split("://", 1)[0] in OBJECT_STORES:
+            with filesystem.open_output_stream(f"{root}/{name}") as stream:
+                stream.write(content)
+            return
+        folder, _, file = f"{root}/{name}".rpartition("/")
+        part = f"{folder}/.{file}.{secrets.token_hex(4)}.tmp"
+        filesystem.create_dir(folder, recursive=True)
+        with filesystem.open_output_stream(part) as stream:
+            stream.write(content)
+        filesystem.move(part, f"{root}/{name}")
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        """The files of a folder by name, each with a text that changes when the file does; nothing if there is no such folder.
+
+        Temporary files, whose names start with a dot, are not among them.
+        """
+        return {name: f"{modified}-{size}" for name, (modified, size) in self._list(folder).items()}
+
+    def stamp(self, name: str) -> str:
+        """That of one file; empty if there is none."""
+        if not self.is_remote:
+            try:
+                state = (self.path / name).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return ""
+            return f"{state.st_mtime_ns}-{state.st_size}"
+        from pyarrow.fs import FileType
+
+        filesystem, root = open_filesystem(self.location)
+        info = filesystem.get_file_info(f"{root}/{name}")
+        return f"{info.mtime_ns}-{info.size}" if info.type == FileType.File else ""
+
+    def folders(self) -> list[str]:
+        """The names of the folders in it, in order."""
+        if not self.is_remote:
+            return sorted(path.name for path in self.path.iterdir() if path.is_dir()) if self.path.is_dir() else []
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, root = open_filesystem(self.location)
+        infos = filesystem.get_file_info(FileSelector(root, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == FileType.Directory)
+
+    def used(self) -> tuple[int, int]:
+        """Bytes and number of all files in it."""
+        if not self.is_remote:
+            sizes = [path.stat().st_size for path in self.path.rglob("*") if path.is_file()]
+        else:
+            from pyarrow.fs import FileSelector, FileType
+
+            filesystem, root = open_filesystem(self.location)
+            infos = filesystem.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
+            sizes = [info.size for info in infos if info.type == FileType.File]
+        return sum(sizes), len(sizes)
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if there is one."""
+        if not self.is_remote:
+            (self.path / name).unlink(missing_ok=True)
+            return
+        if self.stamp(name):
+            filesystem, root = open_filesystem(self.location)
+            filesystem.delete_file(f"{root}/{name}")
+
+    def copy_down(self, folder: str, target: Path) -> None:
+        """Copies the files of a folder, without its folders, to `target` on this machine."""
+        for name in self._list(folder):
+            _write_file(target / name, self.read(f"{folder}/{name}" if folder else name))
+
+    def _list(self, folder: str) -> dict[str, tuple[int, int]]:
+        if not self.is_remote:
+            try:
+                with os.scandir(self.path / folder) as entries:
+                    states = [(entry.name, entry.stat()) for entry in entries if entry.name[0] != "." and entry.is_file()]
+            except FileNotFoundError:
+                return {}
+            return {name: (state.st_mtime_ns, state.st_size) for name, state in sorted(states)}
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, root = open_filesystem(self.location)
+        infos = filesystem.get_file_info(FileSelector(f"{root}/{folder}".rstrip("/"), allow_not_found=True))
+        files = [info for info in infos if info.type == FileType.File and not info.base_name.startswith(".")]
+        return {info.base_name: (info.mtime_ns, info.size) for info in sorted(files, key=lambda info: info.base_name)}
+
+
+@lru_cache(maxsize=64)
+def open_filesystem(location: str) -> tuple[Any, str]:
+    """The pyarrow file system of a URI, and the path in it.
+
+    Raises:
+        ConfigError: the URI holds a password, or is of a kind that is not known.
+    """
+    from pyarrow import ArrowException, fs
+
+    scheme, _, rest = location.partition("://")
+    if "@" in rest.split("/", 1)[0]:
+        raise ConfigError(f"results: a {scheme}:// location must not hold credentials; give them in the environment")
+    try:
+        if scheme == "s3":
+            # Delayed: one request for a small file in place of three, with the same guarantee when the stream is closed.
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+            return fs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True), rest
+        if scheme in ("gs", "gcs", "hdfs", "viewfs"):
+            filesystem, path = fs.FileSystem.from_uri(location)
+            return filesystem, path
+        import fsspec
+
+        handler = fs.FSSpecHandler(fsspec.filesystem(scheme))
+        return fs.PyFileSystem(handler), fsspec.core.strip_protocol(location)
+    except (ValueError, ImportError, OSError, ArrowException) as error:
+        raise ConfigError(f"results: cannot open {location}: {' '.join(str(error).split())}") from None
+
+
+def _write_file(path: Path, content: bytes | memoryview) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each write: two processes that wrote one temporary file could mix their bytes.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the file system of a folder, or of the nearest one above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,292 @@
+"""DARTS' second order: the gradient of the alphas through one unrolled step of the weights (Liu et al., 2019, section 2.3).
+
+Both functions take losses as functions without arguments, so that they know nothing of networks. A loss must be the same function
+at each call (same images, same dropout masks): a finite difference of two different draws would be noise over a small number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pdarts_tune.config.methods import SecondOrder, Snas
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.networks.build import clip_gradients
+from pdarts_tune.networks.supernet import Mixing, Supernet
+from pdarts_tune.pdarts.progressive_depth import Stage
+from pdarts_tune.search.snas import PENALTY_WEIGHTS, expected_cost, relative_costs, sample_mixing, temperature
+
+# MERGED DOCSTRING
+# What a search method brings to the stage loop: how one step of weights and alphas goes.
+#
+# The loop calls `train_alphas` and `train_weights` and need not know which method it runs.
+
+Loss = Callable[[], Tensor]
+
+
+def mixed_product(
+    loss: Loss, weights: Sequence[nn.Parameter], alphas: Sequence[nn.Parameter], vector: Sequence[Tensor], distance: float
+) -> list[Tensor]:
+    """The second derivative of the loss by alphas and weights, times a vector shaped like the weights (equation 8).
+
+    A central difference of the alphas' gradient: weights are moved by `distance` to either side along the vector, and put back to
+    the very bits. Only first derivatives are taken, so any evaluation of the network will do. Returns a tensor for each of the
+    alphas.
+
+    On smooth networks it is within 1e-4 of the exact product at the paper's distance, 0.01. A search network is not smooth: at each
+    ReLU whose sign changes on the way, the alphas' gradient jumps, and of jumps the exact product at a point knows nothing. On new
+    networks of the laptop preset (8 operations, batch 64) the two have a cosine of 0.3 at 0.01 and are four to five times the
+    product's norm apart; a smaller distance divides fewer jumps by a smaller number and is further off, in float64 as well.
+    """
+    saved = [weight.detach().clone() for weight in weights]
+    norm = torch.stack([part.norm() for part in vector]).norm()
+    # A vector of zeros has the product zero; the smallest positive number keeps 0 / 0 out of it.
+    step = distance / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    sides = []
+    for sign in (1, -1):
+        _assign(weights, [weight + sign * step * part for weight, part in zip(saved, vector, strict=True)])
+        sides.append(torch.autograd.grad(loss(), list(alphas)))
+    _assign(weights, saved)
+    return [(above - below) / (2 * step) for above, below in zip(*sides, strict=True)]
+
+
+def unrolled_gradient(
+    train_loss: Loss,
+    validation_loss: Loss,
+    weights: Sequence[nn.Parameter],
+    alphas: Sequence[nn.Parameter],
+    update: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    learning_rate: float,
+    distance: float,
+) -> list[Tensor]:
+    """The alphas' gradient of the validation loss at the weights that one training step would lead to (equation 7).
+
+    Args:
+        update: what the weights' optimizer makes of a gradient before it multiplies by the learning rate (momentum, weight
+            decay), a tensor for each weight.
+        learning_rate: the step of the weights, xi in the paper.
+        distance: see `mixed_product`.
+
+    Returns:
+        A tensor for each of the alphas. The weights are as before.
+    """
+    saved = [weight.detach().clone() for weight in weights]
+    steps = update(torch.autograd.grad(train_loss(), list(weights)))
+    _assign(weights, [weight - learning_rate * step for weight, step in zip(saved, steps, strict=True)])
+    gradients = torch.autograd.grad(validation_loss(), [*alphas, *weights])
+    at_alphas, at_weights = gradients[: len(alphas)], gradients[len(alphas) :]
+    _assign(weights, saved)
+    products = mixed_product(train_loss, weights, alphas, at_weights, distance)
+    return [direct - learning_rate * product for direct, product in zip(at_alphas, products, strict=True)]
+
+
+def _assign(weights: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Passes in training mode that leave the batch norms' running statistics and counters as they are."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
+Batch = tuple[Tensor, Tensor]  # images, labels
+
+
+class Alternating:
+    """Weights and alphas take turns, each step with the other group fixed: P-DARTS, DARTS' first order, PC-DARTS."""
+
+    trains_alphas_apart = True  # on images of their own, before each step of the weights
+
+    def __init__(
+        self, network: Supernet, weight_optimizer: torch.optim.Optimizer, alpha_optimizer: torch.optim.Optimizer, clip: float
+    ) -> None:
+        self.network = network
+        self.weight_optimizer = weight_optimizer
+        self.alpha_optimizer = alpha_optimizer
+        self.clip = clip  # largest norm of a gradient, for weights and for alphas
+        self.weights = network.weight_parameters()
+        self.alphas = network.arch_parameters()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the steps of an epoch, counted from 0 in its stage."""
+
+    def sampler(self, seed: int) -> Callable[[], Mixing] | None:  # noqa: ARG002
+        """What draws the mixing weights that the network is validated with; None: they are the softmax of the alphas."""
+        return None
+
+    def train_alphas(self, batch: Batch, weight_batch: Batch) -> None:  # noqa: ARG002
+        """One step of the alphas on their own images; `weight_batch` is what the weights train on next."""
+        self._step(batch, self.alpha_optimizer, self.alphas, self.weights)
+
+    def train_weights(self, batch: Batch, both: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """One step of the weights; `both` where alphas train in this epoch. Returns the loss (scalar) and the logits."""
+        return self._step(batch, self.weight_optimizer, self.weights, self.alphas)
+
+    def _step(
+        self, batch: Batch, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter], fixed: list[nn.Parameter]
+    ) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        require_gradients(trained, True)
+        require_gradients(fixed, False)  # no work is spent on them
+        optimizer.zero_grad()
+        logits = self.network(images)
+        loss = cross_entropy(logits, labels)
+        loss.backward()
+        clip_gradients(trained, self.clip)
+        optimizer.step()
+        return loss.detach(), logits.detach()
+
+
+class Unrolled(Alternating):
+    """DARTS' second order. An alpha step takes four passes forward and back through the network where first order takes one."""
+
+    def __init__(
+        self,
+        network: Supernet,
+        weight_optimizer: torch.optim.Optimizer,
+        alpha_optimizer: torch.optim.Optimizer,
+        clip: float,
+        method: SecondOrder,
+    ) -> None:
+        super().__init__(network, weight_optimizer, alpha_optimizer, clip)
+        self.method = method
+
+    def train_alphas(self, batch: Batch, weight_batch: Batch) -> None:
+        require_gradients(self.weights, True)
+        require_gradients(self.alphas, True)
+        generator = self.network.dropout_generator
+        assert generator is not None
+        before = after = generator.get_state()
+
+        def train_loss() -> Tensor:
+            generator.set_state(before)  # the same masks at each call: else their noise would be divided by the small step
+            return cross_entropy(self.network(weight_batch[0]), weight_batch[1])
+
+        def validation_loss() -> Tensor:
+            nonlocal after
+            loss = cross_entropy(self.network(batch[0]), batch[1])
+            after = generator.get_state()
+            return loss
+
+        with frozen_statistics(self.network):
+            gradients = unrolled_gradient(
+                train_loss,
+                validation_loss,
+                self.weights,
+                self.alphas,
+                self._update,
+                self.weight_optimizer.param_groups[0]["lr"],
+                self.method.finite_difference,
+            )
+        generator.set_state(after)
+        for parameter, gradient in zip(self.alphas, gradients, strict=True):
+            parameter.grad = gradient
+        clip_gradients(self.alphas, self.clip)
+        self.alpha_optimizer.step()
+
+    def _update(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """What momentum and weight decay make of a gradient (PyTorch's SGD)."""
+        (group,) = self.weight_optimizer.param_groups
+        steps = []
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            step = gradient + group["weight_decay"] * weight.detach()
+            buffer = self.weight_optimizer.state[weight].get("momentum_buffer")
+            steps.append(step if buffer is None else step + group["momentum"] * buffer)
+        return steps
+
+
+class Sampled(Alternating):
+    """SNAS: a step samples an architecture, and weights and alphas descend the same loss on the same images."""
+
+    trains_alphas_apart = False
+
+    def __init__(
+        self,
+        network: Supernet,
+        weight_optimizer: torch.optim.Optimizer,
+        alpha_optimizer: torch.optim.Optimizer,
+        clip: float,
+        method: Snas,
+        stage: Stage,
+        image_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(network, weight_optimizer, alpha_optimizer, clip)
+        self.method = method
+        self.stage = stage
+        self.generator = generator
+        self.temperature = method.temperature
+        self.penalty = PENALTY_WEIGHTS[method.penalty]
+        self.costs = relative_costs(network, image_size)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.temperature = temperature(self.method, self.stage, epoch)
+
+    def sampler(self, seed: int) -> Callable[[], Mixing] | None:
+        """Architectures sampled at this epoch's temperature: the weights were trained in such, and in no average of them."""
+        generator = torch.Generator(self.generator.device).manual_seed(seed)
+        return lambda: sample_mixing(self.network, self.temperature, generator)
+
+    def train_weights(self, batch: Batch, both: bool) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        require_gradients(self.weights, True)
+        require_gradients(self.alphas, both)
+        self.weight_optimizer.zero_grad()
+        self.alpha_optimizer.zero_grad()
+        logits = self.network(images, sample_mixing(self.network, self.temperature, self.generator))
+        loss = cross_entropy(logits, labels)
+        total = loss
+        if both and self.penalty:
+            total = loss + self.penalty * expected_cost(self.network.mixing(), self.costs)
+        total.backward()
+        clip_gradients(self.weights, self.clip)
+        self.weight_optimizer.step()
+        if both:
+            clip_gradients(self.alphas, self.clip)
+            self.alpha_optimizer.step()
+        return loss.detach(), logits.detach()
+
+
+def build_steps(
+    config: SearchConfig,
+    stage: Stage,
+    network: Supernet,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    image_size: int,
+    generator: torch.Generator,
+) -> Alternating:
+    """The steps of the configuration's method.
+
+    Args:
+        optimizers: of weights and of alphas.
+        image_size: side of the images, in pixels.
+        generator: of sampled architectures.
+    """
+    method, (weight_optimizer, alpha_optimizer) = config.method, optimizers
+    clip = config.gradient_clip
+    if isinstance(method, SecondOrder):
+        return Unrolled(network, weight_optimizer, alpha_optimizer, clip, method)
+    if isinstance(method, Snas):
+        return Sampled(network, weight_optimizer, alpha_optimizer, clip, method, stage, image_size, generator)
+    return Alternating(network, weight_optimizer, alpha_optimizer, clip)
+
+
+def require_gradients(parameters: Sequence[nn.Parameter], on: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(on)

@@ -1,0 +1,308 @@
+"""Runs a study: every search as a Ray Tune trial, then every distinct genotype, then the report. One command line for all studies.
+
+The same command continues a study that was stopped or killed, and extends one whose seeds or variants were added: what runs is
+what the tables say is missing. Ray, torch and MLflow are imported when work starts, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pdarts_tune.config.command_line import parse
+from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.execution import Execution
+from pdarts_tune.config.methods import Given
+from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.study.locking import STOPPED, ClusterLostError, exclusive, explain_storage_error, stop_on_signals
+from pdarts_tune.study.plan import Plan, Study, define, describe, make_plan
+
+NOBODY_READS = 141  # as a shell reports a process that SIGPIPE ended
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of every study."""
+
+    preset: str = "laptop"
+    """How large: smoke, laptop, cifar-mini or paper."""
+    results: str = "results"
+    """Folder for tables, report and MLflow store, or s3://BUCKET/FOLDER or another file system's; a study in it is continued."""
+    data: str | None = None
+    """Data set: digits, cifar10, cifar100, imagenet, folder:PATH (train/ and val/) or parquet:PATH (train and test files). Several,
+    separated by commas: searches are on the first, genotypes are evaluated on each."""
+    variants: str | None = None
+    """Run only these, separated by commas."""
+    genotypes: str | None = None
+    """Search nothing, evaluate these: published names, genotype files, random:SEED or folders of studies, separated by commas, each
+    as SOURCE or NAME=SOURCE."""
+    seeds: int | None = None
+    """Searches per variant."""
+    evaluation_seeds: int | None = None
+    """Trainings from scratch per distinct genotype."""
+    samples: int | None = None
+    """Schedules that schedule_search.py tries."""
+    reuse: str | None = None
+    """Folders of studies, separated by commas, whose finished searches and evaluations of the same configuration are taken over
+    rather than run again, such as results/depth_gap: the base stands in most studies."""
+    gpus_per_trial: float | None = None
+    """GPUs for each trial where the cluster has any; 0.5 puts two trials on one. Without it, as follows from predicted memory."""
+    max_failures: int = 2
+    """How often a trial that fails or loses its process is started again, from its last epoch."""
+    execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = DEFAULT_EXECUTION
+    memory_limit: int | None = None
+    """Bytes that a stage of a search may take, by prediction; a search that needs more ends as out_of_memory."""
+    image_size: int | None = None
+    """Stream images, cropped to so many pixels: for sets of larger images, or of several sizes."""
+    skip_bad_images: bool = False
+    """Leave out, and count, images that cannot be read; one such image is else an error."""
+    address: str | None = None
+    """A running Ray cluster, e.g. auto or ray://head:10001; without it, this machine."""
+    tracking_uri: str | None = None
+    """MLflow store or server; without it, a sqlite file in the results folder."""
+    keep_weights: bool = False
+    """Keep the weights that each trial ends with, in weights/; genotypes and alphas are in the tables anyway."""
+    dry_run: bool = False
+    """Print the trials, what each changes, and the bytes, seconds and disk that the study will take; then stop."""
+    probe_seconds: float = 120.0
+    """How long a dry run may time steps on this device; stages that it does not get to are scaled from the others. 0: no times."""
+    print_config: bool = False
+    """Print the whole study as it is resolved, as JSON, then stop."""
+
+
+def main(study: Study, arguments: Sequence[str] | None = None) -> None:
+    """The command line of a study. Exits with 0, 1 (a trial failed), 2 (bad input) or 130 (stopped by Ctrl-C or SIGTERM)."""
+    settings = parse(Arguments, arguments, prog=f"{study.name}.py", description=study.question)
+    try:
+        if settings.genotypes:
+            from pdarts_tune.evaluation.genotype_source import named_genotypes
+        plan = make_plan(
+            study,
+            settings.preset,
+            data=settings.data,
+            variants=settings.variants,
+            memory_limit=settings.memory_limit,
+            image_size=settings.image_size,
+            skip_bad_images=settings.skip_bad_images,
+            execution=settings.execution,
+            genotypes=named_genotypes(settings.genotypes) if settings.genotypes else None,
+            seeds=settings.seeds,
+            evaluation_seeds=settings.evaluation_seeds,
+            samples=settings.samples,
+        )
+        if settings.dry_run:
+            _check_inputs(plan, settings)
+            _forecast(plan, settings)
+            return
+        if settings.print_config:
+            print(
+                json.dumps(
+                    _check_inputs(plan, settings) | {"seeds": plan.seeds, "evaluation_seeds": plan.evaluation_seeds}, indent=1
+                )
+            )
+            sys.stdout.flush()
+            return
+        failed = run_study(plan, settings)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues the study from the last finished epochs", file=sys.stderr)
+        sys.exit(STOPPED)
+    except ClusterLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        if not (settings.dry_run or settings.print_config):
+            raise  # a running study has other pipes than its output
+        # Who read the output, such as `head`, has gone; what is still buffered must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NOBODY_READS)
+    except OSError as error:
+        explanation = explain_storage_error(error)
+        if explanation is None:
+            raise
+        print(f"error: {explanation}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(1 if failed else 0)
+
+
+def _forecast(plan: Plan, settings: Arguments) -> None:
+    """Prints what a dry run says: the trials, what each changes, and what they will take."""
+    print(describe(plan, f"{settings.results}/{plan.study.name}"))
+    from pdarts_tune.study.run import find_same, missing_trials, open_sources, study_is_done
+
+    folder = Storage(settings.results).below(plan.study.name)
+    if study_is_done(plan, folder):
+        print("\nall of them done, and their evaluations; nothing is left to run")
+        return
+    if settings.reuse:
+        same = find_same(missing_trials(plan.searches(), "trials", folder), open_sources(settings.reuse, folder))
+        print(
+            f"\n{len(same)} searches would be taken over from {settings.reuse}, and what it has evaluated of their "
+            "genotypes; the forecast counts them as if they ran"
+        )
+    from pdarts_tune.study.forecast import forecast_here
+
+    print(f"\n{forecast_here(plan, settings.probe_seconds)}", flush=True)
+
+
+def run_study(plan: Plan, settings: Arguments) -> int:
+    """Runs what is missing of the study and returns how many of its trials failed.
+
+    Raises:
+        ConfigError: bad input, found before anything is started or written.
+        KeyboardInterrupt: stopped; everything up to the last finished epoch of each trial is on disk.
+        OSError: the results cannot be written any more.
+    """
+    folder = Storage(settings.results).below(plan.study.name)
+    _check_inputs(plan, settings)
+    with exclusive(folder), stop_on_signals() as signals:
+        definition = _merge_definition(plan, settings)  # as it is now: another driver may have added variants since the check
+        folder.remove(COMPLETED)
+        folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
+
+        from pdarts_tune.study.mlflow_mirror import Mirror, TrackingError, default_tracking_uri
+        from pdarts_tune.study.run import (
+            Demands,
+            failed_tables,
+            forget_checkpoints,
+            image_warnings,
+            open_sources,
+            over_limit,
+            run_missing,
+        )
+
+        uri = settings.tracking_uri or default_tracking_uri(settings.results)
+        mirror = Mirror(folder, uri)
+        try:
+            demands = Demands(
+                settings.address,
+                settings.gpus_per_trial,
+                settings.max_failures,
+                settings.keep_weights,
+                open_sources(settings.reuse, folder),
+            )
+            failed = of_trials = run_missing(plan, demands, folder, mirror, signals)
+        except KeyboardInterrupt:
+            with suppress(TrackingError):
+                mirror.stop()
+            raise
+        forget_checkpoints(folder)
+        try:
+            mirror.finish_patiently(ok=not failed)
+        except TrackingError as error:
+            print(f"warning: {error}; the tables are complete, the same command brings MLflow up to date", file=sys.stderr)
+            failed += 1
+        for line in image_warnings(folder):
+            print(f"warning: {line}", file=sys.stderr)
+        if plan.study.report and not _report(plan.study.report, folder):
+            failed += 1
+        print(f"\ntables   {settings.results}/{plan.study.name}/*/*.parquet")
+        if plan.study.report:
+            print(f"report   {settings.results}/{plan.study.name}/report/")
+        else:
+            print(f"report   python analysis/report.py --results {settings.results}")
+        print(f"compare  {uri}" if uri.startswith("http") else f"compare  mlflow ui --backend-store-uri {uri}")
+        size, files = folder.used()
+        print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
+        beyond = sorted(over_limit(folder) & {trial.trial_id for trial in plan.searches()})
+        if beyond:
+            print(f"memory   {len(beyond)} searches would take more than memory_limit: {', '.join(beyond)}")
+        if failed:
+            places = [f"the table {table}" for table in failed_tables(folder)] if of_trials else []
+            places += ["the lines above"] if failed > of_trials else []
+            print(f"failed   {failed} (the reasons are in {' and '.join(places)}; the same command tries again)")
+        else:
+            counts = {"searches": len(plan.searches()), "seeds": definition["seeds"], "finished": datetime.now(UTC).isoformat()}
+            folder.write(COMPLETED, json.dumps(counts, indent=1).encode())
+    return failed
+
+
+def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
+    """Everything that can be known to be wrong before work starts. Returns the definition that the folder shall remember."""
+    if settings.gpus_per_trial is not None and settings.gpus_per_trial <= 0:
+        raise ConfigError(f"gpus_per_trial: {settings.gpus_per_trial} is wrong, it must be more than 0")
+    if settings.max_failures < 0:
+        raise ConfigError(f"max_failures: {settings.max_failures} is wrong, it must be at least 0")
+    if plan.study.report and not plan.study.report.exists():
+        raise ConfigError(f"the report script {plan.study.report} is not there")
+    results = Storage(settings.results)
+    if settings.reuse is not None:
+        from pdarts_tune.study.run import open_sources
+
+        if plan.study.adaptive:
+            raise ConfigError(f"reuse: {plan.study.name} chooses its schedules as results come in, so it can take over none")
+        if settings.keep_weights:
+            raise ConfigError("reuse: takes over rows of tables and no weights; leave out either it or --keep-weights")
+        open_sources(settings.reuse, results.below(plan.study.name))
+    if plan.study.adaptive and results.is_remote:
+        raise ConfigError(f"results: {settings.results} is wrong for this study, what Optuna knows needs a folder")
+    if not results.is_remote and results.path.exists() and not results.path.is_dir():
+        raise ConfigError(f"results: {settings.results} is a file, it must be a folder")
+    if settings.tracking_uri is None:
+        from pdarts_tune.study.mlflow_mirror import default_tracking_uri
+
+        default_tracking_uri(settings.results)
+    definition = _merge_definition(plan, settings)
+
+    from pdarts_tune.data.datasets import DatasetInfo, check_dataset
+    from pdarts_tune.networks.cost import check_madds
+    from pdarts_tune.results.tables import table_file
+
+    for trial in plan.searches():
+        table_file(plan.study.name, "trials", trial.trial_id)  # a variant's name becomes part of file names
+
+    def check_data(config: SearchConfig | EvalConfig) -> DatasetInfo:
+        counts = config.train_images, config.test_images
+        return check_dataset(config.data, *counts, config.image_size, skip_bad_images=config.skip_bad_images)
+
+    check_data(plan.base)
+    for recipe in plan.recipes:
+        info = check_data(recipe)
+        for variant in plan.variants:
+            method = variant.search.method
+            if isinstance(method, Given):
+                check_madds(Genotype.parse(method.genotype), recipe, info, variant.name)
+    return definition
+
+
+def _merge_definition(plan: Plan, settings: Arguments) -> dict[str, Any]:
+    """What the folder's definition shall be: what it is now, with the plan's variants and seeds. ConfigError if they do not fit."""
+    try:
+        found = Storage(settings.results).below(plan.study.name).read(DEFINITION)
+    except FileNotFoundError:
+        found = None
+    except OSError as error:
+        raise ConfigError(f"results: {settings.results} cannot be read ({' '.join(str(error).split())})") from None
+    return check_definition(define(plan), found, f"{settings.results}/{plan.study.name}")
+
+
+def _report(script: Path, folder: Storage) -> bool:
+    """Runs the report script on the tables, on a copy of them where they are in an object store. Returns whether it worked."""
+    print(flush=True)
+    if not folder.is_remote:
+        return subprocess.run([sys.executable, script, "--results", folder.path.parent], check=False).returncode == 0
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / folder.name
+        for part in ("", "trials", "epochs", "alphas", "genotypes", "evaluations"):
+            folder.copy_down(part, copy / part)
+        done = subprocess.run([sys.executable, script, "--results", name], check=False)
+        for path in sorted((copy / "report").glob("*.*")):
+            folder.write(f"report/{path.name}", path.read_bytes())
+    return done.returncode == 0

@@ -1,0 +1,407 @@
+"""How long a step takes on the device at hand: three of them are timed, on noise in the shape of the images."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.methods import Given, RandomSampling, plan_rounds, trains_alphas
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError, to_dict
+from pdarts_tune.data.datasets import DatasetInfo, check_dataset
+from pdarts_tune.evaluation.job import EvalJob, write_eval_row
+from pdarts_tune.evaluation.training import autocast
+from pdarts_tune.networks.build import build_network, build_optimizers
+from pdarts_tune.networks.cost import check_madds, even_space, network_shape, predict_evaluation_bytes, predict_stage_bytes
+from pdarts_tune.networks.evaluation_network import EvalNetwork
+from pdarts_tune.networks.runtime import keep_freed_memory, switched
+from pdarts_tune.pdarts.genotype import Genotype, random_genotype
+from pdarts_tune.pdarts.progressive_depth import CELL_OVERHEAD, Stage
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.search.diagnostics import look_every, look_steps
+from pdarts_tune.search.steps import build_steps
+from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
+from pdarts_tune.study.sweep import gpu_fraction, trials_that_fit
+
+# MERGED DOCSTRING
+# The mobile setting's limit on multiply-adds, kept before a training starts and not found out after it.
+# MERGED DOCSTRING
+# What a study will take, before it is started: bytes and seconds of every stage, GPU-hours, disk, trials on one GPU.
+#
+# Bytes are predicted from shapes; seconds from three steps of each distinct stage on the device at hand.
+
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of one batch."""
+
+    weights: float  # a step of the weights alone
+    both: float  # a step of the weights and one of the alphas
+    forward: float  # without training
+
+
+def probe_stage(config: SearchConfig, stage: Stage, info: DatasetInfo, device: torch.device) -> StepTimes:
+    """Times a stage of a search, its operations spread evenly over the edges."""
+    space = even_space(stage.operations)
+    network = build_network(config, space, stage.cells, info.num_classes, info.in_channels, seed=0).to(device)
+    network.dropout_generator = torch.Generator(device).manual_seed(0)
+    network.set_skip_dropout(stage.skip_dropout)
+    steps = build_steps(
+        config, stage, network, build_optimizers(config, network), info.image_size, torch.Generator(device).manual_seed(0)
+    )
+    batch = _noise(config.batch_size, info, device)
+    learns = trains_alphas(config.method)
+
+    def both() -> None:
+        if learns and steps.trains_alphas_apart:
+            steps.train_alphas(batch, batch)
+        steps.train_weights(batch, learns)
+
+    with switched(config.execution, device):
+        steps.start_epoch(stage.epochs - 1)
+        weights = _time(lambda: steps.train_weights(batch, False), device)
+        together = _time(both, device) if stage.warmup_epochs < stage.epochs else weights
+        network.eval()
+        with torch.no_grad():
+            forward = _time(lambda: network(batch[0]), device)
+    return StepTimes(weights, together, forward)
+
+
+def probe_evaluation(genotype: Genotype, config: EvalConfig, info: DatasetInfo, device: torch.device) -> StepTimes:
+    """Times the training of a genotype from scratch; `both` is the same as `weights`."""
+    network = EvalNetwork(genotype, network_shape(genotype, config, info), auxiliary=config.auxiliary_weight > 0).to(device)
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
+    images, labels = _noise(config.batch_size, info, device)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        with autocast(config, device):
+            logits, auxiliary = network(images)
+        loss = cross_entropy(logits.float(), labels)
+        if auxiliary is not None:
+            loss = loss + config.auxiliary_weight * cross_entropy(auxiliary.float(), labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        optimizer.step()
+
+    weights = _time(train, device)
+    network.eval()
+    with torch.no_grad(), autocast(config, device):
+        forward = _time(lambda: network(images), device)
+    return StepTimes(weights, weights, forward)
+
+
+def _noise(count: int, info: DatasetInfo, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (count, info.in_channels, info.image_size, info.image_size)
+    images = torch.randn(shape, generator=generator, device=device)
+    return images, torch.randint(info.num_classes, (count,), generator=generator, device=device)
+
+
+def _time(step: Callable[[], object], device: torch.device) -> float:
+    """The median of three steps after one that warms up."""
+    seconds = []
+    for _ in range(1 + STEPS):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds[1:])[STEPS // 2]
+
+
+def refuse_large(trials: Sequence[EvalTrial], folder: Storage) -> list[EvalTrial]:
+    """Those of the trials whose networks the mobile setting allows; the others get a row that says why they were not trained.
+
+    Genotypes that are given are refused before a study starts. Those that it finds or draws are known only here.
+    """
+    allowed = []
+    for trial in trials:
+        config = trial.config
+        if config.stem != "imagenet":
+            allowed.append(trial)
+            continue
+        info = check_dataset(
+            config.data, config.train_images, config.test_images, config.image_size, skip_bad_images=config.skip_bad_images
+        )
+        genotype = Genotype.parse(trial.genotype)
+        try:
+            check_madds(genotype, config, info, f"genotype {genotype.genotype_id}")
+            allowed.append(trial)
+        except ConfigError as error:
+            job = EvalJob(trial.trial_id, str(folder), trial.genotype, to_dict(config))
+            write_eval_row(job, {"status": "failed", "failure": f"refused: {error}"}, "none", None, datetime.now(UTC), 1)
+    return allowed
+
+
+# Measured on the tables of a small study: what a trial's files take whatever is in them, and each further row of alphas and epochs.
+SEARCH_TABLE_BYTES, ALPHA_ROW_BYTES, EPOCH_ROW_BYTES, EVALUATION_TABLE_BYTES = 45_000, 21, 400, 16_000
+MIRROR_BYTES = 250_000  # of a trial in MLflow
+EIGENVALUE_STEPS = 13  # of the weights: what an estimate takes, 9 to 16 as measured
+KNOWN_GPU_BYTES = {"16 GB": 16 * 10**9, "24 GB": 24 * 10**9, "80 GB": 80 * 10**9}
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """One stage of a variant's searches. `seconds` is None where nothing was timed."""
+
+    needed_bytes: int
+    seconds: float | None  # of training and validation alone, as in the tables
+    timed: bool  # False: scaled from another stage's seconds
+    diagnostic_seconds: float = 0.0
+
+
+@dataclass
+class Forecaster:
+    """Predicts and times; stages of one shape are looked at once.
+
+    `patience` are the seconds that probing may take in all. What is not reached by then is scaled from what was.
+    """
+
+    device: torch.device
+    patience: float
+    _bytes: dict[str, int] = field(default_factory=dict)
+    _times: dict[str, StepTimes] = field(default_factory=dict)
+    _per_work: list[float] = field(default_factory=list)  # of what was timed: seconds of a weight step per unit of work
+    _spent: float = 0.0
+
+    def search_bytes(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> int:
+        key = _shape(config, stage, info)
+        if key not in self._bytes:
+            sizes = info.image_size, info.num_classes, info.in_channels
+            self._bytes[key] = predict_stage_bytes(config, stage, *sizes)
+        return self._bytes[key]
+
+    def search_needs(self, config: SearchConfig, info: DatasetInfo) -> int:
+        """Bytes of the largest stage; 0 if nothing is trained."""
+        return max((self.search_bytes(config, stage, info) for stage in _rounds(config)), default=0)
+
+    def search_stage(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> StageForecast:
+        times, timed = self._stage_times(config, stage, info)
+        needed = self.search_bytes(config, stage, info)
+        if times is None:
+            return StageForecast(needed, None, False)
+        steps, validation = _batches(config, info)
+        trained = steps * (stage.warmup_epochs * times.weights + (stage.epochs - stage.warmup_epochs) * times.both)
+        looking = _diagnostic_steps(config, stage, steps, validation) * times.weights
+        return StageForecast(needed, trained + stage.epochs * validation * times.forward, timed, looking)
+
+    def _stage_times(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> tuple[StepTimes | None, bool]:
+        key = _shape(config, stage, info)
+        work = stage.cells * (stage.operations + CELL_OVERHEAD) * config.batch_size * config.channels * info.image_size**2
+        if key not in self._times and self._spent < self.patience:
+            self._times[key] = self._watch(lambda: probe_stage(config, stage, info, self.device))
+            self._per_work.append(self._times[key].weights / work)
+        if key in self._times:
+            return self._times[key], True
+        if not self._per_work:
+            return None, False
+        weights = work * sorted(self._per_work)[len(self._per_work) // 2]
+        return StepTimes(weights, 2 * weights, weights / 3), False
+
+    def evaluation(self, genotype: Genotype, config: EvalConfig, info: DatasetInfo) -> StageForecast:
+        """Of a training from scratch."""
+        needed = predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config)
+        if self._spent >= self.patience:
+            return StageForecast(needed, None, False)
+        times = self._watch(lambda: probe_evaluation(genotype, config, info, self.device))
+        images = config.train_images or info.train_images
+        held_out = round(config.validation_fraction * images)
+        steps = math.ceil((images - held_out) / config.batch_size)
+        test = math.ceil((config.test_images or info.test_images) / config.batch_size)
+        validation = math.ceil(held_out / config.batch_size)
+        return StageForecast(
+            needed, config.epochs * (steps * times.weights + validation * times.forward) + test * times.forward, True
+        )
+
+    def _watch(self, probe: Callable[[], StepTimes]) -> StepTimes:
+        started = time.perf_counter()
+        times = probe()
+        self._spent += time.perf_counter() - started
+        return times
+
+
+def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, gpu_bytes: int | None) -> str:
+    """The text that a dry run adds to its list of trials.
+
+    Args:
+        infos: of every data set and resolution, by `data_key`.
+        gpu_bytes: memory of the GPU at hand; None: what would fit on usual ones is told.
+    """
+    lines, total, looking, unknown, needs = [], 0.0, 0.0, False, {}
+    counts = {variant.name: sum(trial.variant == variant.name for trial in plan.searches()) for variant in plan.variants}
+    width = max(len(name) for name in counts)
+    disk = 0
+    for variant in plan.variants:
+        config, info = variant.search, infos[data_key(variant.search)]
+        stages = [forecaster.search_stage(config, stage, info) for stage in _rounds(config)]
+        needs[variant.name] = max((stage.needed_bytes for stage in stages), default=0)
+        disk += counts[variant.name] * (_table_bytes(config) + MIRROR_BYTES)
+        seconds = None if any(stage.seconds is None for stage in stages) else sum(stage.seconds or 0.0 for stage in stages)
+        looks = counts[variant.name] * sum(stage.diagnostic_seconds for stage in stages)
+        looking += looks
+        total += counts[variant.name] * (seconds or 0.0) + looks
+        unknown |= seconds is None
+        parts = "   ".join(f"{show_bytes(stage.needed_bytes)} {_show_seconds(stage)}" for stage in _distinct(stages))
+        lines.append(f"  {variant.name:{width}}  {parts or 'nothing is trained'}")
+    searches = "time not probed"
+    if not unknown:
+        searches = f"{show_duration(total)} of one device, of which diagnostics take {show_duration(looking)}"
+    lines.append(
+        f"searches: {searches}; predicted peak bytes and seconds of each stage's training, {forecaster.device.type} (~: scaled)"
+    )
+    for recipe in plan.recipes:
+        info = infos[data_key(recipe)]
+        one = forecaster.evaluation(_example(plan), recipe, info)
+        count = plan.most_genotypes * plan.evaluation_seeds
+        total += count * (one.seconds or 0.0)
+        unknown |= one.seconds is None
+        disk += count * (EVALUATION_TABLE_BYTES + (recipe.test_images or info.test_images) // 8)
+        needs[f"{recipe.recipe} on {recipe.data}"] = one.needed_bytes
+        lines.append(
+            f"evaluations by {recipe.recipe} on {recipe.data}: {show_bytes(one.needed_bytes)}, {_show_seconds(one)} each, "
+            f"at most {count}"
+        )
+    device = "GPU" if forecaster.device.type == "cuda" else "CPU core"
+    hours = "not known in part" if unknown else f"{total / 3600:.3g} {device}-hours"
+    lines.append(f"total: {hours}; disk: about {show_bytes(disk)}, and a checkpoint for each trial that runs")
+    lines += _packing_lines(needs, gpu_bytes)
+    return "\n".join(lines)
+
+
+def forecast_here(plan: Plan, patience: float) -> str:
+    """The forecast for the device at hand, of which a trial has one: a GPU, or one core of a CPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    configs: list[SearchConfig | EvalConfig] = [plan.base, *(variant.search for variant in plan.variants), *plan.recipes]
+    infos = {data_key(config): _info(config) for config in configs}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as a trial does
+    try:
+        gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+        return forecast(plan, infos, Forecaster(device, patience), gpu_bytes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def predict_needs(trials: Sequence[SearchTrial | EvalTrial]) -> dict[str, int]:
+    """The device memory that each trial is predicted to take, in bytes, by trial id; 0 for those that train nothing."""
+    forecaster = Forecaster(torch.device("cpu"), 0.0)
+    needs = {}
+    for trial in trials:
+        info = _info(trial.config)
+        if isinstance(trial, SearchTrial):
+            needs[trial.trial_id] = forecaster.search_needs(trial.config, info)
+        else:
+            needs[trial.trial_id] = forecaster.evaluation(Genotype.parse(trial.genotype), trial.config, info).needed_bytes
+    return needs
+
+
+@lru_cache
+def _checked(name: str, train_images: int | None, test_images: int | None, image_size: int | None, skip_bad: bool) -> DatasetInfo:
+    return check_dataset(name, train_images, test_images, image_size, skip_bad_images=skip_bad)
+
+
+def _info(config: SearchConfig | EvalConfig) -> DatasetInfo:
+    return _checked(config.data, config.train_images, config.test_images, config.image_size, config.skip_bad_images)
+
+
+def data_key(config: SearchConfig | EvalConfig) -> str:
+    """Names a data set at a resolution."""
+    return f"{config.data} {config.image_size}"
+
+
+def show_bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def show_duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+def _packing_lines(needs: dict[str, int], gpu_bytes: int | None) -> list[str]:
+    devices = KNOWN_GPU_BYTES if gpu_bytes is None else {f"this GPU ({show_bytes(gpu_bytes)})": gpu_bytes}
+    lines = []
+    for name, size in devices.items():
+        fits = {what: trials_that_fit(needed, size) for what, needed in needs.items() if needed}
+        fewest, most = min(fits, key=fits.__getitem__), max(fits, key=fits.__getitem__)
+        too_large = [what for what, count in fits.items() if not count]
+        counts, shares = f"{fits[fewest]} trials", f"{gpu_fraction(needs[fewest], size):g}"
+        if fits[most] > fits[fewest]:
+            counts += f" ({fewest}) to {fits[most]} ({most})"
+            shares += f" to {gpu_fraction(needs[most], size):g}"
+        lines.append(
+            f"one GPU of {name}: {counts} at a time, {shares} of it each"
+            + (f"; too large for it: {', '.join(too_large)}" if too_large else "")
+        )
+    return lines
+
+
+def _rounds(config: SearchConfig) -> tuple[Stage, ...]:
+    return () if isinstance(config.method, RandomSampling | Given) else plan_rounds(config.method, config.stages)
+
+
+def _distinct(stages: list[StageForecast]) -> list[StageForecast]:
+    """Candidates of a random search are all alike: one of them is shown."""
+    return stages[:1] if len(set(stages)) == 1 and len(stages) > 4 else stages
+
+
+def _shape(config: SearchConfig, stage: Stage, info: DatasetInfo) -> str:
+    alike = (stage.cells, stage.operations, stage.skip_dropout > 0, stage.warmup_epochs < stage.epochs)
+    return repr((alike, config.channels, config.batch_size, config.method, config.execution, config.dropout_on_reduce, info))
+
+
+def _batches(config: SearchConfig, info: DatasetInfo) -> tuple[int, int]:
+    """Batches of an epoch and of its validation."""
+    images = config.train_images or info.train_images
+    held_out = round(config.validation_fraction * images)
+    half = (images - held_out) / 2
+    return math.ceil(half / config.batch_size), math.ceil((held_out or half) / config.batch_size)
+
+
+def _diagnostic_steps(config: SearchConfig, stage: Stage, steps: int, validation: int) -> float:
+    """What the diagnostics of a stage take, in steps of the weights; a random search has none."""
+    if not trains_alphas(config.method):
+        return 0.0
+    looks = math.ceil(stage.epochs / look_every(config, steps, validation))
+    eigenvalues = stage.epochs // config.eigenvalue_every if config.eigenvalue_every else 0
+    return looks * look_steps(steps, validation) + eigenvalues * EIGENVALUE_STEPS
+
+
+def _table_bytes(config: SearchConfig) -> int:
+    rounds = _rounds(config)
+    epochs = sum(stage.epochs for stage in rounds)
+    alphas = sum(stage.epochs * 28 * stage.operations for stage in rounds)
+    return SEARCH_TABLE_BYTES + EPOCH_ROW_BYTES * epochs + ALPHA_ROW_BYTES * alphas
+
+
+def _example(plan: Plan) -> Genotype:
+    """A genotype to size evaluations by: the first that is known, or one drawn with two skip-connects."""
+    known = [v.search.method.genotype for v in plan.variants if isinstance(v.search.method, Given)]
+    return Genotype.parse(known[0]) if known else random_genotype(random.Random(0), 2, exactly=True)
+
+
+def _show_seconds(stage: StageForecast) -> str:
+    if stage.seconds is None:
+        return "–"
+    return ("" if stage.timed else "~") + show_duration(stage.seconds)

@@ -1,0 +1,97 @@
+"""What protects a running study: one driver a folder, signals that stop it cleanly, and what is said when a disk is full."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.results.storage import Storage
+
+STOPPED = 130  # the exit code of a study that Ctrl-C or SIGTERM ended
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG)
+
+
+class ClusterLostError(RuntimeError):
+    """All nodes of a study's Ray cluster are gone. The message is one line."""
+
+
+@contextmanager
+def exclusive(storage: Storage) -> Iterator[None]:
+    """Holds a study's folder against a second driver, which would run every trial twice. Freed when the process ends.
+
+    An object store has no locks: there the guard is against drivers of the same user on the same machine alone.
+
+    Raises:
+        ConfigError: another process holds it, or the folder cannot be written.
+    """
+    if storage.is_remote:
+        name = hashlib.sha256(storage.location.encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir()) / f"pdarts_tune-{os.getuid()}-{name}.lock"
+    else:
+        path = storage.path / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise ConfigError(f"results: {path.parent} cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{storage}: another process is running this study here; wait for it or name another folder"
+            ) from None
+        yield
+
+
+class Signals:
+    """Ctrl-C, and SIGTERM, which clusters send before they take a node away: the first stops the study, the second at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def install(self) -> None:
+        """To be called again after what installs handlers of its own, as Ray's start does."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self.received += 1
+        if self.received > 1:
+            # Whatever is under way can be left: files are replaced as a whole, and Ray's processes end with this one.
+            os.write(2, b"\nstopped at once; the same command continues the study\n")
+            os._exit(STOPPED)
+        print("\nstopping; Ctrl-C once more stops at once", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Signals]:
+    """Handles both signals while the context lasts."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = Signals()
+    signals.install()
+    try:
+        yield signals
+    finally:
+        if not signals.received:  # else the process is about to end, and a second signal must not print a traceback
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def explain_storage_error(error: OSError) -> str | None:
+    """One line, where it is the disk or the permissions that are at fault; None: something else is wrong."""
+    if error.errno not in _OF_STORAGE and not (error.errno is None and "S3" in str(error)):
+        return None
+    where = f" ({error.filename})" if error.filename else ""
+    reason = error.strerror or " ".join(str(error).split())
+    return f"results cannot be written: {reason}{where}; when that is solved, the same command continues the study"

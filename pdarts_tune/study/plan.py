@@ -1,0 +1,377 @@
+"""What a study consists of, before anything runs: variants, trials, and the definition that a results folder remembers.
+
+Apart from study.py so that planning, `--dry-run` and `--help` need neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.execution import Execution
+from pdarts_tune.config.methods import Given, Method, RandomSampling, paired_variant
+from pdarts_tune.config.presets import PRESETS, Preset
+from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
+from pdarts_tune.config.serialize import ConfigError, absolute_name, check_types, config_id, content_id, to_dict
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.pdarts.progressive_depth import Stage
+
+# MERGED DOCSTRING
+# A plan in words: what each variant changes, and every trial of a study.
+
+_SETTINGS = (SearchConfig, EvalConfig, Execution, Stage, *get_args(Method))
+Made = TypeVar("Made")
+HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds none out to choose by
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One arm of an ablation: a search configuration that differs visibly from the study's base.
+
+    `skip_limits` are the limits M at which the genotypes of its searches are evaluated; nothing: at the configuration's own. The
+    limit changes what is derived from a search and not the search, so a sweep over it takes no further searches.
+    """
+
+    name: str
+    search: SearchConfig
+    skip_limits: tuple[int, ...] = ()
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        return self.skip_limits or (self.search.max_skips,)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A research question as data. `variants` makes the arms from a base configuration; the first is the one compared with.
+
+    `evaluations` makes the recipes that every genotype is trained by, from the preset's recipe and the names of the data sets that
+    were asked for (one or more); without it, the preset's recipe on each of them.
+    """
+
+    name: str
+    question: str
+    variants: Callable[[SearchConfig], Sequence[Variant]]
+    report: Path | None = None  # the analysis script that turns the tables into the answer
+    evaluations: Callable[[EvalConfig, Sequence[str]], Sequence[EvalConfig]] | None = None
+    adaptive: bool = False  # schedules are chosen as results come in (schedules.py), in place of each variant with each seed
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """One search of the study: a variant with a seed."""
+
+    trial_id: str
+    variant: str
+    config: SearchConfig
+
+
+def search_id(variant: str, seed: int) -> str:
+    """The trial id of a variant's search with a seed."""
+    return f"{variant}-seed{seed}"
+
+
+@dataclass(frozen=True)
+class EvalTrial:
+    """One training of a genotype from scratch."""
+
+    trial_id: str
+    genotype: str  # as text
+    config: EvalConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study at a size: everything that decides what its results are.
+
+    Raises:
+        ConfigError: no variants, two of one name, counts below 1, or a setting that no process could read back.
+    """
+
+    study: Study
+    variants: tuple[Variant, ...]
+    recipes: tuple[EvalConfig, ...]
+    base: SearchConfig
+    seeds: int
+    evaluation_seeds: int
+    samples: int = 1  # schedules of an adaptive study
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"variants: {', '.join(names) or 'none'}; a study needs at least one, each name once")
+        for variant in self.variants:
+            _check_readable(f"variant {variant.name}", variant.search)
+            if not all(limit in range(9) for limit in variant.limits):
+                raise ConfigError(
+                    f"skip_limits: {variant.limits} of variant {variant.name} are wrong, they must be between 0 and 8"
+                )
+            self._check_pair(variant)
+        for recipe in self.recipes:
+            _check_readable(f"recipe {recipe.recipe}", recipe)
+        if not self.recipes or len({(recipe.recipe_id, recipe.data) for recipe in self.recipes}) != len(self.recipes):
+            listed = ", ".join(f"{recipe.recipe} on {recipe.data}" for recipe in self.recipes)
+            raise ConfigError(f"evaluations: {listed or 'none'}; a study needs at least one, each once")
+        if self.study.adaptive and self.evaluation.validation_fraction == 0:
+            raise ConfigError("validation_fraction: 0 is wrong, schedules are chosen by the validation error of their evaluations")
+        for field in ("seeds", "evaluation_seeds", "samples"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}: {getattr(self, field)} is wrong, it must be at least 1")
+
+    def _check_pair(self, variant: Variant) -> None:
+        name = paired_variant(variant.search.method)
+        if name is None:
+            return
+        pair = next((other.search for other in self.variants if other.name == name), None)
+        if pair is None or isinstance(pair.method, Given | RandomSampling) or pair.max_skips != variant.search.max_skips:
+            raise ConfigError(
+                f"skips_of: variant {variant.name} draws as many skip-connects as the searches of {name!r} find, which must be "
+                f"one of the study's variants, run along with it, that searches under its max_skips ({variant.search.max_skips})"
+            )
+
+    @property
+    def evaluation(self) -> EvalConfig:
+        """The first of the recipes, by which variants are compared."""
+        return self.recipes[0]
+
+    def searches(self) -> list[SearchTrial]:
+        """Every search, seeds outermost, so that a study that is cut short still compares all its variants.
+
+        A genotype that is given needs no second seed: there is nothing that could come out differently.
+        """
+        return list(self._searches)
+
+    @cached_property
+    def _searches(self) -> tuple[SearchTrial, ...]:
+        return tuple(
+            SearchTrial(search_id(variant.name, seed), variant.name, replace(variant.search, seed=seed))
+            for seed in range(self.seeds)
+            for variant in self.variants
+            if seed == 0 or not isinstance(variant.search.method, Given)
+        )
+
+    def evaluations(self, genotypes: Mapping[str, str]) -> list[EvalTrial]:
+        """Every training from scratch: each distinct genotype (id to text) once for each recipe and evaluation seed."""
+        labels = [(recipe, self._recipe_label(recipe)) for recipe in self.recipes]
+        return [
+            EvalTrial(f"{genotype_id}-{label}-seed{seed}", text, replace(recipe, seed=seed))
+            for seed in range(self.evaluation_seeds)
+            for recipe, label in labels
+            for genotype_id, text in genotypes.items()
+        ]
+
+    @property
+    def most_genotypes(self) -> int:
+        """How many distinct genotypes there can be to evaluate."""
+        limits = {variant.name: len(variant.limits) for variant in self.variants}
+        return sum(limits[trial.variant] for trial in self.searches())
+
+    def _recipe_label(self, recipe: EvalConfig) -> str:
+        """Recipe, and data set where it is not that of the searches; a path is named by its content."""
+        if recipe.data == self.base.data:
+            return recipe.recipe_id
+        return f"{recipe.recipe_id}-{recipe.data if recipe.data.isalnum() else content_id(recipe.data)[:8]}"
+
+
+def make_plan(
+    study: Study,
+    preset: str,
+    *,
+    data: str | None = None,
+    variants: str | None = None,
+    seeds: int | None = None,
+    evaluation_seeds: int | None = None,
+    samples: int | None = None,
+    memory_limit: int | None = None,
+    image_size: int | None = None,
+    skip_bad_images: bool = False,
+    execution: Execution = DEFAULT_EXECUTION,
+    genotypes: Mapping[str, tuple[str, Genotype]] | None = None,
+) -> Plan:
+    """The study at the size of a preset, with what the command line overrides.
+
+    Args:
+        data: data sets, separated by commas. Searches are on the first; every genotype is evaluated on each of them.
+        image_size: stream images, cropped to so many pixels, in the searches and the evaluations.
+        skip_bad_images: in the searches and the evaluations leave out, and count, images that cannot be used.
+        genotypes: by variant name, with where they are from: evaluate these in place of the study's variants.
+
+    Raises:
+        ConfigError: an unknown preset or variant, or a configuration that makes no sense.
+    """
+    size: Preset = _choose("preset", preset, PRESETS)
+    sets = (size.search.data,) if data is None else tuple(map(absolute_name, data.split(",")))
+    base = replace(
+        size.search,
+        data=sets[0],
+        memory_limit=memory_limit,
+        image_size=image_size,
+        skip_bad_images=skip_bad_images,
+        execution=execution,
+    )
+    evaluation = replace(size.evaluation, data=sets[0])
+    if study.adaptive and evaluation.validation_fraction == 0:
+        evaluation = replace(evaluation, validation_fraction=HELD_OUT)
+    make_recipes = study.evaluations
+    if make_recipes:
+        recipes = _make(f"evaluations of {study.name}", lambda: make_recipes(evaluation, sets))
+    else:
+        recipes = [replace(evaluation, data=name) for name in sets]
+    recipes = [replace(recipe, skip_bad_images=skip_bad_images, image_size=image_size or recipe.image_size) for recipe in recipes]
+    arms = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else own_variants(study, base))}
+    if variants is not None:
+        arms = {name: _choose("variants", name, arms) for name in variants.split(",")}
+    return Plan(
+        study=study,
+        variants=tuple(arms.values()),
+        recipes=tuple(recipes),
+        base=base,
+        seeds=size.seeds if seeds is None else seeds,
+        evaluation_seeds=size.evaluation_seeds if evaluation_seeds is None else evaluation_seeds,
+        samples=size.samples if samples is None else samples,
+    )
+
+
+def _check_readable(what: str, config: Any) -> None:
+    """What is in a folder's definition stays there, so what every trial would refuse must not get in."""
+    try:
+        check_types(config)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
+def own_variants(study: Study, base: SearchConfig) -> Sequence[Variant]:
+    """The study's variants of a base configuration.
+
+    Raises:
+        ConfigError: a method, a stage or a configuration has a setting that is out of range, of a wrong type or unknown.
+    """
+    return _make(f"variants of {study.name}", lambda: study.variants(base))
+
+
+def _make(what: str, make: Callable[[], Made]) -> Made:
+    """What a study makes of settings, with errors of its settings as ConfigError."""
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from error
+    except TypeError as error:
+        found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if found:
+            raise ConfigError(f"{what}: {found[1]} has no setting {found[2]!r}{_known(found[1])}") from error
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            settings = frame.f_locals.get("self")
+            if frame.f_code.co_name == "__post_init__" and isinstance(settings, _SETTINGS):
+                _check_readable(what, settings)  # whose range could not be checked, for it is of a wrong type
+        raise  # not a setting: a mistake in the study's code, whose place the traceback shows
+
+
+def _known(name: str) -> str:
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in _SETTINGS}
+    settings = [field.name for field in dataclasses.fields(kinds[name]) if field.init] if name in kinds else []
+    return f", it has {', '.join(settings) or 'none'}" if name in kinds else ""
+
+
+def given_variants(genotypes: Mapping[str, tuple[str, Genotype]], base: SearchConfig) -> list[Variant]:
+    """Arms that search nothing: known genotypes, by the variant's name, with where they are from."""
+    return [
+        Variant(name, replace(base, method=Given(str(genotype), source), max_skips=genotype.normal.skips))
+        for name, (source, genotype) in genotypes.items()
+    ]
+
+
+def _choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise ConfigError(f"{what}: {name!r} is unknown, known are {', '.join(known)}")
+    return known[name]
+
+
+def define(plan: Plan) -> dict[str, Any]:
+    """What must not change under a results folder; seeds and variants may be added, and skip limits that are evaluated."""
+    definition: dict[str, Any] = {
+        "study": plan.study.name,
+        "variants": {variant.name: to_dict(variant.search) for variant in plan.variants},
+        "evaluation": to_dict(plan.evaluation),
+        "seeds": {},
+    }
+    if not plan.study.adaptive:  # whose trials follow from results, not from variants and seeds
+        searches = Counter(trial.variant for trial in plan.searches())
+        definition["seeds"] = {variant.name: searches[variant.name] for variant in plan.variants}
+    if len(plan.recipes) > 1:
+        definition["further_evaluations"] = [to_dict(recipe) for recipe in plan.recipes[1:]]
+    return definition
+
+
+_FURTHER = ("warmup_epochs", "dropout_decay", "dropout_restart")
+
+
+def describe(plan: Plan, folder: Path | str) -> str:
+    """The text that `--dry-run` prints: every trial with its difference from the base."""
+    searches = plan.searches()
+    product = f"{len(plan.variants)} variants x {plan.seeds} seeds"
+    if len(searches) < len(plan.variants) * plan.seeds:
+        product += " (a given genotype takes one)"
+    counts = (
+        f"{product} = {len(searches)} searches on {plan.base.data}; "
+        f"then each distinct genotype (at most {plan.most_genotypes}) x {plan.evaluation_seeds} evaluation seeds "
+        f"with recipe {' and '.join(f'{recipe.recipe_id} on {recipe.data}' for recipe in plan.recipes)}"
+    )
+    if plan.study.adaptive:
+        counts = f"{plan.samples} schedules on {plan.base.data}, the base's first, each evaluated by {plan.evaluation.recipe_id}"
+    base = (
+        f"base: {', '.join(f'{name} {value}' for name, value in stage_columns(plan.base).items())}; "
+        f"{plan.base.channels} channels, batch {plan.base.batch_size}, at most {plan.base.max_skips} skip-connects"
+    )
+    lines = [f"{plan.study.name}: {plan.study.question}", counts, base, f"results: {folder}", ""]
+    width = max(len(trial.trial_id) for trial in searches)
+    differences = {variant.name: difference(variant.search, plan.base) for variant in plan.variants}
+    lines += [f"  {t.trial_id:{width}}  {config_id(t.config)}  {differences[t.variant]}" for t in searches]
+    return "\n".join(lines)
+
+
+def difference(config: Any, base: Any) -> str:
+    """The fields in which two configurations differ, as `field: value (base value)`; stages are summed up by column."""
+    parts = []
+    for (name, value), (_, reference) in zip(_summary(config).items(), _summary(base).items(), strict=True):
+        if value != reference:
+            parts.append(f"{name} {value} (base: {reference})")
+    return "; ".join(parts) or "the base"
+
+
+def stage_columns(config: SearchConfig) -> dict[str, str]:
+    """The stage plan as it is printed and stored: one text per swept field, a number per stage, joined by dashes."""
+
+    def joined(field: str) -> str:
+        return "-".join(str(getattr(stage, field)) for stage in config.stages)
+
+    return {
+        "depths": joined("cells"),
+        "operations": joined("operations"),
+        "skip_dropout": joined("skip_dropout"),
+        "epochs": joined("epochs"),
+    }
+
+
+def _summary(config: SearchConfig) -> dict[str, Any]:
+    settings = to_dict(config)
+    del settings["stages"]
+    other = {f"stage {name}": [stage[name] for stage in to_dict(config)["stages"]] for name in _FURTHER}
+    execution: dict[str, Any] = settings.pop("execution")
+    settings["method"] = _in_words(settings["method"])
+    return stage_columns(config) | other | settings | execution
+
+
+def _in_words(method: dict[str, Any]) -> str:
+    """A method's name and settings; a genotype's text would fill three lines, and its source stands beside it."""
+    settings = [f"{name} {value}" for name, value in method.items() if name not in ("name", "genotype") and value != ""]
+    return f"{method['name']} ({', '.join(settings)})" if settings else str(method["name"])

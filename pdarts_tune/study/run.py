@@ -1,0 +1,348 @@
+"""What a study's tables say of it: which of its trials are finished, which are missing, and what they found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.methods import paired_variant
+from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.results.tables import read_rows, read_study_table, read_table, write_rows
+from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
+
+if TYPE_CHECKING:
+    from pdarts_tune.study.locking import Signals
+    from pdarts_tune.study.mlflow_mirror import Mirror
+
+# MERGED DOCSTRING
+# Takes over from other studies what they have finished and this one would only do again.
+#
+# Studies share arms: P-DARTS itself is the base of RQ1, RQ2 and RQ3. A search is taken over where its whole configuration, seeds
+# included, is the same; an evaluation where genotype and configuration are. Rows come as they are, with commit, device and times of
+# where they ran, under this study's names. A published copy calls data in files by their folder's name alone (`parquet:cifar10`),
+# so there the same name is taken for the same data.
+# MERGED DOCSTRING
+# Puts the trials that a study lacks into a Ray session. Ray and torch are imported only if there are some.
+
+_STATE = {"trials": ("trial_id", "status", "error"), "evaluations": ("trial_id", "status", "data", "left_out", "shared")}
+
+
+def missing_trials(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:
+    """Those of the trials that the table does not hold as completed or over their limit."""
+    finished = _finished(folder, table) | (over_limit(folder) if table == "trials" else set())
+    return [trial for trial in trials if trial.trial_id not in finished]
+
+
+def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
+    """The distinct genotypes (id to text) that the plan's finished searches ended with, at the skip limits of their variants."""
+    finished = _finished(folder, "trials")
+    if not finished:
+        return {}
+    limits = {variant.name: variant.limits for variant in plan.variants}
+    columns = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
+    rows = read_columns(
+        Storage(folder), "genotypes", *columns, max_skips=tuple(sorted({m for chosen in limits.values() for m in chosen}))
+    )
+    last = rows[rows.stage == rows.groupby("trial_id").stage.transform("max")]
+    found = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in last.itertuples(index=False)}
+    return dict(
+        found[trial.trial_id, limit] for trial in plan.searches() if trial.trial_id in finished for limit in limits[trial.variant]
+    )
+
+
+def study_is_done(plan: Plan, folder: Storage) -> bool:
+    """Whether the tables hold every search and every evaluation of the plan; never so where schedules are chosen on the way."""
+    if plan.study.adaptive or missing_trials(plan.searches(), "trials", folder):
+        return False
+    return not missing_trials(plan.evaluations(found_genotypes(plan, folder)), "evaluations", folder)
+
+
+def _finished(folder: Path | Storage, table: str) -> set[str]:
+    rows = read_columns(Storage(folder), table, *_STATE[table])
+    return set(rows.trial_id[rows.status == "completed"])
+
+
+def over_limit(folder: Path | Storage) -> set[str]:
+    """The searches that were ended because a stage would take more than their memory limit, as another attempt's would."""
+    rows = read_columns(Storage(folder), "trials", *_STATE["trials"])
+    return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError").fillna(False)])
+
+
+def failed_tables(folder: Path | Storage) -> list[str]:
+    """The tables that say why trials have failed."""
+    counts = {
+        table: set(rows.trial_id[rows.status.isin(["failed", "out_of_memory"])])
+        for table, rows in ((table, read_columns(Storage(folder), table, *columns)) for table, columns in _STATE.items())
+    }
+    counts["trials"] -= over_limit(folder)
+    return [table for table, trials in counts.items() if trials]
+
+
+def read_columns(folder: Storage, table: str, *columns: str, max_skips: tuple[int, ...] | None = None) -> pd.DataFrame:
+    """These columns of a table, read again only when one of its files has changed; no rows where there are no files.
+
+    Args:
+        max_skips: of `genotypes`, the rows at these limits alone.
+    """
+    return _read_once(folder.location, table, columns, max_skips, tuple(folder.stamps(table).items()))
+
+
+@lru_cache(maxsize=8)
+def _read_once(
+    location: str, table: str, columns: tuple[str, ...], max_skips: tuple[int, ...] | None, stamps: tuple[tuple[str, str], ...]
+) -> pd.DataFrame:
+    folder = Storage(location)
+    if not stamps:
+        return pd.DataFrame({column: pd.Series(dtype=str) for column in columns})
+    if not folder.is_remote:
+        return read_study_table(folder.path, table, columns, only={} if max_skips is None else {"max_skips": max_skips})
+    rows = read_table(folder, table, columns)
+    return rows if max_skips is None else rows[rows.max_skips.isin(max_skips)]
+
+
+def image_warnings(folder: Path | Storage) -> list[str]:
+    """What the evaluations found wrong with the images of their data sets: the processes that saw it have no terminal."""
+    columns = ["data", "left_out", "shared"]
+    counts = read_columns(Storage(folder), "evaluations", *_STATE["evaluations"])[columns].groupby("data").max()
+    says = {
+        "left_out": "images of {} cannot be used and were left out",
+        "shared": "of {}'s test images are among its training images too",
+    }
+    return [
+        f"{row[column]:.0f} {says[column].format(name)}" for name, row in counts.iterrows() for column in says if row[column] > 0
+    ]
+
+
+def forget_checkpoints(folder: Storage) -> None:
+    """Removes what trials left that were killed between their last row and the end."""
+    names = folder.stamps("checkpoints")
+    if names:
+        finished = _finished(folder, "trials") | _finished(folder, "evaluations")
+        for name in names:
+            if name.removesuffix(".pt") in finished:
+                folder.remove(f"checkpoints/{name}")
+
+
+_TABLES = ("epochs", "alphas", "genotypes", "trials")  # of a search; the row that says it is finished comes last
+
+
+def open_sources(reuse: str | None, folder: Storage) -> list[Storage]:
+    """The study folders that a command line names, separated by commas.
+
+    Raises:
+        ConfigError: one of them is no study's folder, or the study's own.
+    """
+    sources = [Storage(name) for name in reuse.split(",")] if reuse else []
+    for source in sources:
+        if "trials" not in source.folders():
+            raise ConfigError(f"reuse: {source} is not the folder of a study, it has no folder trials")
+        if source.location == folder.location:
+            raise ConfigError(f"reuse: {source} is the study itself, which is continued anyway")
+    return sources
+
+
+Same = tuple[SearchTrial | EvalTrial, Storage, str]
+
+
+def find_same(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage]) -> list[Same]:
+    """Those of the trials that a source has finished, with the first such source and the trial's id there.
+
+    Raises:
+        ConfigError: a source's table cannot be read.
+    """
+    same: dict[str, Same] = {}
+    for source in sources:
+        searches = _finished_searches(source) if any(isinstance(trial, SearchTrial) for trial in trials) else {}
+        trainings = _finished_evaluations(source) if any(isinstance(trial, EvalTrial) for trial in trials) else {}
+        for trial in trials:
+            for data in (trial.config.data, short_name(trial.config.data)):
+                if isinstance(trial, SearchTrial) and paired_variant(trial.config.method):
+                    there = None  # it follows from another search too, which need not be the same there
+                elif isinstance(trial, SearchTrial):
+                    there = searches.get(config_id(replace(trial.config, data=data)))
+                else:
+                    there = trainings.get((Genotype.parse(trial.genotype).genotype_id, replace(trial.config, data=data)))
+                if there is not None:
+                    same.setdefault(trial.trial_id, (trial, source, there))
+    return list(same.values())
+
+
+def _finished_searches(source: Storage) -> dict[str, str]:
+    """Trial ids by what names the configuration."""
+    rows = read_columns(source, "trials", "trial_id", "status", "config_id")
+    rows = rows[rows.status == "completed"]
+    return dict(zip(rows.config_id, rows.trial_id, strict=True))
+
+
+def _finished_evaluations(source: Storage) -> dict[tuple[str, EvalConfig], str]:
+    """Trial ids by genotype id and configuration."""
+    rows = read_columns(source, "evaluations", "trial_id", "status", "genotype_id", "config")
+    rows = rows[rows.status == "completed"]
+    configs = {text: from_dict(EvalConfig, json.loads(text)) for text in rows.config.unique()}
+    return dict(zip(zip(rows.genotype_id, rows.config.map(configs), strict=True), rows.trial_id, strict=True))
+
+
+def take_over(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage], folder: Storage) -> int:
+    """Writes the rows of those of the trials that a source has finished, and returns how many they are.
+
+    Raises:
+        ConfigError: a source's table cannot be read.
+    """
+    same = find_same(trials, sources)
+    for trial, source, there in same:
+        config = {"data": trial.config.data, "config": json.dumps(to_dict(trial.config))}
+        if isinstance(trial, EvalTrial):
+            _copy(source, there, folder, "evaluations", trial.trial_id, config)
+            continue
+        names = config | {"config_id": config_id(trial.config), "study": folder.name, "variant": trial.variant}
+        for table in _TABLES:
+            _copy(source, there, folder, table, trial.trial_id, names if table == "trials" else {})
+    return len(same)
+
+
+def _copy(source: Storage, there: str, folder: Storage, table: str, trial_id: str, names: dict[str, Any]) -> None:
+    rows = [row | names | {"trial_id": trial_id} for row in read_rows(source, table, there)]
+    if rows:  # a drawn genotype has no epochs
+        write_rows(folder, table, trial_id, rows)
+
+
+_NAMES = 8  # of missing trials that are printed
+
+
+@dataclass(frozen=True)
+class Demands:
+    """How trials are run, which no result depends on."""
+
+    address: str | None
+    gpus_per_trial: float | None
+    max_failures: int
+    keep_weights: bool
+    sources: Sequence[Storage] = ()  # studies whose finished trials are taken over
+
+
+def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, signals: Signals) -> int:
+    """Runs the trials that the tables do not hold, and returns how many failed. Starts Ray only if there are some."""
+
+    if plan.study.adaptive:
+        return _run_adaptive(plan, demands, folder, mirror, signals)
+
+    def lacking(trials: Sequence[SearchTrial | EvalTrial], table: str) -> list[SearchTrial | EvalTrial]:
+        missing = missing_trials(trials, table, folder)
+        taken = take_over(missing, demands.sources, folder) if demands.sources else 0
+        if taken:
+            what = "searches" if table == "trials" else "evaluations"
+            print(f"{taken} {what} taken over from {', '.join(map(str, demands.sources))}", flush=True)
+            return missing_trials(trials, table, folder)
+        return missing
+
+    searches = plan.searches()
+    missing = lacking(searches, "trials")
+    evaluations = [] if missing else plan.evaluations(found_genotypes(plan, folder))
+    if not missing and not lacking(evaluations, "evaluations"):
+        print(f"{len(searches)} searches and {len(evaluations)} evaluations, all of them done", flush=True)
+        return 0
+
+    from pdarts_tune.study.forecast import predict_needs, refuse_large
+    from pdarts_tune.study.mlflow_mirror import BackgroundMirror
+    from pdarts_tune.study.sweep import open_sweep
+
+    failed = 0
+    with (
+        BackgroundMirror(mirror) as background,
+        open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures, background.touch) as sweep,
+    ):
+        signals.install()  # again: Ray's start installs a handler that aborts
+
+        def run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str) -> int:
+            missing = lacking(trials, table)
+            refused = len(missing)
+            searches = [trial for trial in missing if isinstance(trial, SearchTrial)]
+            missing = [*searches, *refuse_large([trial for trial in missing if isinstance(trial, EvalTrial)], folder)]
+            refused -= len(missing)
+            if 0 < len(missing) < len(trials):
+                names = ", ".join(trial.trial_id for trial in missing[:_NAMES])
+                more = f" and {len(missing) - _NAMES} more" if len(missing) > _NAMES else ""
+                print(f"missing {what}: {names}{more}", flush=True)
+            needs = predict_needs(missing) if sweep.grants.gpu_bytes else {}
+            needed = [needs.get(trial.trial_id, 0) for trial in missing]
+            specs = [
+                _spec(trial, plan, folder, sweep.threads(need), need, demands.keep_weights)
+                for trial, need in zip(missing, needed, strict=True)
+            ]
+            return refused + sweep.run(specs, what, total=len(trials) - refused)
+
+        controls = [trial for trial in searches if paired_variant(trial.config.method)]  # whose pairs must be finished first
+        failed += run([trial for trial in searches if trial not in controls], "searches", "trials")
+        if controls:
+            failed += run(controls, "controls", "trials")
+        failed += run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations")
+    return failed
+
+
+def _run_adaptive(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, signals: Signals) -> int:
+    """Runs schedules until as many are finished as the plan has, and returns how many failed."""
+    from pdarts_tune.study.mlflow_mirror import BackgroundMirror
+    from pdarts_tune.study.schedule_search import run_schedules
+    from pdarts_tune.study.sweep import open_sweep
+
+    with (
+        BackgroundMirror(mirror) as background,
+        open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures, background.touch) as sweep,
+    ):
+        signals.install()
+        return run_schedules(plan, folder, sweep, _commit())
+
+
+def _spec(
+    trial: SearchTrial | EvalTrial, plan: Plan, folder: Storage, threads: int, needed_bytes: int, keep_weights: bool
+) -> dict[str, Any]:
+    from pdarts_tune.study.trainable import TrialSpec
+
+    if isinstance(trial, SearchTrial):
+        variant, genotype = trial.variant, ""
+    else:
+        variant, genotype = "", trial.genotype
+    return asdict(
+        TrialSpec(
+            trial_id=trial.trial_id,
+            study=plan.study.name,
+            variant=variant,
+            study_dir=str(folder),
+            config=to_dict(trial.config),
+            genotype=genotype,
+            threads=threads,
+            commit=_commit(),
+            needed_bytes=needed_bytes,
+            keep_weights=keep_weights,
+        )
+    )
+
+
+@cache
+def _commit() -> str:
+    """The commit of the code that runs, with + if it was changed; `unknown` where no repository holds this file.
+
+    A package that is installed below somebody else's repository, as in a `.venv`, is not of that repository's commit.
+    """
+    here = Path(__file__)
+    for command in (
+        ["ls-files", "--error-unmatch", here.name],
+        ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+    ):
+        try:
+            done = subprocess.run(["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=False)
+        except OSError:
+            return "unknown"
+        if done.returncode:
+            return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,153 @@
+"""Schedules of P-DARTS as points of a search space with conditional dimensions: 2, 3 or 4 stages, each with its depth, the
+operations dropped before it and its dropout, and the limit on skip-connects.
+
+The space is a function that asks a trial for one value after the other (Optuna's define-by-run), so that a third stage's depth
+exists only where there is a third stage.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import config_id, derive_seed, from_dict, to_dict
+from pdarts_tune.pdarts.progressive_depth import Stage, Stages
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.study.plan import Plan
+from pdarts_tune.study.sweep import Sweep
+from pdarts_tune.study.trainable import EVALUATED, OBJECTIVES, TrialSpec, run_schedule
+
+# MERGED DOCSTRING
+# The search of schedules: Optuna through Ray Tune, for a small evaluation error, short searches and little memory at once.
+#
+# What Optuna knows lives in `<study>/optuna.db`, written as it happens, so a driver that is killed loses nothing: the same command
+# goes on. Schedules that were under way are taken up again from their checkpoints, and Ray's own experiment state is not used.
+#
+# ASHA stops trainings from scratch that are behind others after the same number of epochs. There alone it is sound: they all follow
+# one recipe. It never compares searches by epochs: weights start anew in each stage, and accuracies of networks of another depth,
+# with other operations left or a stage fewer say nothing about which schedule is ahead. ASHA goes by one figure and
+# Optuna's pruners refuse several objectives, so it goes by the validation error, and a trial that it stops is told to Optuna with the error that it
+# had then: too high rather than too low.
+
+FEWEST_STAGES, MOST_STAGES = 2, 4
+FEWEST_OPERATIONS = 2  # of one there is nothing left to choose
+MOST_DROPPED = 5  # operations between two stages
+MOST_DROPOUT = 0.8
+MOST_SKIPS = 4
+
+Point = Mapping[str, int | float]
+
+
+class Suggester(Protocol):
+    """What is asked for values: an `optuna.Trial`, or anything like it."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+
+    def suggest_float(self, name: str, low: float, high: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class DepthRange:
+    """Cells that a stage's network may have."""
+
+    fewest: int
+    most: int
+
+
+def depth_range(stages: Stages) -> DepthRange:
+    """From the shallowest of the stages to a cell more than the deepest."""
+    depths = [stage.cells for stage in stages]
+    return DepthRange(min(depths), max(depths) + 1)
+
+
+def suggest_schedule(trial: Suggester, base: SearchConfig) -> SearchConfig:
+    """A configuration that differs from the base in its schedule alone. A stage has the epochs of the base's at its place, stages
+    beyond the base's have those of its last."""
+    depths = depth_range(base.stages)
+    stages: list[Stage] = []
+    operations = base.stages[0].operations
+    for index in range(trial.suggest_int("stages", FEWEST_STAGES, MOST_STAGES)):
+        number = index + 1
+        if index:
+            operations = max(FEWEST_OPERATIONS, operations - trial.suggest_int(f"dropped_{number}", 0, MOST_DROPPED))
+        stages.append(
+            replace(
+                base.stages[min(index, len(base.stages) - 1)],
+                cells=trial.suggest_int(f"depth_{number}", depths.fewest, depths.most),
+                operations=operations,
+                skip_dropout=round(trial.suggest_float(f"skip_dropout_{number}", 0.0, MOST_DROPOUT), 2),
+            )
+        )
+    return replace(base, stages=tuple(stages), max_skips=trial.suggest_int("max_skips", 0, MOST_SKIPS))
+
+
+def point_of(config: SearchConfig) -> dict[str, int | float]:
+    """The point at which `suggest_schedule` gives this configuration: what the search is seeded with."""
+    point: dict[str, int | float] = {"stages": len(config.stages), "max_skips": config.max_skips}
+    for index, stage in enumerate(config.stages):
+        point |= {f"depth_{index + 1}": stage.cells, f"skip_dropout_{index + 1}": stage.skip_dropout}
+        if index:
+            point[f"dropped_{index + 1}"] = config.stages[index - 1].operations - stage.operations
+    return point
+
+
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # epochs of the search have no objectives to report yet
+
+STUDY_NAME = "schedules"
+
+
+def run_schedules(plan: Plan, folder: Storage, sweep: Sweep, commit: str) -> int:
+    """Tries schedules until `plan.samples` of them are finished, the base's own first; returns how many failed for good."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder.path / 'optuna.db'}")
+    known = optuna.create_study(
+        storage=storage, study_name=STUDY_NAME, directions=["minimize"] * len(OBJECTIVES), load_if_exists=True
+    )
+    take_up_again(known)
+    trials = known.get_trials(deepcopy=False)
+    done = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    template = TrialSpec("", plan.study.name, "", str(folder), to_dict(plan.base), "", sweep.threads(0), commit)
+    constants = {"trial": asdict(template), "evaluation": to_dict(plan.evaluation)}
+    searcher = OptunaSearch(
+        space=functools.partial(suggest_trial, constants=constants),
+        metric=list(OBJECTIVES),
+        mode=["min"] * len(OBJECTIVES),
+        points_to_evaluate=[] if trials else [point_of(plan.base)],
+        study_name=STUDY_NAME,
+        storage=storage,
+        seed=derive_seed(0, f"schedules after {len(trials)}") % 2**32,  # anew after a restart, or it would repeat itself
+    )
+    epochs = plan.evaluation.epochs
+    grace = max(1, epochs // 4)
+    asha = ASHAScheduler(EVALUATED, OBJECTIVES[0], "min", max_t=epochs + 1, grace_period=grace, reduction_factor=3)
+    return sweep.run_adaptive(run_schedule, searcher, asha, "schedules", plan.samples, done)
+
+
+def suggest_trial(trial: Any, constants: dict[str, Any]) -> dict[str, Any]:
+    """Asks the trial for a schedule; what the worker needs to know of it goes into the trial's configuration."""
+    config = suggest_schedule(trial, from_dict(SearchConfig, constants["trial"]["config"]))
+    name = config_id(config)
+    spec = constants["trial"] | {"trial_id": f"schedule-{name}", "variant": name, "config": to_dict(config)}
+    return {"trial": spec, "evaluation": constants["evaluation"]}
+
+
+def take_up_again(study: optuna.Study) -> None:
+    """Trials that have failed, or were under way when a driver died, are asked for again, first of all."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    known = [trial.params for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+    known += [trial.system_attrs.get("fixed_params") for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        # The last value that a schedule asks for: it was complete.
+        if "max_skips" in trial.params and trial.params not in known:
+            study.enqueue_trial(trial.params)
+            known.append(trial.params)

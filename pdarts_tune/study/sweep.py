@@ -1,0 +1,400 @@
+"""How many trials share a GPU: from the memory that one is predicted to take."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError, from_dict
+from pdarts_tune.evaluation.job import error_text, write_eval_row
+from pdarts_tune.results.storage import Storage, open_filesystem
+from pdarts_tune.results.tables import read_rows, write_rows
+from pdarts_tune.study.locking import ClusterLostError
+from pdarts_tune.study.progress import Progress
+from pdarts_tune.study.trainable import TrialRow, TrialSpec, evaluation_job, run_trial, spent_so_far
+
+# MERGED DOCSTRING
+# What a trial is given of a cluster: its share of a GPU and the CPUs that go with it.
+# MERGED DOCSTRING
+# What a sweep does when Ray Tune reports: shows progress, tells the mirror, ends a sweep that can do no better.
+# MERGED DOCSTRING
+# A Ray session, and one sweep of trials over it through Ray Tune.
+
+HEADROOM = 1.25  # over the prediction: workspaces of the convolution library, fragments, an epoch's images
+PROCESS_BYTES = 600_000_000  # what a process takes before its first tensor: the CUDA context and loaded kernels
+MOST_TRIALS = 16  # on one GPU; more take turns rather than run side by side
+
+
+def trials_that_fit(needed: int, gpu_bytes: int) -> int:
+    """How many trials that need so many bytes fit on one GPU with headroom; 0 if not even one does."""
+    return min(MOST_TRIALS, int(gpu_bytes // (HEADROOM * needed + PROCESS_BYTES)))
+
+
+def gpu_fraction(needed: int, gpu_bytes: int) -> float:
+    """The share of a GPU that a trial asks for, such that all that share one fit; the whole GPU if it may be too large for it.
+
+    Rounded down to Ray's resolution, a ten-thousandth, so that three thirds are not more than one.
+    """
+    return int(10_000 / max(1, trials_that_fit(needed, gpu_bytes))) / 10_000
+
+
+@dataclass(frozen=True)
+class Grants:
+    """What a trial is given of the cluster."""
+
+    nodes: Sequence[Mapping[str, float]]  # what each has
+    gpus_per_trial: float | None  # None: as follows from the memory that a trial needs
+    gpu_bytes: int | None  # of the smallest GPU, where that is known
+
+    def resources(self, needed_bytes: int) -> dict[str, float]:
+        """For a trial that needs so many bytes on its device; 0: nobody knows. Raises ConfigError: no node has so much."""
+        gpus = self.gpus_per_trial
+        if gpus is None:
+            gpus = gpu_fraction(needed_bytes, self.gpu_bytes) if self.gpu_bytes and needed_bytes else 1.0
+        return trial_resources(self.nodes, gpus)
+
+
+def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float) -> dict[str, float]:
+    """What one trial asks of the cluster: GPUs where there are any, otherwise one CPU.
+
+    Raises:
+        ConfigError: no node can ever give so much; Ray would wait for ever.
+    """
+    most = max((node.get("GPU", 0) for node in nodes), default=0)
+    cpus = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) == most), default=0)
+    if cpus < 1:
+        raise ConfigError(f"address: a trial takes 1 CPU, the largest {'GPU ' if most else ''}node has {cpus:g}")
+    if not most:
+        return {"cpu": 1}
+    if gpus_per_trial > most:
+        raise ConfigError(f"gpus_per_trial: {gpus_per_trial} asked, the largest node has {most:g}")
+    # CPUs go with the GPUs; one process that keeps its images on the device has no use for more than four.
+    share = min(node.get("CPU", 0) * gpus_per_trial / node["GPU"] for node in nodes if node.get("GPU", 0) >= gpus_per_trial)
+    return {"gpu": gpus_per_trial, "cpu": max(1, min(4, int(share)))}
+
+
+DIED = "the process of the trial died (killed, or its node was lost)"
+
+_PROBE, _PROBE_BYTES = ".probe", 2**20  # written where a trial failed: enough to tell a full disk from one with a little room
+
+
+class Display(TrialProgressCallback):  # else Tune adds one of its own, which prints at times, whatever its verbosity
+    """Shows what Tune reports, and calls `changed` with the id of each trial that may have new rows.
+
+    `storage_error` is set before a callback raises because the study's folder cannot be written.
+    """
+
+    def __init__(self, progress: Progress, changed: Callable[[str], None], storage: Storage) -> None:
+        self.progress = progress
+        self.changed = changed
+        self.storage = storage
+        self.storage_error: OSError | None = None
+        self.watch = NodeWatch()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored, and a display cannot be pickled
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.started(trial_id(trial))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        if "position" in result:
+            fields = ("position", "accuracy", "done_epochs", "total_epochs", "epoch_seconds")
+            self.progress.epoch(trial_id(trial), **{field: result[field] for field in fields}, warning=result.get("warning", ""))
+        self.changed(trial_id(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.retried(trial_id(trial), self._reason(trial) or DIED)
+        self.changed(trial_id(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.finished(trial_id(trial))
+        self.changed(trial_id(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.finished(trial_id(trial), self._reason(trial))
+        self.changed(trial_id(trial))
+
+    def _reason(self, trial: Any) -> str | None:
+        """Why the trial failed, in one line; its table has the traceback. None: the tables have it as completed."""
+        try:
+            reason = record_failure(trial.config, _python_error(trial))
+            self.storage.write(_PROBE, bytes(_PROBE_BYTES))
+            self.storage.remove(_PROBE)
+        except OSError as error:
+            self.storage_error = error  # Tune wraps what its callbacks raise
+            raise
+        return reason.splitlines()[0] if reason else None
+
+
+def record_failure(settings: dict[str, Any], error: BaseException | None) -> str | None:
+    """Called by the driver when an attempt at a trial has failed: makes sure that its table says so, and returns the reason.
+
+    A trial that failed in Python has written its own row; one whose process was killed could not, and may not even have begun
+    one. A completed row is never touched. Of a trial that searches and then trains what it found, one failure is either's.
+
+    Args:
+        settings: the trial's, as Tune has them.
+        error: what its Python code raised; None: its process died.
+
+    Returns:
+        None if all that the trial is for is completed: its process died after its last row.
+    """
+    spec = TrialSpec(**settings["trial"])
+    job = spec.eval_job if spec.genotype else None
+    if job is None:
+        rows = read_rows(spec.study_dir, "trials", spec.trial_id)
+        if rows and rows[0]["status"] == "completed":
+            if "evaluation" not in settings:
+                return None
+            job = evaluation_job(spec, settings["evaluation"])
+    table, column = ("trials", "error") if job is None else ("evaluations", "failure")
+    name = spec.trial_id if job is None else job.trial_id
+    rows = read_rows(spec.study_dir, table, name)
+    status = rows[0]["status"] if rows else None
+    if status == "completed":
+        return None
+    if status in ("failed", "out_of_memory") and error is not None:
+        return str(rows[0][column])
+    reason, now = DIED if error is None else error_text(error), datetime.now(UTC)
+    if status == "running":
+        write_rows(spec.study_dir, table, name, [rows[0] | {"status": "failed", column: reason, "finished": now}])
+    elif job is None:  # this attempt did not come as far as its row
+        TrialRow(spec, from_dict(SearchConfig, spec.config)).write("failed", *spent_so_far(spec), error=reason)
+    else:
+        started, attempts = (rows[0]["started"], rows[0]["attempts"] + 1) if rows else (now, 1)
+        write_eval_row(job, {"status": "failed", column: reason}, "unknown", None, started, attempts)
+    return reason
+
+
+def _python_error(trial: Any) -> BaseException | None:
+    """What ended one of Tune's trials, if its own code raised it; None: its process died."""
+    if trial.pickled_error_file is None:
+        return None
+    try:  # its get_pickled_error() looks in the experiment's folder, which has the file only later
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())  # noqa: S301  (Tune has just written it)
+    except Exception as unreadable:  # an error whose class takes other arguments; Ray's own can be read
+        return unreadable
+    if isinstance(error, RayActorError):
+        return None
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+class NodeWatch(tune.Callback):
+    """Ends the sweep with ClusterLostError when the last node is lost; looks every so many seconds."""
+
+    def __init__(self, every: float = 15.0) -> None:
+        self.every = every  # seconds
+        self.looked = time.monotonic()
+        self.error: ClusterLostError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self.looked < self.every:
+            return
+        self.looked = time.monotonic()
+        if not any(node["Alive"] for node in ray.nodes()):
+            self.error = ClusterLostError(
+                "no node of the Ray cluster is alive any more; the same command continues the study on a new one"
+            )
+            raise self.error
+
+
+def trial_id(trial: Any) -> str:
+    """Our id of one of Tune's trials."""
+    return str(trial.config["trial"]["trial_id"])
+
+
+for _name, _value in {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine is the one that verbose=0 silences
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # a driver under `uv run` would make every worker resolve an environment
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables are the log
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops at once; every epoch is on disk already
+}.items():
+    os.environ.setdefault(_name, _value)  # before Ray is imported, which reads some of them then
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """An open Ray session that runs the trials of one study.
+
+    `changed` is called with a trial's id whenever its tables may have new rows; it must not block.
+    """
+
+    storage: Storage
+    grants: Grants
+    max_failures: int
+    changed: Callable[[str], None]
+
+    def threads(self, needed_bytes: int) -> int:
+        """The CPUs of a trial that needs so much memory."""
+        return int(self.grants.resources(needed_bytes)["cpu"])
+
+    def slots(self, specs: Sequence[dict[str, Any]]) -> int:
+        """How many of the trials run at the same time, if all were like the smallest."""
+        resources = self.grants.resources(min((spec["needed_bytes"] for spec in specs), default=0))
+        device = "gpu" if resources.get("gpu") else "cpu"
+        return max(1, int(ray.cluster_resources().get(device.upper(), 1) / resources[device]))
+
+    def run(self, specs: Sequence[dict[str, Any]], what: str, total: int) -> int:
+        """Runs the trials and returns how many failed for good. `total` counts those of the study, finished ones included.
+
+        Raises:
+            OSError: a trial failed, and the study's folder cannot be written: no other trial could do better.
+            ClusterLostError: no node is left, and Ray would wait for ever.
+        """
+        with Progress(what, total, total - len(specs), self.slots(specs)) as progress:
+            if not specs:
+                return 0
+            display = Display(progress, self.changed, self.storage)
+            tuner = tune.Tuner(
+                tune.with_resources(run_trial, partial(tune_request, self.grants)),
+                param_space={"trial": tune.grid_search(list(specs))},
+                tune_config=tune.TuneConfig(trial_name_creator=trial_id, trial_dirname_creator=trial_id, reuse_actors=True),
+                run_config=self._run_config(what, display),
+            )
+            self._fit(tuner, display)
+        return progress.failed
+
+    def run_adaptive(self, trainable: Callable[..., None], searcher: Any, scheduler: Any, what: str, total: int, done: int) -> int:
+        """Runs trials that `searcher` chooses as results come in, until `total` are done; `scheduler` may stop them early."""
+        slots = self.slots([])
+        with Progress(what, total, min(done, total), slots) as progress:
+            if done >= total:
+                return 0
+            display = Display(progress, self.changed, self.storage)
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, partial(tune_request, self.grants)),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=scheduler,
+                    num_samples=total - done,
+                    max_concurrent_trials=slots,  # without it a searcher has one trial under way at a time
+                    trial_name_creator=trial_id,
+                    trial_dirname_creator=_trial_dirname,
+                ),
+                run_config=self._run_config(what, display),
+            )
+            self._fit(tuner, display)
+        return progress.failed
+
+    def _run_config(self, what: str, display: Display) -> Any:
+        return tune.RunConfig(
+            name=what,
+            **_tune_storage(self.storage),
+            failure_config=tune.FailureConfig(max_failures=self.max_failures),
+            callbacks=[display, display.watch],
+            verbose=0,
+        )
+
+    def _fit(self, tuner: Any, display: Display) -> None:
+        try:
+            tuner.fit()
+        except Exception:
+            error = display.storage_error or display.watch.error
+            if error is not None:
+                raise error from None
+            raise
+
+
+def tune_request(grants: Grants, config: dict[str, Any]) -> Any:
+    """What a trial is given, in the form in which Tune asks for each; pickled with the trial."""
+    asked = grants.resources(config["trial"]["needed_bytes"])
+    return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in asked.items()}])
+
+
+def _tune_storage(storage: Storage) -> dict[str, Any]:
+    """Where Tune keeps its own state, which all nodes must reach; none of it is worth keeping."""
+    if not storage.is_remote:
+        return {"storage_path": str(storage.path / "ray")}
+    filesystem, root = open_filesystem(storage.location)
+    return {"storage_path": f"{root}/ray", "storage_filesystem": filesystem}
+
+
+def _forget_tune_state(storage: Storage) -> None:
+    if not storage.is_remote:
+        shutil.rmtree(storage.path / "ray", ignore_errors=True)
+        return
+    filesystem, root = open_filesystem(storage.location)
+    with suppress(FileNotFoundError):
+        filesystem.delete_dir(f"{root}/ray")
+
+
+def _trial_dirname(trial: Any) -> str:
+    """A folder for Tune's own files; a searcher may choose the same point twice."""
+    return f"{trial_id(trial)}-{trial.trial_id}"
+
+
+@contextmanager
+def open_sweep(
+    storage: Storage, address: str | None, gpus_per_trial: float | None, max_failures: int, changed: Callable[[str], None]
+) -> Iterator[Sweep]:
+    """Connects to a Ray cluster, or starts Ray on this machine, for as long as the context lasts.
+
+    Raises:
+        ConfigError: there is no cluster at `address`, or none of its nodes can ever run a trial.
+    """
+    # Ray's own state of an earlier run is never continued: the tables and our checkpoints decide what is left to do.
+    _forget_tune_state(storage)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong is shown by the display and kept in the tables
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init("local", include_dashboard=False, **quiet)  # never a cluster that somebody else started on this machine
+    else:
+        try:
+            ray.init(address, runtime_env={"py_modules": [str(Path(__file__).parents[1])]}, **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"address: no Ray cluster at {address!r} ({str(error).splitlines()[0]})") from None
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        grants = Grants(nodes, gpus_per_trial, _smallest_gpu_bytes() if gpus_per_trial is None else None)
+        grants.resources(0)  # refuses what no node has before anything runs
+        yield Sweep(storage, grants, max_failures, changed)
+    finally:
+        ray.shutdown()
+    _forget_tune_state(storage)
+
+
+def _smallest_gpu_bytes() -> int | None:
+    """The memory of the smallest of the nodes' GPUs; None where there are none, or none that CUDA knows."""
+    asked = [
+        _gpu_bytes.options(num_gpus=0.01, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU")
+    ]
+    sizes = ray.get(asked)
+    return min(sizes) if sizes and None not in sizes else None
+
+
+@ray.remote(num_cpus=0)
+def _gpu_bytes() -> int | None:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

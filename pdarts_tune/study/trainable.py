@@ -1,0 +1,351 @@
+"""A trial: configuration in, rows and checkpoints out. These are the functions that Ray Tune schedules over the cluster.
+
+Tables and checkpoints are written here, by the process that has the figures, and not taken from Ray's own metric history (which
+forgets epochs when a worker dies). Each trial keeps one checkpoint, `<study>/checkpoints/<trial_id>.pt`, replaced after every
+epoch. It is ours rather than a `tune.Checkpoint`, because a study must also continue after its driver died or its grid grew,
+where Ray's experiment snapshots lag behind or refuse; a trial that Ray restarts finds it all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import random
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.execution import cell_evaluation
+from pdarts_tune.config.methods import Given, RandomSampling, RandomSearch, paired_variant, plan_rounds
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import config_id, derive_seed, from_dict, to_dict
+from pdarts_tune.evaluation.job import (
+    EvalJob,
+    describe_device,
+    error_text,
+    failure_status,
+    moment_columns,
+    run_eval_job,
+    settled_moments,
+)
+from pdarts_tune.evaluation.training import EvalEpoch
+from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from pdarts_tune.networks.cost import reset_peak_bytes
+from pdarts_tune.networks.runtime import MemoryLimitError, StageMemoryError, give_back_freed_memory, keep_freed_memory
+from pdarts_tune.pdarts.genotype import Genotype, random_genotype
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.results.tables import GrowingTable, read_rows, write_rows
+from pdarts_tune.search.diagnostics import has_collapsed
+from pdarts_tune.search.loop import Search
+from pdarts_tune.search.records import EpochRecord, alpha_rows, epoch_row, genotype_row, genotype_rows
+from pdarts_tune.study.mlflow_mirror import final_genotype
+from pdarts_tune.study.plan import search_id, stage_columns
+
+# MERGED DOCSTRING
+# A trial of the schedule search: a search, then the training of what it found, as one Ray Tune trial with three objectives.
+#
+# Nothing here is chosen by test images: the error that the search of schedules sees is that on the validation images of the
+# training from scratch. Test images are read once, after its last epoch, and stand in the table.
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What a worker needs to know of its trial; travels as a plain dict."""
+
+    trial_id: str
+    study: str
+    variant: str  # of a search; empty for an evaluation
+    study_dir: str  # an absolute path or a URI
+    config: dict[str, Any]
+    genotype: str  # of an evaluation; empty for a search
+    threads: int  # the CPUs that the trial was given
+    commit: str
+    needed_bytes: int = 0  # on the device, as predicted; 0: not predicted
+    keep_weights: bool = False  # in weights/<trial_id>.pt: of the last stage's search network, or of the trained network
+
+    @property
+    def eval_job(self) -> EvalJob:
+        return EvalJob(self.trial_id, self.study_dir, self.genotype, self.config, self.keep_weights)
+
+    @property
+    def checkpoint(self) -> str:
+        return f"checkpoints/{self.trial_id}.pt"
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """The function that Ray Tune runs in a worker: a search, or the evaluation of a genotype."""
+    spec = TrialSpec(**settings["trial"])
+    (run_evaluation if spec.genotype else run_search)(spec)
+
+
+def run_search(spec: TrialSpec) -> None:
+    """Runs or continues one search; writes `trials`, `epochs`, `alphas` and `genotypes`, reports once an epoch."""
+    config = from_dict(SearchConfig, spec.config)
+    trial = TrialRow(spec, config)
+    if trial.before == "completed":  # only its process did not live to say so
+        tune.report({"finished": True})
+        return
+    trial.write("running", *spent_so_far(spec))  # before anything that can fail
+    try:
+        device = prepare(spec)
+        trial.row["device"] = describe_device(device)
+        genotype = _settled_genotype(spec, config)
+        if genotype is None:
+            spent, peak = _search(spec, config, device, trial)
+        else:
+            row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
+            write_rows(spec.study_dir, "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
+            spent, peak = (0.0, 0.0), None
+    except MemoryLimitError as error:  # a result: another attempt would find the same
+        trial.write("out_of_memory", *spent_so_far(spec), peak=error.needed, error=error_text(error))
+        Storage(spec.study_dir).remove(spec.checkpoint)
+        tune.report({"finished": True})
+        return
+    except Exception as error:
+        needed = error.needed if isinstance(error, StageMemoryError) else None
+        trial.write(failure_status(error), *spent_so_far(spec), peak=needed, error=error_text(error))
+        raise
+    trial.write("completed", *spent, peak=peak)  # what fails after it leaves it so
+    Storage(spec.study_dir).remove(spec.checkpoint)
+    if genotype is not None:
+        tune.report({"finished": True})
+
+
+def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: TrialRow) -> tuple[tuple[float, float], int]:
+    """Searches to the end, and returns what was spent and the peak of the memory."""
+    trial.write("running", *spent_so_far(spec))
+    storage = Storage(spec.study_dir)
+    rows = _SearchRows(spec, config)
+    # To the CPU: Adam keeps its step counts there, and would wait for a GPU at every step to read them.
+    saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
+    search = Search(config, device, settled_moments(storage, "trials", config, saved))
+    trial.row |= moment_columns(search.dataset)
+    if saved is not None:
+        search.load_state_dict(saved)
+        rows.write(search.records)
+    for _ in search.epochs():
+        save_checkpoint(search.state_dict(), storage, spec.checkpoint)
+        rows.write(search.records)
+        trial.write("running", *_spent(search.records))
+        tune.report(_progress(search.records, config))
+    if spec.keep_weights:
+        save_weights(search.network, search.dataset.mean, search.dataset.std, storage, spec.eval_job.weights)
+    trial.row["left_out"] = len(search.dataset.left_out)
+    return _spent(search.records), max(r.peak_bytes for r in search.records)
+
+
+def _spent(records: Iterable[EpochRecord]) -> tuple[float, float]:
+    """Seconds of training and validation, and of diagnostics."""
+    spent = [(record.seconds, record.diagnostic_seconds) for record in records]
+    return sum(seconds for seconds, _ in spent), sum(diagnostics for _, diagnostics in spent)
+
+
+def spent_so_far(spec: TrialSpec) -> tuple[float, float]:
+    rows = read_rows(spec.study_dir, "epochs", spec.trial_id)
+    return sum(row["seconds"] for row in rows), sum(row["diagnostic_seconds"] for row in rows)
+
+
+def _settled_genotype(spec: TrialSpec, config: SearchConfig) -> Genotype | None:
+    """The genotype of a method that trains nothing to find it."""
+    method = config.method
+    if isinstance(method, Given):
+        return Genotype.parse(method.genotype)
+    if isinstance(method, RandomSampling):
+        rng, pair = random.Random(derive_seed(config.seed, "genotype")), paired_variant(method)
+        if pair is not None:
+            return random_genotype(rng, _skips_found(spec.study_dir, search_id(pair, config.seed)), exactly=True)
+        return random_genotype(rng, config.max_skips, method.exactly)
+    return None
+
+
+def _skips_found(study_dir: str, trial_id: str) -> int:
+    """The skip-connects of the normal cell that a search of the study ended with, at its own skip limit."""
+    trials = read_rows(study_dir, "trials", trial_id)
+    found = final_genotype(trials[0], read_rows(study_dir, "genotypes", trial_id)) if trials else None
+    if found is None:
+        status = trials[0]["status"] if trials else "not there"
+        raise RuntimeError(
+            f"search {trial_id} is {status}, so its skip-connects are not known; they are drawn once it is completed"
+        )
+    return int(found["skips"])
+
+
+def run_evaluation(spec: TrialSpec) -> None:
+    """Trains or continues training one genotype from scratch, tests it once, writes its row of `evaluations`."""
+    epochs = from_dict(EvalConfig, spec.config).epochs
+    run_eval_job(spec.eval_job, prepare(spec), lambda epoch: tune.report(training_progress(epoch, epochs)))
+
+
+def training_progress(epoch: EvalEpoch, epochs: int) -> dict[str, Any]:
+    """What Tune is told of an epoch of a training from scratch."""
+    held_out = not math.isnan(epoch.validation_accuracy)
+    return {
+        "position": f"epoch {epoch.epoch + 1}/{epochs}",
+        "accuracy": ("validation", epoch.validation_accuracy) if held_out else ("training", epoch.train_accuracy),
+        "done_epochs": epoch.epoch + 1,
+        "total_epochs": epochs,
+        "epoch_seconds": epoch.seconds,
+    }
+
+
+class TrialRow:
+    """The row in `trials` of an attempt at a search, rewritten whenever its status changes; attempts count on over restarts."""
+
+    def __init__(self, spec: TrialSpec, config: SearchConfig) -> None:
+        self.spec = spec
+        before = read_rows(spec.study_dir, "trials", spec.trial_id, ("status", "started", "attempts"))
+        self.before = before[0]["status"] if before else None  # how an earlier attempt left it
+        self.row: dict[str, Any] = {
+            "study": spec.study,
+            "variant": spec.variant,
+            "trial_id": spec.trial_id,
+            "seed": config.seed,
+            "split_seed": config.split_seed,
+            "method": config.method.name,
+            "data": config.data,
+            **stage_columns(config),
+            "max_skips": config.max_skips,
+            "channels": config.channels,
+            "batch_size": config.batch_size,
+            **asdict(config.execution),
+            "cell_evaluation": cell_evaluation(config.execution, config.method),
+            "config": json.dumps(to_dict(config)),
+            "config_id": config_id(config),
+            "commit": spec.commit,
+            "versions": json.dumps(library_versions()),
+            "device": None,
+            "started": before[0]["started"] if before else datetime.now(UTC),
+            "attempts": before[0]["attempts"] + 1 if before else 1,
+            "left_out": None,
+            "mean": None,
+            "std": None,
+        }
+
+    def write(
+        self, status: str, seconds: float, diagnostics: float = 0.0, *, peak: int | None = None, error: str | None = None
+    ) -> None:
+        finished = None if status == "running" else datetime.now(UTC)
+        state: dict[str, Any] = {"status": status, "error": error, "finished": finished, "peak_bytes": peak}
+        state |= {"seconds": seconds, "diagnostic_seconds": diagnostics}
+        write_rows(self.spec.study_dir, "trials", self.spec.trial_id, [self.row | state])
+
+
+def prepare(spec: TrialSpec) -> torch.device:
+    """The device that a trial was given, its threads and its memory peak set to the trial's."""
+    torch.set_num_threads(spec.threads)
+    keep_freed_memory()
+    give_back_freed_memory()  # of the trial that this process ran before
+    device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+    reset_peak_bytes(device)
+    return device
+
+
+class _SearchRows:
+    """The rows of a search in `epochs`, `alphas` and `genotypes`. After an epoch only what is new is made and checked."""
+
+    def __init__(self, spec: TrialSpec, config: SearchConfig) -> None:
+        self.spec, self.config = spec, config
+        self.epochs, self.alphas = (GrowingTable(spec.study_dir, table, spec.trial_id) for table in ("epochs", "alphas"))
+        self.done = 0  # records
+
+    def write(self, records: list[EpochRecord]) -> None:
+        """Brings the tables up to all records of the search so far."""
+        new = records[self.done :]
+        self.epochs.add(self._named(map(epoch_row, new)))
+        self.alphas.add(self._named(row for record in new for row in alpha_rows(record)))
+        if self.done == 0 or any(record.derived_epoch is not None for record in new):  # a stage has ended
+            write_rows(self.spec.study_dir, "genotypes", self.spec.trial_id, self._named(genotype_rows(records, self.config)))
+        self.done = len(records)
+
+    def _named(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"trial_id": self.spec.trial_id} | row for row in rows]
+
+
+def _progress(records: list[EpochRecord], config: SearchConfig) -> dict[str, Any]:
+    """What Tune is told of the last epoch."""
+    record, rounds = records[-1], plan_rounds(config.method, config.stages)
+    epochs = rounds[record.stage - 1].epochs
+    noun = "candidate" if isinstance(config.method, RandomSearch) else "stage"
+    collapsed = f", collapsed: {_skips(record)} skip-connects in the normal cell" if _collapsed(record) else ""
+    return {
+        "position": f"{noun} {record.stage}/{len(rounds)}, epoch {record.epoch + 1}/{epochs}{collapsed}",
+        "accuracy": ("validation", record.validation_accuracy),
+        "done_epochs": len(records),
+        "total_epochs": sum(stage.epochs for stage in rounds),
+        "epoch_seconds": record.seconds + record.diagnostic_seconds,
+        "warning": _warning(records),
+    }
+
+
+def _warning(records: list[EpochRecord]) -> str:
+    """What a person should know of the last epoch, told once: a cell that has just collapsed, a stage that was ended early."""
+    record, told = records[-1], []
+    here = [earlier for earlier in records[:-1] if earlier.stage == record.stage]
+    if _collapsed(record) and not any(map(_collapsed, here)):
+        told.append(f"{_skips(record)} of the normal cell's 8 operations are skip-connects now; the search goes on")
+    if record.derived_epoch is not None and record.derived_epoch != record.epoch:
+        told.append(
+            f"the stage ends early, the Hessian's eigenvalue has grown too much; what counts are the alphas of epoch "
+            f"{record.derived_epoch + 1}"
+        )
+    return f"stage {record.stage}, epoch {record.epoch + 1}: " + "; ".join(told) if told else ""
+
+
+def _skips(record: EpochRecord) -> int:
+    return record.genotype(max_skips=8).normal.skips
+
+
+def _collapsed(record: EpochRecord) -> bool:
+    """While alphas are frozen a cell is as drawn, whatever it looks like."""
+    return record.phase == "both" and has_collapsed(record.genotype(max_skips=8).normal)
+
+
+def library_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__}
+
+
+OBJECTIVES = ("evaluation_error", "search_seconds", "peak_bytes")  # percent, seconds, bytes; all to be small
+EVALUATED = "evaluated_epochs"  # of the training from scratch; what a trial may be stopped by
+
+
+def run_schedule(settings: dict[str, Any]) -> None:
+    """The function that Ray Tune runs in a worker. Continues, or only reports, what the tables and checkpoints already have."""
+    spec = TrialSpec(**settings["trial"])
+    folder = spec.study_dir
+    run_search(spec)
+    (trial,) = read_rows(folder, "trials", spec.trial_id)
+    costs = {"search_seconds": trial["seconds"], "peak_bytes": trial["peak_bytes"] or 0}
+    if trial["status"] != "completed":  # over its memory limit: nothing came out of it
+        tune.report({"evaluation_error": 100.0, **costs})
+        return
+    config, job = from_dict(EvalConfig, settings["evaluation"]), evaluation_job(spec, settings["evaluation"])
+
+    def report(epoch: EvalEpoch) -> None:
+        done = training_progress(epoch, config.epochs)
+        done["position"] = f"evaluation, {done['position']}"
+        # Of the last epoch nobody asks whether to go on: only the test is left.
+        asked = {EVALUATED: epoch.epoch + 1} if epoch.epoch + 1 < config.epochs else {}
+        tune.report(done | asked | {"evaluation_error": 100 * (1 - epoch.validation_accuracy)} | costs)
+
+    run_eval_job(job, prepare(spec), report)
+    (evaluation,) = read_rows(folder, "evaluations", job.trial_id)
+    error = 100 * (1 - evaluation["last_validation_accuracy"])
+    assert math.isfinite(error)
+    tune.report({"evaluation_error": error, **costs})
+
+
+def evaluation_job(spec: TrialSpec, evaluation: dict[str, Any]) -> EvalJob:
+    """The training of what a finished search found. Two trials that find the same genotype each train it."""
+    (trial,) = read_rows(spec.study_dir, "trials", spec.trial_id)
+    genotypes = [row for row in read_rows(spec.study_dir, "genotypes", spec.trial_id) if row["max_skips"] == trial["max_skips"]]
+    found = max(genotypes, key=lambda row: row["stage"])
+    config = from_dict(EvalConfig, evaluation)
+    trial_id = f"{spec.trial_id}-{config.recipe_id}-seed{config.seed}"
+    return EvalJob(trial_id, spec.study_dir, found["genotype"], evaluation)

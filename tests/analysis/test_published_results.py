@@ -1,0 +1,179 @@
+"""The results in docs/results are what their tables say, and the README quotes them rightly."""
+
+import csv
+import importlib
+import json
+import re
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pyarrow.dataset
+import pytest
+
+from common.section import show, show_interval
+from pdarts_tune.results.schemas import SCHEMAS
+from pdarts_tune.results.tables import read_table
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+SCRIPTS = {
+    "depth_gap": ("rq1", "rq1_depth_gap"),
+    "approximation": ("rq2", "rq2_approximation"),
+    "regularization": ("rq3", "rq3_regularization"),
+}
+PUBLISHED = sorted(path.parent.name for path in RESULTS.glob("*/study.json"))
+
+
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_a_published_report_follows_from_the_published_tables(study):
+    name, script = SCRIPTS[study]
+    answer = importlib.import_module(script).build(RESULTS, figures=False)
+    text = (RESULTS / study / "report" / f"{name}.md").read_text()
+    assert " ".join(answer.conclusion) in text
+    for table, rows in answer.tables.items():
+        quoted = pd.read_csv(RESULTS / study / "report" / f"{name}_{table}.csv")
+        assert list(quoted) == list(rows)
+        pd.testing.assert_frame_equal(quoted, rows.reset_index(drop=True), check_dtype=False, rtol=1e-9)
+
+
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_a_published_study_is_whole_and_tells_nothing_of_the_machine_s_folders(study):
+    definition = json.loads((RESULTS / study / "study.json").read_text())
+    trials = read_table(RESULTS / study, "trials")
+    assert trials.groupby("variant").size().to_dict() == definition["seeds"]
+    assert (trials.status == "completed").all()
+    for table in SCHEMAS:
+        for name, column in read_table(RESULTS / study, table).select_dtypes(["object", "string"]).items():
+            if name not in ("correct", "train_accuracies", "validation_accuracies"):
+                assert not column.dropna().astype(str).str.contains(r"(?:^|[:\"\s])/\w", regex=True).any(), (table, name)
+
+
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_pandas_pyarrow_and_duckdb_read_all_rows_of_the_published_tables(study):
+    for table in SCHEMAS:
+        place = RESULTS / study / table
+        rows = len(read_table(RESULTS / study, table, ["trial_id"]))
+        assert rows
+        assert len(pd.read_parquet(place, columns=["trial_id"])) == rows
+        assert pyarrow.dataset.dataset(place).count_rows() == rows
+        assert duckdb.sql(f"SELECT count(*) FROM '{place}/*.parquet'").fetchall() == [(rows,)]
+
+
+def test_the_readme_quotes_the_published_depth_gap_study():
+    text = (ROOT / "README.md").read_text()
+    lines = {
+        line.split("|")[1].strip(" `"): line for line in text[text.index("## On real images") :].split("\n") if line.startswith("|")
+    }
+    differences = {row["variant"]: row for row in read_report("depth_gap", "rq1_error_differences")}
+    for row in read_report("depth_gap", "rq1_variants"):
+        cells = [cell.strip() for cell in lines[row["variant"]].split("|")[2:-1]]
+        assert cells[1] == (mean_sd(row, "search_percent", 1) if row["search_percent"] else "–")
+        assert cells[2] == mean_sd(row, "error_percent", 2)
+        assert cells[3] == (show(float(row["gap_points"]), 1, sign=True) if row["gap_points"] else "–")
+        if row["variant"] in differences:
+            found = differences[row["variant"]]
+            assert cells[4] == show(float(found["difference"]), 2, sign=True)
+            assert cells[5] == show_interval(float(found["ci_low"]), float(found["ci_high"]), 2)
+    (seeds,) = {row["evaluated"] for row in read_report("depth_gap", "rq1_variants")}
+    assert re.search(rf"--seeds {seeds}`", text)
+    said = " ".join(text.split())
+    ranks = read_report("depth_gap", "rq1_ranks")[0]
+    tau, low, high, again = (show(float(ranks[name]), 2) for name in ("tau", "ci_low", "ci_high", "seed_tau"))
+    assert f"over the {ranks['n']} cells searched, Kendall's tau with test accuracy within variants is {tau} " in said
+    assert f"(95 % interval {low} to {'+' + high})" in said
+    assert f"two trainings of the same cells agree with {again}" in said
+    assert {row["detectable"] for row in differences.values()} == {"inf"}
+    assert "so no true difference, however large, could have been claimed" in said
+
+
+def test_the_readme_quotes_the_published_approximation_study():
+    section = section_of_readme("### Dropping operations (RQ2)")
+    differences = {row["variant"]: row for row in read_report("approximation", "rq2_error_differences")}
+    stages = read_report("approximation", "rq2_stages")
+    for row in read_report("approximation", "rq2_variants"):
+        cells = [row["variant"], row["operations"], mean_sd(row, "error_percent", 2)]
+        found = differences.get(row["variant"])
+        if found:
+            cells.append(show(float(found["difference"]), 2, sign=True))
+            cells.append(show_interval(float(found["ci_low"]), float(found["ci_high"]), 2))
+        else:
+            cells += [""] * 2
+        own = [stage for stage in stages if stage["variant"] == row["variant"]]
+        for column in ("peak_mebibytes", "seconds"):
+            cells.append(" / ".join(show(float(stage[column] or "nan"), 0) for stage in own))
+        assert " ".join(f"| {' | '.join(cells)} |".split()) in section
+    assert not any(row["claimed"] == "True" for row in differences.values())
+    assert not any(row["shown"] == "True" for row in read_report("approximation", "rq2_non_inferiority"))
+    variants = {row["variant"]: row for row in read_report("approximation", "rq2_variants")}
+    for table, column, unit in (("seconds", "search_seconds", "s"), ("peak", "peak_mebibytes", "MiB")):
+        more = {row["variant"]: float(row["difference"]) for row in read_report("approximation", f"rq2_{table}_differences")}
+        percent = 100 * more["nothing_dropped"] / float(variants["lowest_dropped"][column])
+        assert f"{more['nothing_dropped']:.0f} {unit} ({percent:.0f} %)" in section
+    epochs = read_table(RESULTS / "approximation", "epochs").merge(
+        read_table(RESULTS / "approximation", "trials", ["trial_id", "variant"]), on="trial_id"
+    )
+    seconds = epochs.groupby(["variant", "trial_id", "stage"], observed=True).seconds.sum().unstack()
+    times = ((seconds[2] + seconds[3]) / seconds[1]).groupby("variant", observed=True).agg(["mean", "min", "max"])
+    for variant, words in (
+        ("nothing_dropped", "as long as it with all operations"),
+        ("lowest_dropped", "with the least probable dropped"),
+    ):
+        mean, low, high = times.loc[variant]
+        assert re.search(rf"{mean:.1f} times {words} \({low:.1f} to {high:.1f}\)", section)
+    mean, low, high = times.loc["random_dropped"]
+    assert f"{mean:.1f} times with random ones ({low:.1f} to {high:.1f})" in section
+    assert {row["detectable"] for row in differences.values()} == {"inf"}
+    assert "with four seeds none could be, however large" in section
+    assert f"have {elsewhere():.2f} %" in section
+
+
+def test_the_readme_quotes_the_published_regularization_study():
+    section = section_of_readme("### Regularizers (RQ3)")
+    two_by_two = {row["variant"]: row for row in read_report("regularization", "rq3_two_by_two")}
+    limits = {(row["variant"], row["max_skips"]): row for row in read_report("regularization", "rq3_by_limit")}
+    for variant, row in two_by_two.items():
+        refined = [mean_sd(limits[key], "error_percent", 2) if (key := (variant, limit)) in limits else "–" for limit in "10"]
+        skips = show(float(limits[variant, "8"]["skips"]), 1)
+        cells = [skips, mean_sd(row, "as_derived_percent", 2), mean_sd(row, "at_most_2_skips_percent", 2), *refined]
+        assert f"| {row['search']} | {' | '.join(cells)} |" in section
+    effects = {row["effect"]: row for row in read_report("regularization", "rq3_effects")}
+    assert not any(row["claimed"] == "True" for row in effects.values())
+    for name, before in (("dropout", "Its effect on the error is "), ("refinement", "which changed 2 of 12 cells, ")):
+        difference, low, high = (float(effects[name][column]) for column in ("difference", "ci_low", "ci_high"))
+        assert f"{before}{show(difference, 2, sign=True)} " in section
+        assert f"{show(low, 2)} to {show(high, 2, sign=True)}" in section
+    assert {row["detectable"] for row in effects.values()} == {"inf"}
+    assert "with six seeds and three effects none could have been claimed, however large" in section
+    assert sum(int(limits[variant, "2"]["changed"]) for variant in two_by_two) == 2
+    spreads = {row["variant"]: row for row in read_report("regularization", "rq3_spread_between_seeds")}
+    p, adjusted = (show(float(spreads["no_dropout"][column]), 3) for column in ("p", "p_holm"))
+    assert f"Brown-Forsythe p {p}, Holm-adjusted {adjusted}" in section
+    ratio = float(spreads["dropout"]["between_seeds_points"]) / float(spreads["no_dropout"]["between_seeds_points"])
+    assert 2.5 < ratio < 3  # almost three times
+
+
+def elsewhere():
+    """The mean error, in %, of depth_gap's first four seeds of P-DARTS, each cell trained once."""
+    folder = RESULTS / "depth_gap"
+    genotypes, evaluations = read_table(folder, "genotypes"), read_table(folder, "evaluations")
+    last = genotypes[genotypes.trial_id.isin([f"progressive-seed{seed}" for seed in range(4)]) & (genotypes.stage == 3)]
+    last = last[last.max_skips == 2]
+    once = evaluations[evaluations.seed == 0]
+    errors = last.merge(once[["genotype_id", "error_percent"]], on="genotype_id")
+    assert len(errors) == 4
+    return errors.error_percent.mean()
+
+
+def section_of_readme(heading):
+    """Its text without the line breaks."""
+    return " ".join(re.split(r"\n##+ ", (ROOT / "README.md").read_text().split(heading)[1])[0].split())
+
+
+def read_report(study, name):
+    with (RESULTS / study / "report" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def mean_sd(row, column, digits):
+    return f"{show(float(row[column]), digits)} ± {show(float(row[f'{column}_sd']), digits)}"

@@ -1,0 +1,119 @@
+"""Evaluation networks that DARTS-family code saved load by name, to the same logits, or the message says which tensor is wrong."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pdarts_tune.networks.darts_weights import load_darts_state_dict
+from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
+from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
+from pdarts_tune.pdarts.published import PUBLISHED
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+META = json.loads((GOLDEN / "evalnet_cifar.json").read_text())
+GENOTYPE = Genotype.parse(json.dumps(META["genotype"]))
+CONFIG = NetworkConfig(META["channels"], META["cells"], META["num_classes"], META["image_size"], "cifar")
+
+
+@pytest.fixture
+def golden():
+    with np.load(GOLDEN / "evalnet_cifar.npz") as arrays:
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@pytest.fixture
+def state(golden):
+    return {name.removeprefix("state/"): tensor for name, tensor in golden.items() if name.startswith("state/")}
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_loaded_weights_give_the_reference_logits(golden, state, prefix):
+    network = EvalNetwork(GENOTYPE, CONFIG).double()
+    load_darts_state_dict(network, {prefix + name: tensor for name, tensor in state.items()})
+    close(network.eval()(golden["input"])[0], golden["eval_logits"])
+    logits, auxiliary = network.train()(golden["input"])
+    close(logits, golden["train_logits"])
+    close(auxiliary, golden["train_aux_logits"])
+
+
+def test_a_network_without_auxiliary_head_leaves_the_heads_weights_out(golden, state):
+    network = EvalNetwork(GENOTYPE, CONFIG, auxiliary=False).double()
+    load_darts_state_dict(network, state)
+    close(network.eval()(golden["input"])[0], golden["eval_logits"])
+
+
+def test_a_network_with_an_auxiliary_head_needs_its_weights(state):
+    with pytest.raises(
+        ValueError, match=r"^auxiliary_head\S+: missing tensor \(14 of \d+ are\), this network needs its shape \(128, 96, 1, 1\)$"
+    ):
+        load_darts_state_dict(
+            EvalNetwork(GENOTYPE, CONFIG), {name: tensor for name, tensor in state.items() if "auxiliary" not in name}
+        )
+
+
+def test_every_tensor_goes_to_its_place_in_networks_of_all_operations_and_both_stems():
+    operations = ["sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7", "conv_7x1_1x7", "dil_conv_3x3", "dil_conv_5x5"]
+    operations += ["skip_connect", "max_pool_3x3"]
+    cell = CellGenotype(tuple((name, position % 2) for position, name in enumerate(operations)))
+    for stem in ("cifar", "imagenet"):
+        network = EvalNetwork(Genotype(cell, cell), NetworkConfig(4, 3, 5, 32, stem)).double()
+        theirs = {darts_name(name, network): torch.full_like(tensor, index) for index, (name, tensor) in enumerate(named(network))}
+        load_darts_state_dict(network, theirs)
+        assert [tensor.double().mean().item() for _, tensor in named(network)] == list(range(len(theirs)))
+
+
+def named(network):
+    return list(network.state_dict().items())
+
+
+# Our part of an operation to the family's position in its sequence; both sequences begin with a ReLU, which has no weights.
+SEQUENCES = {
+    "SepConv": ("depthwise1", "pointwise1", "bn1", None, "depthwise2", "pointwise2", "bn2"),
+    "DilConv": ("depthwise", "pointwise", "bn"),
+    "ReLUConvBN": ("conv", "bn"),
+}
+
+
+def darts_name(name, network):
+    parts = name.split(".")
+    if parts[0] != "cells":
+        return name
+    kind = type(network.get_submodule(".".join(parts[:-2]))).__name__
+    if parts[2] == "operations":
+        parts[2] = "_ops"
+    if kind == "FactorizedReduce":
+        parts[-2] = {"conv1": "conv_1", "conv2": "conv_2", "bn": "bn"}[parts[-2]]
+    elif kind == "Conv7x1And1x7":
+        parts[-2] = {"horizontal": "1", "vertical": "2", "bn": "3"}[parts[-2]]
+    else:
+        parts[-2] = f"op.{1 + SEQUENCES[kind].index(parts[-2])}"
+    return ".".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("genotype", "config", "message"),
+    [
+        (GENOTYPE, replace(CONFIG, channels=8), r"^stem.0.weight: shape \(18, 3, 3, 3\), this network needs \(24, 3, 3, 3\)$"),
+        (GENOTYPE, replace(CONFIG, num_classes=10), r"^aux\S+: shape \(7, 768\), this network needs \(10, 768\)$"),
+        (GENOTYPE, replace(CONFIG, cells=9), r"^cells.2.preprocess0\S+: .*needs"),
+        (
+            PUBLISHED["PDARTS_C10"].genotype,
+            CONFIG,
+            r"^cells.0._ops.0.op.1.weight: unexpected tensor of shape \(6, 1, 3, 3\), this network has no such weight$",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_genotype_or_width_is_refused_by_tensor_and_shape(state, genotype, config, message):
+    network = EvalNetwork(genotype, config)
+    before = network.classifier.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        load_darts_state_dict(network, state)
+    assert torch.equal(network.classifier.weight, before)

@@ -1,0 +1,276 @@
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.methods import PartialChannels, RandomSampling, RandomSearch, Snas
+from pdarts_tune.config.presets import PRESETS
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError, to_dict
+from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, Stage, with_depths
+from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.results.manifest import check_definition
+from pdarts_tune.study.cli import main
+from pdarts_tune.study.plan import Study, Variant, define, describe, difference, make_plan
+
+
+def two_variants(base):
+    return [Variant("base", base), Variant("flat", replace(base, stages=with_depths(base.stages, (5, 5, 5))))]
+
+
+STUDY = Study("example", "Does it matter?", two_variants)
+
+
+def test_a_plan_is_variants_times_seeds_with_seeds_outermost():
+    plan = make_plan(STUDY, "smoke", seeds=2)
+    assert [trial.trial_id for trial in plan.searches()] == ["base-seed0", "flat-seed0", "base-seed1", "flat-seed1"]
+    assert [trial.config.seed for trial in plan.searches()] == [0, 0, 1, 1]
+
+
+def test_each_distinct_genotype_is_evaluated_once_per_evaluation_seed():
+    plan = make_plan(STUDY, "smoke", evaluation_seeds=2)
+    trials = plan.evaluations({"aaa": "Genotype A", "bbb": "Genotype B"})
+    assert [(trial.genotype, trial.config.seed) for trial in trials] == [
+        ("Genotype A", 0),
+        ("Genotype B", 0),
+        ("Genotype A", 1),
+        ("Genotype B", 1),
+    ]
+    assert len({trial.trial_id for trial in trials}) == 4
+
+
+def test_search_and_evaluation_split_the_same_images_in_the_same_way():
+    for preset in PRESETS.values():
+        search, evaluation = preset.search, preset.evaluation
+        assert (search.data, search.split_seed, search.test_images) == (
+            evaluation.data,
+            evaluation.split_seed,
+            evaluation.test_images,
+        )
+        assert search.validation_fraction == evaluation.validation_fraction
+
+
+def test_the_paper_preset_is_the_papers_setting():
+    preset = PRESETS["paper"]
+    assert preset.search.stages == PDARTS_CIFAR10
+    assert (preset.evaluation.cells, preset.evaluation.channels, preset.evaluation.epochs) == (20, 36, 600)
+
+
+def test_the_resolution_and_what_becomes_of_bad_images_hold_for_searches_and_every_recipe():
+    plain = make_plan(STUDY, "smoke", data="imagenet,parquet:b")
+    sized = make_plan(STUDY, "smoke", data="imagenet,parquet:b", image_size=64, skip_bad_images=True)
+    for config in (sized.base, *(variant.search for variant in sized.variants), *sized.recipes):
+        assert (config.image_size, config.skip_bad_images) == (64, True)
+    assert not any(config.image_size or config.skip_bad_images for config in (plain.base, *plain.recipes))
+    assert sized.evaluation.recipe_id != plain.evaluation.recipe_id
+
+
+def test_the_data_set_replaces_that_of_search_and_evaluation():
+    plan = make_plan(STUDY, "smoke", data="parquet:/somewhere")
+    assert plan.base.data == plan.evaluation.data == "parquet:/somewhere"
+    assert {variant.search.data for variant in plan.variants} == {"parquet:/somewhere"}
+
+
+def test_data_in_files_are_named_by_their_whole_path_since_trials_start_in_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(STUDY, "smoke", data="parquet:../images,digits,folder:here")
+    assert plan.base.data == f"parquet:{tmp_path.parent}/images"
+    assert [recipe.data for recipe in plan.recipes] == [plan.base.data, "digits", f"folder:{tmp_path}/here"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "huge"}, "preset: 'huge' is unknown, known are smoke, laptop, cifar-mini, paper"),
+        ({"preset": "smoke", "variants": "flat,bsae"}, "variants: 'bsae' is unknown, known are base, flat"),
+        ({"preset": "smoke", "seeds": 0}, "seeds: 0 is wrong, it must be at least 1"),
+        ({"preset": "smoke", "evaluation_seeds": -1}, "evaluation_seeds: -1 is wrong"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_what_would_be_right(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        make_plan(STUDY, **settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        None,
+        lambda base: replace(base, max_skips=4),
+        lambda base: replace(base, method=RandomSampling()),
+    ],
+)
+def test_a_random_control_of_no_search_is_refused(pair):
+    def variants(base):
+        control = Variant("control", replace(base, method=RandomSampling(skips_of="pair")))
+        return [control] if pair is None else [Variant("pair", pair(base)), control]
+
+    says = "skips_of: variant control draws as many skip-connects as the searches of 'pair' find, which must be one of the study's"
+    with pytest.raises(ConfigError, match=says):
+        make_plan(Study("example", "?", variants), "smoke")
+
+
+def test_two_variants_of_one_name_are_refused():
+    twice = Study("example", "?", lambda base: [Variant("base", base)])
+    plan = make_plan(twice, "smoke")
+    with pytest.raises(ConfigError, match="base, base"):
+        replace(plan, variants=plan.variants * 2)
+
+
+def test_the_difference_names_just_the_fields_that_differ():
+    base = SearchConfig()
+    assert difference(base, base) == "the base"
+    changed = replace(base, max_skips=4, stages=with_depths(base.stages, (17, 11, 5)))
+    assert difference(changed, base) == "depths 17-11-5 (base: 5-11-17); max_skips 4 (base: 2)"
+    later = replace(base, stages=tuple(replace(stage, warmup_epochs=0) for stage in base.stages))
+    assert difference(later, base) == "stage warmup_epochs [0, 0, 0] (base: [10, 10, 10])"
+
+
+def test_a_dry_run_shows_every_trial_and_what_it_changes(tmp_path):
+    text = describe(make_plan(STUDY, "smoke", seeds=2), tmp_path)
+    assert "2 variants x 2 seeds = 4 searches on digits" in text
+    assert "flat-seed1" in text
+    assert "depths 5-5-5 (base: 3-4-5)" in text
+
+
+def write_definition(plan, folder):
+    (folder / "study.json").write_text(json.dumps(check_definition(define(plan), None, str(folder))))
+
+
+def check_folder(plan, folder):
+    return check_definition(define(plan), (folder / "study.json").read_bytes(), str(folder))
+
+
+def test_seeds_and_variants_may_be_added_to_a_results_folder(tmp_path):
+    write_definition(make_plan(STUDY, "smoke", variants="base"), tmp_path)
+    merged = check_folder(make_plan(STUDY, "smoke", variants="flat", seeds=5), tmp_path)
+    assert list(merged["variants"]) == ["base", "flat"]
+    assert merged["seeds"] == {"base": 1, "flat": 5}
+
+
+def test_anything_else_in_a_results_folder_may_not_change(tmp_path):
+    write_definition(make_plan(STUDY, "smoke"), tmp_path)
+    with pytest.raises(ConfigError, match=r"evaluation.recipe was 'smoke', is 'laptop'"):
+        check_folder(make_plan(STUDY, "laptop"), tmp_path)
+    plan = make_plan(STUDY, "smoke")
+    wider = replace(plan, variants=(Variant("base", replace(plan.base, channels=32)),))
+    with pytest.raises(ConfigError, match=r"channels was 4, is 32 \(base\); name another folder"):
+        check_folder(wider, tmp_path)
+    deeper = replace(plan, variants=(Variant("base", replace(plan.base, stages=with_depths(plan.base.stages, (9, 4, 5)))),))
+    with pytest.raises(ConfigError, match=r"stages\[0\].cells was 3, is 9 \(base\)"):
+        check_folder(deeper, tmp_path)
+
+
+def test_a_setting_that_joined_later_is_no_difference_in_any_part_of_a_definition(tmp_path):
+    plan = make_plan(STUDY, "smoke", data="digits,cifar10,cifar100")
+    older = check_definition(define(plan), None, "")
+    configs = [*older["variants"].values(), older["evaluation"], *older["further_evaluations"]]
+    assert len(configs) == 5
+    for settings in configs:
+        kind = SearchConfig if "stages" in settings else EvalConfig
+        for setting in fields(kind):
+            if setting.metadata.get("later"):
+                del settings[setting.name]
+    (tmp_path / "study.json").write_text(json.dumps(older))
+    assert check_folder(plan, tmp_path)["further_evaluations"] == [to_dict(recipe) for recipe in plan.recipes[1:]]
+    longer = replace(plan, recipes=(*plan.recipes[:2], replace(plan.recipes[2], epochs=9)))
+    with pytest.raises(ConfigError, match=r"further_evaluations\[1\].epochs was 2, is 9; name another folder"):
+        check_folder(longer, tmp_path)
+    with pytest.raises(ConfigError, match="further_evaluations was "):
+        check_folder(make_plan(STUDY, "smoke", data="digits"), tmp_path)
+
+
+def test_a_setting_that_an_older_release_let_into_a_definition_is_named_with_the_way_on(tmp_path):
+    plan = make_plan(STUDY, "smoke")
+    poisoned = check_definition(define(plan), None, "")
+    poisoned["variants"]["flat"]["dropping"] = "randm"
+    (tmp_path / "study.json").write_text(json.dumps(poisoned))
+    with pytest.raises(ConfigError, match=r"study.json: variants.flat: dropping: 'randm' is wrong, .*; take a variant that never"):
+        check_folder(plan, tmp_path)
+    del poisoned["variants"]["flat"]
+    (tmp_path / "study.json").write_text(json.dumps(poisoned))
+    assert check_folder(plan, tmp_path)["variants"]["flat"]["dropping"] == "lowest"
+
+
+def test_a_definition_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"study.json: not readable as JSON"):
+        check_folder(make_plan(STUDY, "smoke"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda base: replace(base, method=Snas(k=4)), "Snas has no setting 'k', it has temperature, final_temperature, penalty"),
+        (lambda base: replace(base, method=Snas(temperature=-1.0)), "temperature: -1.0 is wrong, it must be more than 0"),
+        (lambda base: replace(base, method=PartialChannels(3)), "method.k: 3 does not divide the 4 channels; take a divisor"),
+        (lambda base: replace(base, method=RandomSearch()), "stages: method random_search cannot use 3 stages, its candidates"),
+        (lambda base: replace(base, max_skip=1), "SearchConfig has no setting 'max_skip', it has stages, method, data"),
+        (lambda base: replace(base, stages=(Stage(2, 8),)), "cells: 2 is too few"),
+        (lambda base: replace(base, stages=(Stage(5, 8), Stage(8, 1))), "stages[1].operations: 1 leaves nothing to search"),
+        (
+            lambda base: replace(base, dropping="randm"),
+            "variant wrong: dropping: 'randm' is wrong, it must be one of lowest",
+        ),
+        (lambda base: replace(base, dropout_on_reduce=1), "variant wrong: dropout_on_reduce: 1 is not of type bool"),
+        (lambda base: replace(base, momentum="0.9"), "variant wrong: momentum: '0.9' is not of type float"),
+        (lambda base: replace(base, momentum=float("nan")), "variant wrong: momentum: nan is not a finite number"),
+        (lambda base: replace(base, channels=np.int64(4)), "variant wrong: channels: np.int64(4) is not of type int"),
+        (lambda base: replace(base, stages=list(base.stages)), "variant wrong: stages: [Stage("),
+        (lambda base: replace(base, stages=(replace(base.stages[0], epochs=2.0),)), "stages[0].epochs: 2.0 is not of type int"),
+        # Refused by the check of a range, which cannot compare them.
+        (lambda base: replace(base, channels="16"), "variants of own: channels: '16' is not of type int"),
+        (lambda base: replace(base, stages=(Stage("5", 8),)), "variants of own: cells: '5' is not of type int"),
+        (lambda base: replace(base, method=PartialChannels("4")), "variants of own: k: '4' is not of type int"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run", "--probe-seconds", "0"]])
+def test_a_wrong_setting_in_a_study_is_one_line_on_the_command_line(tmp_path, capsys, wrong, said, dry_run):
+    refuse(Study("own", "Does it?", lambda base: [Variant("wrong", wrong(base))]), said, tmp_path, capsys, dry_run)
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        (Study("own", "?", lambda base: [Variant("no dropout", base)]), "trial_id: 'no dropout-seed0' cannot name a file"),
+        (Study("own", "?", lambda base: [Variant("a", base, (1.5,))]), "skip_limits: (1.5,) of variant a are wrong"),
+        (
+            Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, momentum=None)]),
+            "recipe smoke: momentum: None is not of type float",
+        ),
+        (
+            Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, epochs="9")]),
+            "evaluations of own: epochs: '9' is not of type int",
+        ),
+    ],
+)
+def test_a_wrong_name_limit_or_recipe_in_a_study_is_one_line_too(tmp_path, capsys, study, said):
+    refuse(study, said, tmp_path, capsys, [])
+
+
+def refuse(study, said, tmp_path, capsys, options):
+    with pytest.raises(SystemExit) as stopped:
+        main(study, ["--preset", "smoke", "--results", str(tmp_path / "results"), *options])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_mistake_in_a_studys_code_keeps_its_traceback():
+    study = Study("own", "Does it?", lambda base: [Variant("wrong", base + 1)])
+    with pytest.raises(TypeError, match="unsupported operand"):
+        make_plan(study, "smoke")
+
+
+def test_a_method_is_told_by_its_name_and_settings_and_a_given_genotype_by_its_source():
+    base = SearchConfig()
+    cell = PUBLISHED["DARTS_V1"].genotype
+    given = make_plan(STUDY, "paper", genotypes={"darts": ("DARTS_V1", cell)}).variants[0].search
+    assert difference(given, base) == "method given (source DARTS_V1) (base: first_order); max_skips 3 (base: 2)"
+    exactly = replace(base, method=RandomSampling(exactly=True))
+    assert difference(exactly, base) == "method random (exactly True) (base: first_order)"

@@ -1,0 +1,152 @@
+"""The studies as data: names, what each variant changes, and that every size of them makes sense."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis.rq2_approximation import steps
+from pdarts_tune.config.evaluation import RECIPES
+from pdarts_tune.config.presets import PRESETS
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.data.datasets import DatasetInfo
+from pdarts_tune.networks.cost import check_madds, network_cost, network_shape, predict_stage_bytes
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.pdarts.progressive_depth import search_work
+from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.results.manifest import check_definition
+from pdarts_tune.study.plan import define, difference, make_plan
+from studies import approximation, baselines, depth_gap, regularization, transfer
+
+STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines)]
+IMAGENET = DatasetInfo(3, 224, 1000, 1_281_167, 50_000)
+
+
+def arms(study, preset="paper"):
+    return {variant.name: variant for variant in make_plan(study, preset).variants}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_every_study_has_every_preset_and_no_two_variants_are_one(study, preset):
+    plan = make_plan(study, preset)
+    if preset == "paper":  # in small ones an equal budget can be the same number of epochs
+        assert len({(variant.search, variant.limits) for variant in plan.variants}) == len(plan.variants)
+    assert len({trial.trial_id for trial in plan.searches()}) == len(plan.searches())
+
+
+@pytest.mark.parametrize("study", STUDIES[:3], ids=lambda study: study.name)
+def test_a_variant_changes_one_thing(study):
+    plan = make_plan(study, "paper")
+    assert plan.variants[0].search == plan.base
+    for variant in plan.variants[1:]:
+        changes = difference(variant.search, plan.base).split("; ")
+        allowed = 2 if variant.name.endswith(("_same_memory", "_all_operations")) else 1
+        budget = [change for change in changes if change.startswith(("epochs", "stage warmup_epochs", "stage dropout_decay"))]
+        assert len(changes) - len(budget) <= allowed, (variant.name, changes)
+        assert bool(budget) == variant.name.endswith(("_equal_budget", "_same_memory"))
+
+
+def test_depth_can_be_told_apart_from_budget_and_from_dropping():
+    variants = {name: variant.search for name, variant in arms(depth_gap.STUDY).items()}
+
+    def depths(name):
+        return [stage.cells for stage in variants[name].stages]
+
+    assert depths("middle") == depths("middle_equal_budget") == [11, 11, 11]
+    assert depths("reversed") == [17, 11, 5]
+    assert depths("shuffled") == [11, 17, 5]
+    for name in ("shallow", "middle", "deep"):
+        equal = search_work(variants[f"{name}_equal_budget"].stages)
+        assert equal == pytest.approx(search_work(variants["progressive"].stages), rel=0.03)
+    assert [stage.operations for stage in variants["deep_all_operations"].stages] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("preset", "side", "channels"), [("paper", 32, 3), ("laptop", 8, 1)])
+def test_equal_memory_is_equal_in_predicted_bytes(preset, side, channels):
+    variants = {name: variant.search for name, variant in arms(approximation.STUDY, preset).items()}
+    base, fitting = (
+        predict_stage_bytes(variants[name], variants[name].stages[-1], side, 10, channels)  # the last stage is the largest
+        for name in ("lowest_dropped", "nothing_dropped_same_memory")
+    )
+    assert variants["nothing_dropped"].batch_size == variants["lowest_dropped"].batch_size
+    assert fitting == pytest.approx(base, rel=0.15)
+
+
+def test_equal_memory_is_compared_at_about_equal_steps():
+    for preset, apart in (("laptop", 0.15), ("cifar-mini", 0.2), ("paper", 0.05)):  # as near as whole epochs allow
+        variants = {name: variant.search for name, variant in arms(approximation.STUDY, preset).items()}
+        base, fitting = variants["lowest_dropped"], variants["nothing_dropped_same_memory"]
+        assert fitting.batch_size < 0.6 * base.batch_size
+        assert steps(fitting) == pytest.approx(steps(base), rel=apart + 1e-9)
+        warm_up, all_epochs = (
+            (sum(stage.warmup_epochs for stage in config.stages), sum(stage.epochs for stage in config.stages))
+            for config in (fitting, base)
+        )
+        assert warm_up[0] / warm_up[1] == pytest.approx(all_epochs[0] / all_epochs[1], abs=0.1)
+
+
+def test_a_study_of_an_earlier_definition_of_a_variant_is_told_which_and_how_to_go_on():
+    plan = make_plan(approximation.STUDY, "laptop")
+    before = define(plan)
+    for stage in before["variants"]["nothing_dropped_same_memory"]["stages"]:
+        stage |= {"epochs": 7, "warmup_epochs": 3, "dropout_decay": 0.75}  # the base's: about twice the steps
+    rest = "lowest_dropped,random_dropped,nothing_dropped,keep_8_3_2,keep_5_5_3,random"
+    says = rf"epochs was 7, is 4 \(nothing_dropped_same_memory\); .* go on there with .*: --variants {rest}$"
+    with pytest.raises(ConfigError, match=says):
+        check_definition(define(plan), json.dumps(before).encode(), "results/approximation")
+    kept = check_definition(define(make_plan(approximation.STUDY, "laptop", variants=rest)), json.dumps(before).encode(), "there")
+    assert kept["variants"] == before["variants"]
+
+
+def test_a_sweep_over_the_skip_limit_takes_no_further_searches():
+    plan = make_plan(regularization.STUDY, "smoke", variants="dropout,no_dropout")
+    assert len(plan.searches()) == 2
+    assert plan.most_genotypes == 8
+    assert arms(regularization.STUDY)["dropout"].limits == (0, 1, 2, 3, 4, 8)
+
+
+def test_transfer_searches_nothing_and_trains_by_two_recipes_on_each_data_set():
+    plan = make_plan(transfer.STUDY, "paper")
+    assert {variant.search.method.name for variant in plan.variants} == {"given", "random"}
+    assert [(recipe.recipe, recipe.data) for recipe in plan.recipes] == [
+        ("cifar", "cifar10"),
+        ("cifar", "cifar100"),
+        ("imagenet-mobile", "imagenet"),
+        ("cifar-short", "cifar10"),
+        ("cifar-short", "cifar100"),
+        ("imagenet-mobile-short", "imagenet"),
+    ]
+    ids = [trial.trial_id for trial in plan.evaluations({"abc": "text"})]
+    assert len(set(ids)) == 6
+    assert ids[2].endswith("-imagenet-seed0")
+    own = make_plan(transfer.STUDY, "paper", data="cifar10,parquet:/a,folder:/b")
+    assert [recipe.recipe for recipe in own.recipes[:3]] == ["cifar", "cifar", "imagenet-mobile"]
+    assert [recipe.data for recipe in own.recipes[:3]] == ["cifar10", "parquet:/a", "folder:/b"]
+
+
+def test_published_cells_are_evaluated_in_place_of_a_studys_searches():
+    cell = PUBLISHED["DARTS_V1"].genotype
+    plan = make_plan(depth_gap.STUDY, "smoke", seeds=3, genotypes={"darts": ("DARTS_V1", cell)})
+    (trial,) = plan.searches()
+    assert Genotype.parse(trial.config.method.genotype) == cell
+    assert trial.config.max_skips == cell.normal.skips == 3
+
+
+@pytest.mark.parametrize("name", transfer.CELLS)
+def test_the_published_cells_fit_the_mobile_setting(name):
+    check_madds(PUBLISHED[name].genotype, RECIPES["imagenet-mobile"], IMAGENET, name)
+
+
+def test_a_cell_over_the_mobile_limit_is_refused_with_the_sizes_of_both():
+    cell, wide = PUBLISHED["PDARTS_C10"].genotype, replace(RECIPES["imagenet-mobile"], channels=52)
+    madds = network_cost(cell, network_shape(cell, wide, IMAGENET)).madds
+    with pytest.raises(ConfigError, match=rf"wide: {madds / 1e6:.0f}M multiply-adds at 52 channels, .* allows 600M; leave it out"):
+        check_madds(cell, wide, IMAGENET, "wide")
+    check_madds(cell, replace(wide, auto_width=True), IMAGENET, "wide")
+
+
+def test_every_study_says_how_it_is_run():
+    for path in (Path(__file__).parents[2] / "studies").glob("*.py"):
+        assert f"python studies/{path.name}" in path.read_text().split('"""')[1], path
