@@ -65,7 +65,7 @@ def test_every_command_of_the_pages_exists_with_its_options():
                 continue
             elif "/" in command:
                 assert script.exists(), where
-                own = script.read_text() + (ROOT / "analysis" / "sections.py").read_text()
+                own = script.read_text() + (ROOT / "analysis" / "common" / "section.py").read_text()
                 fields = {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): ", own, re.MULTILINE)}
                 fields |= set(re.findall(r'add_argument\("(--[\w-]+)"', own))
                 known = of_studies if script.parent.name == "studies" else fields
