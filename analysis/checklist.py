@@ -18,6 +18,7 @@ import pandas as pd
 from common.study_tables import differences, read_arms
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.results.tables import final_genotypes
 
 SOURCE = "Lindauer, Hutter: Best Practices for Scientific Research on Neural Architecture Search. JMLR 21(243), 2020."
 ENOUGH_SEEDS = 3  # with fewer a standard deviation says nothing; the paper names ten as the ideal
@@ -48,10 +49,9 @@ class StudyFacts:
     @cached_property
     def trainings(self) -> pd.DataFrame:
         """Completed evaluations, once for each search, stage and limit that gave their cell; `last`: it is the search's own."""
-        searches = self.searches[["trial_id", "variant", "seed", "method", "max_skips"]].rename(columns={"max_skips": "own_limit"})
+        searches = self.searches[["trial_id", "variant", "seed", "method"]]
         cells = searches.merge(self.genotypes, on="trial_id")
-        ends = cells["stage"] == cells.groupby("trial_id")["stage"].transform("max")
-        cells = cells.assign(last=ends & (cells["max_skips"] == cells["own_limit"]))
+        cells = cells.assign(last=cells.index.isin(final_genotypes(cells, self.searches).index))
         done = self.evaluations[self.evaluations["status"] == "completed"]
         runs = done[["genotype_id", "data", "recipe", "recipe_id", "seed"]].rename(columns={"seed": "evaluation_seed"})
         return cells.merge(runs, on="genotype_id")

@@ -32,7 +32,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import read_rows, read_study_table
+from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_study_table
 from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
 
 BUILDERS: Mapping[str, Callable[[Path, Read], Section | None]] = {
@@ -139,13 +139,11 @@ def list_cells(study: StudyTables) -> list[Cell]:
             cells.append(Cell(str(variant), None, "No search of this variant is completed, so there is no cell.", ""))
             continue
         first = done.iloc[0]
-        rows = [row for row in read_rows(study.folder, "genotypes", first["trial_id"]) if row["max_skips"] == first["max_skips"]]
-        if not rows:
+        last = final_genotype(first, read_rows(study.folder, "genotypes", first["trial_id"]))
+        if last is None:
             cells.append(Cell(str(variant), None, f"The table genotypes has no rows of {first['trial_id']}.", ""))
             continue
-        last = max(rows, key=lambda row: row["stage"])
-        ends = study.cells[study.cells["trial_id"].isin(done["trial_id"])].groupby("trial_id")["stage"].idxmax()
-        different = study.cells.loc[ends, "genotype_id"].nunique()
+        different = final_genotypes(study.cells, done)["genotype_id"].nunique()
         caption = (
             f"Search {first['trial_id']}: {last['skips']} skip-connects and depth {last['depth']} in the normal cell, "
             f"{last['params'] / 1e6:.2f} M parameters. The variant's {len(done)} completed searches ended with {different} "

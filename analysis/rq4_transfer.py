@@ -26,7 +26,7 @@ from common.statistics import holm, kendall_tau, mean_sd, minimum_detectable_tau
 from common.study_tables import Read, StudyTables, first_line
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
-from pdarts_tune.results.tables import read_rows
+from pdarts_tune.results.tables import final_genotypes, read_rows
 
 STUDY = "transfer"
 GATE_MILLIONS = 600.0  # of the mobile setting (Chen et al., 2019, section 4.4)
@@ -102,8 +102,7 @@ def name_settings(study: StudyTables) -> pd.DataFrame:
 
 def name_cells(study: StudyTables) -> pd.DataFrame:
     """One row a distinct cell of completed trials: name, genotype_id, trial_id, params, macs (CIFAR setting)."""
-    done = study.cells[study.cells["status"] == "completed"]
-    last = done[done["stage"] == done.groupby("trial_id")["stage"].transform("max")]
+    last = final_genotypes(study.cells, study.trials)
     several = last.groupby("variant")["trial_id"].transform("nunique") > 1
     names = last["variant"].where(~several, last["variant"] + ", seed " + last["seed"].astype(str))
     cells = last.assign(name=names).drop_duplicates("genotype_id")

@@ -9,6 +9,7 @@ from common import study_tables
 from common.comparisons import mean_intervals
 from common.statistics import mean_sd
 from common.study_tables import StudyTables
+from pdarts_tune.results.tables import final_genotypes
 
 UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing
 
@@ -22,8 +23,7 @@ def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
     a limit would be judged by the searches that have few skip-connects. So a limit counts only where all evaluated searches of a
     variant have it.
     """
-    done = study.derived[study.derived["status"] == "completed"]
-    last = done[done["stage"] == done.groupby("trial_id")["stage"].transform("max")]
+    last = final_genotypes(study.derived, study.trials, range(UNLIMITED + 1))
     evaluated = study_tables.evaluate_cells(study, last)
     evaluated = evaluated[evaluated["evaluations"] > 0]
     as_derived = last[last["max_skips"] == UNLIMITED].set_index("trial_id")["genotype_id"]
@@ -42,8 +42,7 @@ def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
 
 def count_skips(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:
     """`measures`, one row a trial, with `derived_skips`: skip-connects of the normal cell that a completed search ended with."""
-    unrefined = study.derived[(study.derived["max_skips"] == UNLIMITED) & (study.derived["status"] == "completed")]
-    last = unrefined.sort_values("stage").groupby("trial_id")["skips"].last()
+    last = final_genotypes(study.derived, study.trials, (UNLIMITED,)).set_index("trial_id")["skips"]
     return measures.assign(derived_skips=measures["trial_id"].map(last).astype(float))
 
 

@@ -19,7 +19,7 @@ from pdarts_tune.config.methods import RandomSampling
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.genotype import random_genotype
 from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, with_depths, with_skip_dropout
-from pdarts_tune.results.tables import write_rows
+from pdarts_tune.results.tables import final_genotype, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan
 from pdarts_tune.study.run import found_genotypes
 from synthetic_rows import evaluation_row, genotype_row, search_rows, trial_row
@@ -120,7 +120,7 @@ def make_trial(
     peak = max((row["peak_bytes"] for row in epochs), default=None)
     write_rows(folder, "trials", trial_id, [trial_row(folder.name, variant, trial_id, config, status, started, clock, peak)])
     if status == "completed":
-        final = max((row for row in genotypes if row["max_skips"] == config.max_skips), key=lambda row: row["stage"])
+        final = final_genotype({"status": status, "max_skips": config.max_skips}, genotypes)
         make_evaluations(folder, final, config.data, clock, evaluation_seeds, test_images, mean_accuracy)
 
 

@@ -25,7 +25,7 @@ from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_seeds, planned_seeds
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import read_rows, read_study_table
+from pdarts_tune.results.tables import final_genotypes, read_rows, read_study_table
 
 # MERGED DOCSTRING
 # Which variants a question compares, known by their configurations and not by their names: anybody's study will do.
@@ -184,8 +184,7 @@ def measure_trials(study: StudyTables) -> pd.DataFrame:
     Fractions, percent and points (of accuracy, search minus evaluation). What a trial does not have is nan; a trial that is not
     completed has no cell.
     """
-    completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
-    cells = study.cells[study.cells["trial_id"].isin(completed)].sort_values("stage").groupby("trial_id").tail(1)
+    cells = final_genotypes(study.cells, study.trials)
     columns = [
         "trial_id",
         "genotype_id",

@@ -10,7 +10,7 @@ from pathlib import Path
 from pdarts_tune.config.serialize import ConfigError, derive_seed
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.pdarts.published import PUBLISHED
-from pdarts_tune.results.tables import read_table
+from pdarts_tune.results.tables import final_genotypes, read_table
 
 MAX_SKIPS = "2"  # as P-DARTS refines its cells; random ones are drawn under the same limit, so that they are a fair control
 RANDOM = "random:"
@@ -91,9 +91,8 @@ def parse_limits(text: str) -> list[int]:
 
 
 def _from_results(folder: Path, limits: list[int]) -> Mapping[str, Genotype]:
-    table = read_table(folder, "genotypes")
-    finished = table[table.stage == table.groupby("trial_id").stage.transform("max")]
-    rows = finished[finished.max_skips.isin(limits)].sort_values(["trial_id", "max_skips"], kind="stable")
+    trials = read_table(folder, "trials", ["trial_id", "status", "max_skips"])
+    rows = final_genotypes(read_table(folder, "genotypes"), trials, limits).sort_values(["trial_id", "max_skips"], kind="stable")
     if rows.empty:
         raise ConfigError(f"genotype: {folder} has no genotype of a finished search with skip limits {limits}")
     found: dict[str, Genotype] = {}

@@ -8,7 +8,7 @@ import json
 import numbers
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -313,6 +313,27 @@ def read_whole(study: Storage, table: str, columns: Sequence[str] | None = None)
     origins = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
     check_rows(rows, table, [f"{study}/{table}/{name}" for name in names], origins)
     return rows
+
+
+def final_genotypes(genotypes: pd.DataFrame, trials: pd.DataFrame, limits: Collection[int] | None = None) -> pd.DataFrame:
+    """The rows of `genotypes` that completed searches end with: those of the last stage.
+
+    Args:
+        genotypes: rows of the table `genotypes`, with at least `trial_id`, `stage` and `max_skips`.
+        trials: rows of the table `trials`, with at least `trial_id`, `status` and `max_skips`.
+        limits: the skip limits M to take; None: each trial's own.
+    """
+    completed = trials[trials["status"] == "completed"]
+    own = dict(zip(completed["trial_id"], completed["max_skips"], strict=True))
+    rows = genotypes[genotypes["trial_id"].isin(own)]
+    rows = rows[rows["stage"] == rows.groupby("trial_id")["stage"].transform("max")]
+    return rows[rows["max_skips"] == rows["trial_id"].map(own) if limits is None else rows["max_skips"].isin(limits)]
+
+
+def final_genotype(trial: Mapping[str, Any], genotypes: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The same of one trial, from rows as `read_rows` gives them; None if the trial is not completed."""
+    rows = [row for row in genotypes if row["max_skips"] == trial["max_skips"]]
+    return max(rows, key=lambda row: row["stage"]) if rows and trial["status"] == "completed" else None
 
 
 def _find_studies(root: Storage) -> list[Storage]:

@@ -27,7 +27,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.storage import Storage, is_remote
-from pdarts_tune.results.tables import read_rows, table_file
+from pdarts_tune.results.tables import final_genotype, read_rows, table_file
 
 # MERGED DOCSTRING
 # One study's tables as a driver follows them: which trials there are, what belongs to a trial, and whether it has changed.
@@ -74,12 +74,6 @@ def epoch_points(epochs: Iterable[Row]) -> list[list[Point]]:
         ]
         for step, row in enumerate(ordered)
     ]
-
-
-def final_genotype(trial: Row, genotypes: Iterable[Row]) -> Row | None:
-    """The row of `genotypes` that a completed trial ends with: of its last stage, at its own skip limit."""
-    rows = [row for row in genotypes if row["max_skips"] == trial["max_skips"]]
-    return max(rows, key=lambda row: row["stage"]) if rows and trial["status"] == "completed" else None
 
 
 def chosen_epoch(trial: Row, epochs: Sequence[Row]) -> Row | None:

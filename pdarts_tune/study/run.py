@@ -17,7 +17,7 @@ from pdarts_tune.config.methods import paired_variant
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import read_rows, read_study_table, read_table, write_rows
+from pdarts_tune.results.tables import final_genotypes, read_rows, read_study_table, read_table, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 # MERGED DOCSTRING
 # Puts the trials that a study lacks into a Ray session. Ray and torch are imported only if there are some.
 
-_STATE = {"trials": ("trial_id", "status", "error"), "evaluations": ("trial_id", "status", "data", "left_out", "shared")}
+_STATE = {
+    "trials": ("trial_id", "status", "error", "max_skips"),
+    "evaluations": ("trial_id", "status", "data", "left_out", "shared"),
+}
 
 
 def missing_trials(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:
@@ -45,18 +48,20 @@ def missing_trials(trials: Sequence[SearchTrial | EvalTrial], table: str, folder
 
 def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
     """The distinct genotypes (id to text) that the plan's finished searches ended with, at the skip limits of their variants."""
-    finished = _finished(folder, "trials")
+    trials = read_columns(Storage(folder), "trials", *_STATE["trials"])
+    finished = set(trials.trial_id[trials.status == "completed"])
     if not finished:
         return {}
     limits = {variant.name: variant.limits for variant in plan.variants}
     columns = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
-    rows = read_columns(
-        Storage(folder), "genotypes", *columns, max_skips=tuple(sorted({m for chosen in limits.values() for m in chosen}))
-    )
-    last = rows[rows.stage == rows.groupby("trial_id").stage.transform("max")]
-    found = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in last.itertuples(index=False)}
+    every_limit = tuple(sorted({limit for chosen in limits.values() for limit in chosen}))
+    rows = final_genotypes(read_columns(Storage(folder), "genotypes", *columns, max_skips=every_limit), trials, every_limit)
+    genotypes = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in rows.itertuples(index=False)}
     return dict(
-        found[trial.trial_id, limit] for trial in plan.searches() if trial.trial_id in finished for limit in limits[trial.variant]
+        genotypes[trial.trial_id, limit]
+        for trial in plan.searches()
+        if trial.trial_id in finished
+        for limit in limits[trial.variant]
     )
 
 

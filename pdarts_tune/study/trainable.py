@@ -41,11 +41,10 @@ from pdarts_tune.networks.cost import reset_peak_bytes
 from pdarts_tune.networks.runtime import MemoryLimitError, StageMemoryError, give_back_freed_memory, keep_freed_memory
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import GrowingTable, read_rows, write_rows
+from pdarts_tune.results.tables import GrowingTable, final_genotype, read_rows, write_rows
 from pdarts_tune.search.diagnostics import has_collapsed
 from pdarts_tune.search.loop import Search
 from pdarts_tune.search.records import EpochRecord, alpha_rows, epoch_row, genotype_row, genotype_rows
-from pdarts_tune.study.mlflow_mirror import final_genotype
 from pdarts_tune.study.plan import search_id, stage_columns
 
 # MERGED DOCSTRING
@@ -344,8 +343,8 @@ def run_schedule(settings: dict[str, Any]) -> None:
 def evaluation_job(spec: TrialSpec, evaluation: dict[str, Any]) -> EvalJob:
     """The training of what a finished search found. Two trials that find the same genotype each train it."""
     (trial,) = read_rows(spec.study_dir, "trials", spec.trial_id)
-    genotypes = [row for row in read_rows(spec.study_dir, "genotypes", spec.trial_id) if row["max_skips"] == trial["max_skips"]]
-    found = max(genotypes, key=lambda row: row["stage"])
+    genotype = final_genotype(trial, read_rows(spec.study_dir, "genotypes", spec.trial_id))
+    assert genotype is not None  # the trial is completed
     config = from_dict(EvalConfig, evaluation)
     trial_id = f"{spec.trial_id}-{config.recipe_id}-seed{config.seed}"
-    return EvalJob(trial_id, spec.study_dir, found["genotype"], evaluation)
+    return EvalJob(trial_id, spec.study_dir, genotype["genotype"], evaluation)

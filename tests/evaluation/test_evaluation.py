@@ -9,6 +9,7 @@ import torch
 
 from images import encode, pixels, write_folders, write_image_set, write_parquet
 from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.evaluation import job as evaluation_job
 from pdarts_tune.evaluation.__main__ import Arguments, build_config, main
@@ -17,6 +18,8 @@ from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.tables import read_table, write_rows
 from pdarts_tune.search.records import genotype_row
+from synthetic import START
+from synthetic_rows import trial_row
 
 PDARTS = PUBLISHED["PDARTS_C10"].genotype
 (RANDOM,) = find_genotypes("random:0").values()
@@ -171,10 +174,13 @@ def test_a_training_that_was_stopped_continues_at_the_next_epoch(tmp_path, capsy
 
 def test_every_distinct_genotype_of_a_results_folder_is_found_once_with_its_skip_limits(tmp_path):
     limits = {"one": {0: "DARTS_V1", 1: "PDARTS_C10", 2: "PDARTS_C10"}, "two": {0: "PDARTS_C10", 1: "DARTS_V2", 2: "DARTS_V2"}}
+    limits["under-way"] = {2: "SNAS_MILD"}
     for trial, found in limits.items():
         rows = [genotype_row(PUBLISHED[name].genotype, 3, limit, None) for limit, name in found.items()]
         earlier = [genotype_row(PUBLISHED["SNAS_MILD"].genotype, 2, limit, None) for limit in found]
         write_rows(tmp_path / "study", "genotypes", trial, [{"trial_id": trial} | row for row in [*earlier, *rows]])
+        row = trial_row("study", "a", trial, SearchConfig(), "running" if trial == "under-way" else "completed", START, START, None)
+        write_rows(tmp_path / "study", "trials", trial, [row])
     every = find_genotypes(str(tmp_path / "study"), "0..8")
     assert every == {
         "one M=0": PUBLISHED["DARTS_V1"].genotype,

@@ -283,6 +283,7 @@ def test_one_id_in_two_studies_is_refused_because_joins_would_double(tmp_path):
 def test_a_reader_never_sees_half_a_file_while_another_process_writes(tmp_path):
     code = (
         "import sys; from pathlib import Path; from pdarts_tune.results.tables import write_rows\n"
+        "sys.path[:0] = ['.', '..']\n"
         "from test_results import genotype_row\n"
         "n = 0\n"
         "while True:\n"

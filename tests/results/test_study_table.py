@@ -8,7 +8,7 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results import tables
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import read_study_table, read_table
+from pdarts_tune.results.tables import final_genotype, final_genotypes, read_study_table, read_table
 from synthetic import make_study
 
 
@@ -95,3 +95,14 @@ def test_wrong_names_are_refused(study):
         read_study_table(study, "epoch")
     with pytest.raises(ConfigError, match="is not a folder"):
         read_study_table(study / "nowhere", "epochs")
+
+
+def test_the_final_genotypes_are_those_of_the_last_stage_of_completed_trials_at_the_limits():
+    trials = pd.DataFrame({"trial_id": ["a", "b", "c"], "status": ["completed", "completed", "running"], "max_skips": [2, 1, 2]})
+    rows = [("a", 1, 2, "x"), ("a", 2, 2, "y"), ("a", 2, 1, "z"), ("b", 0, 1, "v"), ("c", 2, 2, "w")]
+    genotypes = pd.DataFrame(rows, columns=["trial_id", "stage", "max_skips", "genotype_id"], index=range(5, 10))
+    assert list(final_genotypes(genotypes, trials).index) == [6, 8]
+    assert list(final_genotypes(genotypes, trials, (1,)).genotype_id) == ["z", "v"]
+    for trial, genotype_id in zip(trials.to_dict("records"), ("y", "v", None), strict=True):
+        rows = genotypes[genotypes.trial_id == trial["trial_id"]].to_dict("records")
+        assert (final_genotype(trial, rows) or {}).get("genotype_id") == genotype_id
