@@ -1,6 +1,6 @@
 """Does P-DARTS find better cells than the methods it builds on? Reads the tables of the study baselines.
 
-python analysis/baseline_methods.py --results results
+python analysis/baselines.py --results results
 
 Writes baselines.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/baselines/report` and prints the main table and what
 it supports. What searches looked like from inside is drawn by `analysis/diagnostics.py`.
@@ -59,7 +59,7 @@ search and evaluation seed that both have. It speaks of these two networks, not 
 
 
 def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
-    """The comparison of methods; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
+    """The comparison of methods; None where `results` has no data for it. Raises ConfigError where study_tables.load_study does."""
     question = open_question(results, STUDY, read, lambda study: study.trials["method"].nunique() > 2)
     if question is None:
         return None

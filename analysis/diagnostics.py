@@ -117,7 +117,7 @@ def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
 def summarise(study: StudyTables) -> str:
     """A Markdown table of each variant, mean over its completed searches, and a line per trial that ever collapsed.
 
-    Its figures are of the epochs that the searches took their cells from: see `frames.chosen_epochs`.
+    Its figures are of the epochs that the searches took their cells from: see `study_tables.chosen_epochs`.
     """
     epochs, last = study.epochs, chosen_epochs(study)
     columns = (

@@ -154,7 +154,7 @@ def list_cells(study: StudyTables) -> list[Cell]:
 
 
 def trial_table(measures: pd.DataFrame) -> pd.DataFrame:
-    """One row a search, in columns that `sections.as_text` knows how to show."""
+    """One row a search, in columns that `section.as_text` knows how to show."""
     table = measures[["variant", "seed"]].copy()
     if measures["split_seed"].nunique() > 1:
         table["split_seed"] = measures["split_seed"]

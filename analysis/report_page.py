@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"^[\[(]?[+−-]?\d")
 
 @dataclass(frozen=True)
 class Block:
-    """A table of the page, as a frame that `sections.as_text` can show."""
+    """A table of the page, as a frame that `section.as_text` can show."""
 
     name: str
     caption: str

@@ -81,7 +81,7 @@ Ordered by the depth of the last search network; mean over seeds with its bootst
 
 
 def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
-    """The answer to RQ1; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
+    """The answer to RQ1; None where `results` has no data for it. Raises ConfigError where study_tables.load_study does."""
     question = open_question(results, STUDY, read, lambda study: study.trials["depths"].nunique() > 1)
     if question is None:
         return None

@@ -59,7 +59,7 @@ compared along with dropping. "Not shown" is not "worse".""",
 
 
 def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
-    """The answer to RQ2; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
+    """The answer to RQ2; None where `results` has no data for it. Raises ConfigError where study_tables.load_study does."""
     question = open_question(results, STUDY, read, lambda study: study.trials["operations"].nunique() > 1)
     if question is None:
         return None

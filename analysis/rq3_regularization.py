@@ -81,7 +81,7 @@ seeds on both sides and has little power below ten.""",
 
 
 def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
-    """The answer to RQ3; None where `results` has no data for it. Raises ConfigError where frames.load_study does."""
+    """The answer to RQ3; None where `results` has no data for it. Raises ConfigError where study_tables.load_study does."""
     question = open_question(results, STUDY, read, is_about_regularization)
     if question is None:
         return None

@@ -57,7 +57,7 @@ def build(results: Path, *, figures: bool = True, read: Read = study_tables.read
     """The answer to RQ4; None where `results` has no data for it.
 
     Raises:
-        ConfigError: the study cannot be read, or two recipes of one name differ (see frames.load_study).
+        ConfigError: the study cannot be read, or two recipes of one name differ (see study_tables.load_study).
     """
     folder = study_tables.find_study(results, STUDY)
     if folder is None:

@@ -1,6 +1,6 @@
 """Which schedules are worth having? The Pareto front of error, search time and memory, over all schedules that were tried.
 
-python analysis/schedule_front.py --results results
+python analysis/schedule_search.py --results results
 
 Schedules were chosen by the error on validation images, and so is the front; the error on test images stands beside it, read once
 for each schedule. A schedule whose training from scratch was stopped early has neither and cannot be on the front.

@@ -41,7 +41,7 @@ SCRIPTS = {
     "rq1_depth_gap.py": "depth_gap",
     "rq2_approximation.py": "approximation",
     "rq3_regularization.py": "regularization",
-    "baseline_methods.py": "baselines",
+    "baselines.py": "baselines",
     "rq4_transfer.py": "transfer",
     "report.py": "regularization",
 }

@@ -84,7 +84,7 @@ STUDY = Study(
     name="baselines",
     question="Does P-DARTS find better cells than the methods it builds on?",
     variants=variants,
-    report=Path(__file__).parents[1] / "analysis" / "baseline_methods.py",
+    report=Path(__file__).parents[1] / "analysis" / "baselines.py",
 )
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ STUDY = Study(
     question="Which stages, depths, operations, dropout and skip limit give low error, short searches and little memory?",
     variants=variants,
     adaptive=True,
-    report=Path(__file__).parents[1] / "analysis" / "schedule_front.py",
+    report=Path(__file__).parents[1] / "analysis" / "schedule_search.py",
 )
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def draw_search(study: StudyTables, variant: str | None) -> dict[str, Figure]:
 
 
 def label_stages(study: StudyTables) -> pd.DataFrame:
-    """frames.stage_times with cells x operations of each stage."""
+    """study_tables.stage_times with cells x operations of each stage."""
     plans = study.trials.drop_duplicates("variant").set_index("variant")
     times = study_tables.stage_times(study.epochs)
 

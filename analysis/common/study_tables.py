@@ -381,7 +381,7 @@ def open_question(results: Path, name: str, read: Read, is_about: Callable[[Stud
     """The study of a question: of that name in `results`, or `results` itself if it is one that the question `is_about`.
 
     Raises:
-        ConfigError: where frames.load_study does.
+        ConfigError: where study_tables.load_study does.
     """
     folder = find_study(results, name)
     if folder is None:

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from analysis import baselines as baseline_methods
+from analysis import baselines
 from analysis.diagnostics import COLUMNS, summarise
 from analysis.rq1_depth_gap import summarize_stages as rq1_stages
 from analysis.rq2_approximation import summarize_stages
 from analysis.rq3_regularization import count_collapses
 from common import study_tables
+from common.section import to_text
 from common.statistics import holm
 from pdarts_tune.config.methods import RandomSearch
 from pdarts_tune.config.presets import PUBLISHED_SEARCHES
@@ -33,7 +34,7 @@ def study(root, seeds, names=NAMES, **accuracy):
 def eight(tmp_path_factory):
     root = tmp_path_factory.mktemp("eight")
     folder = study(root, 8, pdarts=0.97, darts_first=0.97)
-    return folder, baseline_methods.build(root, figures=False)
+    return folder, baselines.build(root, figures=False)
 
 
 def test_planted_differences_are_found_and_a_planted_null_is_not(eight):
@@ -57,12 +58,12 @@ def test_p_darts_against_random_is_tested_once_and_stands_in_one_family(eight):
     assert shown[columns].tolist() == once[columns].tolist()
     others = chance.drop("pdarts")
     assert list(others["p_holm"]) == pytest.approx(holm(others["p"].tolist()))  # corrected for two comparisons, not three
-    assert "it is tested there, once" in " ".join(section.to_text(section).split())
+    assert "it is tested there, once" in " ".join(to_text(section).split())
 
 
 def test_a_planted_null_is_reported_as_null(tmp_path):
     study(tmp_path, 6)
-    section = baseline_methods.build(tmp_path, figures=False)
+    section = baselines.build(tmp_path, figures=False)
     assert not section.tables["against_random"]["claimed"].any()
     null, power = section.conclusion[-1].split(": ")
     assert null == "No method is shown to find better or worse cells than random ones (n = 6)"
@@ -97,15 +98,15 @@ def test_the_same_images_are_compared_by_what_each_network_gets_right(eight):
 
 def test_without_random_cells_or_p_darts_the_report_says_what_it_lacks(tmp_path):
     study(tmp_path, 1, names=("darts_first",))
-    section = baseline_methods.build(tmp_path, figures=False)
+    section = baselines.build(tmp_path, figures=False)
     assert section.conclusion[0].startswith("No search runs in several stages")
     assert any("no cells drawn at random" in line for line in section.missing)
 
 
 def test_the_script_writes_what_it_shows(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(baseline_methods, "draw_search", lambda *_: {})  # slow, and RQ1's test draws them
+    monkeypatch.setattr(baselines, "draw_search", lambda *_: {})  # slow, and RQ1's test draws them
     study(tmp_path, 1, names=("pdarts", "random"))
-    baseline_methods.main(["--results", str(tmp_path)])
+    baselines.main(["--results", str(tmp_path)])
     assert "| pdarts" in capsys.readouterr().out
     out = tmp_path / "baselines" / "report"
     assert all((out / f"baselines_{name}.png").exists() for name in ("tradeoff", "learning_curves"))
