@@ -1,7 +1,6 @@
-"""Training recipes under a name: what papers train with, and short forms of it that rank cells at a small part of the cost.
+"""Every setting of an evaluation, and the named recipes: those of papers, and short forms that rank cells at a small cost.
 
-Differences between recipes (some 3 points on CIFAR-10) are larger than those between methods (about 0.5), so results are only
-ever compared within one `recipe_id`.
+Recipes differ by some 3 points on CIFAR-10, methods by about 0.5. So results are compared only within one `recipe_id`.
 
 cifar                20 cells, 36 channels, 600 epochs (P-DARTS, section 4.3); about 1.5 GPU days
 cifar-large          the same with 64 channels
@@ -11,93 +10,83 @@ imagenet-mobile-256  the same with batch 256 at rate 0.1, for fewer devices
 imagenet-mobile-short  14 cells, 24 channels, 112 pixels, 30 epochs, batch 256
 """
 
-from __future__ import annotations
-
-import dataclasses
 import math
+import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pdarts_tune.config.serialize import (
     ConfigError,
-    _check_common,
-    _later,
-    _require,
+    Fraction,
+    ImageCount,
+    Natural,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Text,
+    content,
     content_id,
-    to_dict,
+    later,
+    settings,
 )
 
-STEMS = ("cifar", "imagenet")
-SCHEDULES = ("cosine", "linear")
-PRECISIONS = ("fp32", "bf16")
+Stem = Literal["cifar", "imagenet"]
+STEMS: tuple[Stem, ...] = typing.get_args(Stem)
+
+# Settings that do not count in `recipe_id`: data set, seeds, and what changes speed alone.
+_NOT_IN_RECIPE = ("seed", "split_seed", "data", "channels_last", "compile", "skip_bad_images")
 
 
-@dataclass(frozen=True)
+@settings
 class EvalConfig:
     """Training one genotype from scratch. The defaults are the paper's CIFAR recipe (section 4.3).
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value of a wrong type or out of range.
     """
 
-    recipe: str = "cifar"
-    data: str = "cifar10"
-    train_images: int | None = None
-    test_images: int | None = None
-    validation_fraction: float = 0.0  # held out to follow training; the test images are read once, after the last epoch
-    seed: int = 0
-    split_seed: int = 0
-    cells: int = 20
-    channels: int = 36
-    epochs: int = 600
-    batch_size: int = 128
-    learning_rate: float = 0.025  # SGD, cosine to 0
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    gradient_clip: float = 5.0
-    cutout: int = 16  # side of the square hole, pixels; 0: none
-    drop_path: float = 0.3  # reached linearly at the last epoch
-    auxiliary_weight: float = 0.4
-    stem: str = _later("cifar")  # or "imagenet": three convolutions of stride 2 first, an eighth of the resolution
-    image_size: int | None = _later(None)  # pixels, height and width: images are cropped to it and streamed; None: as they are
-    schedule: str = _later("cosine")  # or "linear": of the learning rate, to 0 after the last epoch
-    warmup_epochs: int = _later(0)  # in which the learning rate rises linearly
-    label_smoothing: float = _later(0.0)
-    auto_width: bool = _later(False)  # in place of `channels`, the widest even number under 600M multiply-adds
-    precision: str = _later("fp32")  # or "bf16": convolutions in bfloat16, weights and statistics in float32
-    sync_batch_norm: bool = _later(True)  # with several devices: statistics of the whole batch; False: of each device's share
+    recipe: Text = "cifar"
+    data: Text = "cifar10"
+    train_images: ImageCount | None = None
+    test_images: ImageCount | None = None
+    validation_fraction: Fraction = 0.0  # held out to follow training; the test images are read once, after the last epoch
+    seed: Natural = 0
+    split_seed: Natural = 0
+    cells: Annotated[int, Field(ge=3)] = 20  # a network has two reduction cells, neither of them the first cell
+    channels: Positive = 36
+    epochs: Positive = 600
+    batch_size: Positive = 128
+    learning_rate: PositiveFloat = 0.025  # SGD, cosine to 0
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 3e-4
+    gradient_clip: PositiveFloat = 5.0
+    cutout: Natural = 16  # side of the square hole, pixels; 0: none
+    drop_path: Fraction = 0.3  # reached linearly at the last epoch
+    auxiliary_weight: NonNegativeFloat = 0.4
+    stem: Stem = later("cifar")  # imagenet: three convolutions of stride 2 first, an eighth of the resolution
+    image_size: Positive | None = later(None)  # pixels, height and width: images are cropped to it and streamed; None: as they are
+    schedule: Literal["cosine", "linear"] = later("cosine")  # of the learning rate, to 0 after the last epoch
+    warmup_epochs: Natural = later(0)  # in which the learning rate rises linearly
+    label_smoothing: Fraction = later(0.0)
+    auto_width: bool = later(False)  # in place of `channels`, the widest even number under 600M multiply-adds
+    precision: Literal["fp32", "bf16"] = later("fp32")  # bf16: convolutions in bfloat16, weights and statistics in float32
+    sync_batch_norm: bool = later(True)  # with several devices: statistics of the whole batch; False: of each device's share
     channels_last: bool = False  # memory layout; like `compile` it changes speed, and results by rounding
     compile: bool = False
     skip_bad_images: bool = False  # leave out images that cannot be read, rather than refuse the set
 
     def __post_init__(self) -> None:
-        _require(self.cells >= 3, "cells", self.cells, "at least 3 (a network has two reduction cells)")
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(0.0 <= self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "in [0, 1)")
-        _require(self.cutout >= 0, "cutout", self.cutout, "at least 0")
-        _require(0.0 <= self.drop_path < 1.0, "drop_path", self.drop_path, "in [0, 1)")
-        _require(self.auxiliary_weight >= 0, "auxiliary_weight", self.auxiliary_weight, "at least 0")
-        for name, known in (("stem", STEMS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            _require(getattr(self, name) in known, name, getattr(self, name), "one of " + ", ".join(known))
-        _require(
-            0 <= self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, f"in [0, epochs), epochs is {self.epochs}"
-        )
-        _require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", self.label_smoothing, "in [0, 1)")
-        _check_common(self)
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs} is wrong, it must be less than epochs ({self.epochs})")
 
     @property
     def recipe_id(self) -> str:
-        """Names the recipe by content: equal for two trainings that differ only in data set, seeds and what changes speed alone.
-
-        A setting that joined later counts only where it differs from its default, so recipes keep the ids that they had before.
-        """
-        settings = to_dict(self)
-        for key in ("seed", "split_seed", "data", "channels_last", "compile", "skip_bad_images"):
-            del settings[key]
-        for setting in dataclasses.fields(self):
-            if setting.metadata.get("later") and settings[setting.name] == setting.default:
-                del settings[setting.name]
-        return f"{self.recipe}-{content_id(settings)[:8]}"
+        """Names the recipe by content. Trainings that differ only in data set, seeds and what changes speed alone share it."""
+        counted = {name: value for name, value in content(self).items() if name not in _NOT_IN_RECIPE}
+        return f"{self.recipe}-{content_id(counted)[:8]}"
 
 
 _CIFAR = EvalConfig(recipe="cifar")
@@ -135,17 +124,17 @@ RECIPES: Mapping[str, EvalConfig] = {
 
 
 def find_recipe(name: str) -> EvalConfig:
-    """The recipe of that name. Raises ConfigError for an unknown one, with those that are known."""
+    """The recipe of that name. Raises ConfigError for an unknown name."""
     if name not in RECIPES:
         raise ConfigError(f"recipe: {name!r} is unknown, known are {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
 def learning_rate(config: EvalConfig, epoch: int) -> float:
-    """The rate in `epoch`, which counts from 0: the warm-up's line up to the full rate, then the schedule towards 0."""
+    """The rate in `epoch`, counted from 0: it rises linearly in the warm-up, then falls by the schedule towards 0."""
     if epoch < config.warmup_epochs:
         return config.learning_rate * (epoch + 1) / config.warmup_epochs
-    done = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+    progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
     if config.schedule == "linear":
-        return config.learning_rate * (1 - done)
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        return config.learning_rate * (1 - progress)
+    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2

@@ -20,7 +20,7 @@ class Stage:
         ValueError: a field out of range; the message names the field and the range.
     """
 
-    cells: int  # depth of the search network
+    cells: int  # depth of the search network, at least 3: two of them are reduction cells
     operations: int  # candidate operations per edge that the stage starts with
     skip_dropout: float = 0.0  # initial rate of the dropout on skip-connects
     epochs: int = 25
@@ -30,18 +30,23 @@ class Stage:
     dropout_restart: bool = field(default=True, metadata={"later": True})
 
     def __post_init__(self) -> None:
-        if self.cells < 3:
-            raise ValueError(f"cells: {self.cells} is too few, a network with two reduction cells needs at least 3")
-        if not 1 <= self.operations <= len(PRIMITIVES):
-            raise ValueError(f"operations: {self.operations} is not between 1 and {len(PRIMITIVES)}")
-        if not 0.0 <= self.skip_dropout < 1.0:
-            raise ValueError(f"skip_dropout: {self.skip_dropout} is not in [0, 1)")
-        if self.epochs < 1:
-            raise ValueError(f"epochs: {self.epochs} is not at least 1")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ValueError(f"warmup_epochs: {self.warmup_epochs} is not between 0 and epochs ({self.epochs})")
-        if self.dropout_decay < 0:
-            raise ValueError(f"dropout_decay: {self.dropout_decay} is negative")
+        self._check_whole("cells", 3)
+        self._check_whole("operations", 1, len(PRIMITIVES))
+        self._check_whole("epochs", 1)
+        self._check_whole("warmup_epochs", 0, self.epochs)
+        for name, end in (("skip_dropout", 1), ("dropout_decay", math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < end:
+                raise ValueError(f"{name}: {value!r} is wrong, it must be a number in [0, {end})")
+            object.__setattr__(self, name, float(value))  # 0 and 0.0 are one configuration with one id
+        if not isinstance(self.dropout_restart, bool):
+            raise ValueError(f"dropout_restart: {self.dropout_restart!r} is wrong, it must be True or False")
+
+    def _check_whole(self, name: str, least: int, most: int | None = None) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or value < least or (most is not None and value > most):
+            right = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise ValueError(f"{name}: {value!r} is wrong, it must be a whole number {right}")
 
 
 Stages = tuple[Stage, ...]

@@ -56,23 +56,26 @@ def test_alternating_methods_run_in_three_stages_as_well_as_in_one():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "first_order", "k": 4}, "method.k: unknown setting of FirstOrder, known are none"),
+        ({"name": "first_order", "k": 4}, "method.k: unknown setting of FirstOrder, known are name"),
         (
             {"name": "snas", "penalty": "harsh"},
-            "method.penalty: 'harsh' is wrong, it must be one of none, mild, moderate, aggressive",
+            "method.penalty: 'harsh' is wrong, it must be 'none', 'mild', 'moderate' or 'aggressive'",
         ),
-        ({"name": "snas", "temperature": -1.0}, "method: temperature: -1.0 is wrong, it must be more than 0"),
-        ({"name": "snas", "final_temperature": 0.0}, "method: final_temperature: 0.0 is wrong, it must be more than 0"),
-        ({"name": "snas", "temperature": 0.5, "final_temperature": 1.0}, "must be at most temperature (0.5)"),
+        ({"name": "snas", "temperature": -1.0}, "method.temperature: -1.0 is wrong, it must be greater than 0"),
+        ({"name": "snas", "final_temperature": 0.0}, "method.final_temperature: 0.0 is wrong, it must be greater than 0"),
+        (
+            {"name": "snas", "temperature": 0.5, "final_temperature": 1.0},
+            "method.final_temperature: 1.0 is wrong, it must be at most temperature (0.5)",
+        ),
         ({"name": "partial_channels", "k": 3}, "method.k: 3 does not divide the 16 channels; take a divisor"),
-        ({"name": "partial_channels", "k": 0}, "method: k: 0 is wrong, it must be at least 1"),
-        ({"name": "partial_channels", "k": 2.0}, "method.k: 2.0 is not of type int"),
-        ({"name": "second_order", "finite_difference": 0}, "method: finite_difference: 0.0 is wrong, it must be more than 0"),
+        ({"name": "partial_channels", "k": 0}, "method.k: 0 is wrong, it must be greater than or equal to 1"),
+        ({"name": "partial_channels", "k": 2.0}, "method.k: 2.0 is wrong, it must be a valid integer"),
+        ({"name": "second_order", "finite_difference": 0}, "method.finite_difference: 0 is wrong, it must be greater than 0"),
         ({"name": "random_search"}, "method random_search cannot use 3 stages, its candidates train once, at one depth"),
-        ({"name": "random_search", "candidates": 1}, "method: candidates: 1 is wrong, it must be at least 2"),
-        ({"name": 5}, "method: 5 is unknown, it must be settings with a name"),
-        ({}, "method: None is unknown, it must be settings with a name, one of first_order, second_order"),
-        (None, "method: None is unknown"),
+        ({"name": "random_search", "candidates": 1}, "method.candidates: 1 is wrong, it must be greater than or equal to 2"),
+        ({"name": 5}, "method: {'name': 5} is wrong, it must be settings with a name"),
+        ({}, "method: {} is wrong, it must be settings with a name, one of first_order, second_order"),
+        (None, "method: None is wrong, it must be settings with a name"),
     ],
 )
 def test_a_wrong_method_is_named_in_one_line(values, message):
@@ -98,7 +101,7 @@ def test_a_stage_plan_that_a_method_cannot_use_is_refused_with_the_reason(method
 
 
 def test_a_method_by_its_bare_name_is_refused_in_python_too():
-    with pytest.raises(ConfigError, match=r"^method: 'random' is wrong, it must be settings of methods.py"):
+    with pytest.raises(ConfigError, match=r"^method: 'random' is wrong, it must be settings with a name"):
         SearchConfig(method="random")
 
 

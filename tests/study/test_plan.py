@@ -204,27 +204,51 @@ def test_a_definition_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda base: replace(base, method=Snas(k=4)), "Snas has no setting 'k', it has temperature, final_temperature, penalty"),
-        (lambda base: replace(base, method=Snas(temperature=-1.0)), "temperature: -1.0 is wrong, it must be more than 0"),
+        (
+            lambda base: replace(base, method=Snas(k=4)),
+            "variants of own: k: unknown setting of Snas, known are temperature, final_temperature, penalty",
+        ),
+        (
+            lambda base: replace(base, method=Snas(temperature=-1.0)),
+            "variants of own: temperature: -1.0 is wrong, it must be greater than 0",
+        ),
         (lambda base: replace(base, method=PartialChannels(3)), "method.k: 3 does not divide the 4 channels; take a divisor"),
         (lambda base: replace(base, method=RandomSearch()), "stages: method random_search cannot use 3 stages, its candidates"),
-        (lambda base: replace(base, max_skip=1), "SearchConfig has no setting 'max_skip', it has stages, method, data"),
-        (lambda base: replace(base, stages=(Stage(2, 8),)), "cells: 2 is too few"),
+        (
+            lambda base: replace(base, max_skip=1),
+            "variants of own: max_skip: unknown setting of SearchConfig, known are stages, method, data",
+        ),
+        (
+            lambda base: replace(base, stages=(Stage(2, 8),)),
+            "variants of own: cells: 2 is wrong, it must be a whole number of at least 3",
+        ),
         (lambda base: replace(base, stages=(Stage(5, 8), Stage(8, 1))), "stages[1].operations: 1 leaves nothing to search"),
         (
             lambda base: replace(base, dropping="randm"),
-            "variant wrong: dropping: 'randm' is wrong, it must be one of lowest",
+            "variants of own: dropping: 'randm' is wrong, it must be 'lowest' or 'random'",
         ),
-        (lambda base: replace(base, dropout_on_reduce=1), "variant wrong: dropout_on_reduce: 1 is not of type bool"),
-        (lambda base: replace(base, momentum="0.9"), "variant wrong: momentum: '0.9' is not of type float"),
-        (lambda base: replace(base, momentum=float("nan")), "variant wrong: momentum: nan is not a finite number"),
-        (lambda base: replace(base, channels=np.int64(4)), "variant wrong: channels: np.int64(4) is not of type int"),
-        (lambda base: replace(base, stages=list(base.stages)), "variant wrong: stages: [Stage("),
-        (lambda base: replace(base, stages=(replace(base.stages[0], epochs=2.0),)), "stages[0].epochs: 2.0 is not of type int"),
-        # Refused by the check of a range, which cannot compare them.
-        (lambda base: replace(base, channels="16"), "variants of own: channels: '16' is not of type int"),
-        (lambda base: replace(base, stages=(Stage("5", 8),)), "variants of own: cells: '5' is not of type int"),
-        (lambda base: replace(base, method=PartialChannels("4")), "variants of own: k: '4' is not of type int"),
+        (
+            lambda base: replace(base, dropout_on_reduce=1),
+            "variants of own: dropout_on_reduce: 1 is wrong, it must be a valid boolean",
+        ),
+        (lambda base: replace(base, momentum="0.9"), "variants of own: momentum: '0.9' is wrong, it must be a valid number"),
+        (lambda base: replace(base, momentum=float("nan")), "variants of own: momentum: nan is wrong, it must be a finite number"),
+        (
+            lambda base: replace(base, channels=np.int64(4)),
+            "variants of own: channels: np.int64(4) is wrong, it must be a valid integer",
+        ),
+        (lambda base: replace(base, stages=list(base.stages)), "variants of own: stages: [Stage("),
+        (
+            lambda base: replace(base, stages=(replace(base.stages[0], epochs=2.0),)),
+            "variants of own: epochs: 2.0 is wrong, it must be a whole number of",
+        ),
+        (lambda base: replace(base, channels="16"), "variants of own: channels: '16' is wrong, it must be a valid integer"),
+        (lambda base: replace(base, stages=(Stage(5, 8, epoch=3),)), "variants of own: Stage.__init__() got an unexpected keyword"),
+        (
+            lambda base: replace(base, stages=(Stage("5", 8),)),
+            "variants of own: cells: '5' is wrong, it must be a whole number of at least 3",
+        ),
+        (lambda base: replace(base, method=PartialChannels("4")), "variants of own: k: '4' is wrong, it must be a valid integer"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run", "--probe-seconds", "0"]])
@@ -239,11 +263,11 @@ def test_a_wrong_setting_in_a_study_is_one_line_on_the_command_line(tmp_path, ca
         (Study("own", "?", lambda base: [Variant("a", base, (1.5,))]), "skip_limits: (1.5,) of variant a are wrong"),
         (
             Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, momentum=None)]),
-            "recipe smoke: momentum: None is not of type float",
+            "evaluations of own: momentum: None is wrong, it must be a valid number",
         ),
         (
             Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, epochs="9")]),
-            "evaluations of own: epochs: '9' is not of type int",
+            "evaluations of own: epochs: '9' is wrong, it must be a valid integer",
         ),
     ],
 )

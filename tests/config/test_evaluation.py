@@ -50,11 +50,15 @@ def test_what_changes_results_changes_the_id_and_what_changes_speed_alone_does_n
         "auto_width": True,
         "sync_batch_norm": False,
         "image_size": 64,
+        "warmup_epochs": 1,
+        "validation_fraction": 0.5,
+        "label_smoothing": 0.5,
     }
     for setting in fields(EvalConfig):
         if setting.name not in same:
-            value = others.get(setting.name)
-            changed = replace(base, **{setting.name: getattr(base, setting.name) / 2 or 0.5 if value is None else value})
+            value = getattr(base, setting.name)
+            halved = value // 2 if isinstance(value, int) else value / 2 if isinstance(value, float) else None
+            changed = replace(base, **{setting.name: others.get(setting.name, halved)})
             assert changed.recipe_id != base.recipe_id, setting.name
 
 
@@ -86,12 +90,12 @@ def test_warm_up_comes_before_the_cosine_too():
 @pytest.mark.parametrize(
     ("field", "value", "right"),
     [
-        ("stem", "mnist", "one of cifar, imagenet"),
-        ("schedule", "step", "one of cosine, linear"),
-        ("precision", "fp16", "one of fp32, bf16"),
-        ("image_size", 0, "at least 1, or nothing"),
-        ("warmup_epochs", 600, r"in \[0, epochs\), epochs is 600"),
-        ("label_smoothing", 1.0, r"in \[0, 1\)"),
+        ("stem", "mnist", "'cifar' or 'imagenet'"),
+        ("schedule", "step", "'cosine' or 'linear'"),
+        ("precision", "fp16", "'fp32' or 'bf16'"),
+        ("image_size", 0, "greater than or equal to 1"),
+        ("warmup_epochs", 600, r"less than epochs \(600\)"),
+        ("label_smoothing", 1.0, "less than 1"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(field, value, right):

@@ -69,11 +69,11 @@ def test_stages_that_make_no_search_are_refused(stages, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cells": 2}, "cells: 2 is too few"),
-        ({"operations": 9}, "operations: 9"),
-        ({"skip_dropout": 1.0}, "skip_dropout: 1.0"),
+        ({"cells": 2}, "cells: 2 is wrong, it must be a whole number of at least 3"),
+        ({"operations": 9}, "operations: 9 is wrong, it must be a whole number from 1 to 8"),
+        ({"skip_dropout": 1.0}, r"skip_dropout: 1.0 is wrong, it must be a number in \[0, 1\)"),
         ({"epochs": 0}, "epochs: 0"),
-        ({"warmup_epochs": 26}, "warmup_epochs: 26"),
+        ({"warmup_epochs": 26}, "warmup_epochs: 26 is wrong, it must be a whole number from 0 to 25"),
         ({"dropout_decay": -1.0}, "dropout_decay: -1.0"),
     ],
 )
