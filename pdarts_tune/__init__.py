@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from pdarts_tune.config.evaluation import RECIPES, EvalConfig
-    from pdarts_tune.config.methods import FirstOrder, Given, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
-    from pdarts_tune.config.presets import PRESETS
+    from pdarts_tune.config.execution import Execution
+    from pdarts_tune.config.methods import (
+        FirstOrder,
+        Given,
+        Method,
+        PartialChannels,
+        RandomSampling,
+        RandomSearch,
+        SecondOrder,
+        Snas,
+        equal_candidates,
+    )
+    from pdarts_tune.config.presets import PRESETS, PUBLISHED_SEARCHES
     from pdarts_tune.config.search import SearchConfig
     from pdarts_tune.config.serialize import ConfigError
     from pdarts_tune.data.datasets import load_dataset
@@ -24,8 +35,11 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         PDARTS_CIFAR10,
         PDARTS_CIFAR100,
         Stage,
+        Stages,
+        peak_work,
         with_budget,
         with_depths,
+        with_epochs,
         with_operations,
         with_skip_dropout,
     )
@@ -34,7 +48,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
     from pdarts_tune.results.tables import read_table
     from pdarts_tune.study.cli import main
-    from pdarts_tune.study.plan import Study, Variant
+    from pdarts_tune.study.plan import Study, Variant, given_variants
 
 _ROOMS = {
     "pdarts.space": "PRIMITIVES EDGES SearchSpace",
@@ -42,20 +56,21 @@ _ROOMS = {
     "pdarts.published": "PUBLISHED",
     "pdarts.approximation": "prune",
     "pdarts.regularization": "limit_skips skip_dropout",
-    "pdarts.progressive_depth": "DARTS PDARTS_CIFAR10 PDARTS_CIFAR100 Stage "
-    "with_budget with_depths with_operations with_skip_dropout",
-    "config.methods": "FirstOrder Given PartialChannels RandomSampling RandomSearch SecondOrder Snas",
+    "pdarts.progressive_depth": "DARTS PDARTS_CIFAR10 PDARTS_CIFAR100 Stage Stages "
+    "peak_work with_budget with_depths with_epochs with_operations with_skip_dropout",
+    "config.methods": "FirstOrder Given Method PartialChannels RandomSampling RandomSearch SecondOrder Snas equal_candidates",
+    "config.execution": "Execution",
     "config.search": "SearchConfig",
     "config.evaluation": "RECIPES EvalConfig",
     "config.serialize": "ConfigError",
-    "config.presets": "PRESETS",
+    "config.presets": "PRESETS PUBLISHED_SEARCHES",
     "results.tables": "read_table",
     "networks.cost": "network_cost",
     "networks.evaluation_network": "CIFAR IMAGENET_MOBILE EvalNetwork NetworkConfig",
     "networks.supernet": "Supernet",
     "networks.darts_weights": "load_darts_state_dict",
     "data.datasets": "load_dataset",
-    "study.plan": "Study Variant",
+    "study.plan": "Study Variant given_variants",
     "study.cli": "main",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
@@ -66,7 +81,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value  # asked for once
+    globals()[name] = value  # the next access finds it here
     return value
 
 

@@ -12,11 +12,7 @@ Dropping counts as no worse if it costs less than 0.3 points of test error (the 
 from dataclasses import replace
 from pathlib import Path
 
-from pdarts_tune.config.methods import RandomSampling
-from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.pdarts.progressive_depth import peak_work, with_epochs, with_operations
-from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant
+from pdarts_tune import RandomSampling, SearchConfig, Study, Variant, main, peak_work, with_epochs, with_operations
 
 
 def variants(base: SearchConfig) -> list[Variant]:

@@ -12,13 +12,23 @@ P-DARTS' search allows (`methods.equal_candidates`). At the authors' settings it
 from dataclasses import fields, replace
 from pathlib import Path
 
-from pdarts_tune.config.execution import Execution
-from pdarts_tune.config.methods import Method, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas, equal_candidates
-from pdarts_tune.config.presets import PRESETS, PUBLISHED_SEARCHES
-from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.pdarts.progressive_depth import Stage
-from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant
+from pdarts_tune import (
+    PRESETS,
+    PUBLISHED_SEARCHES,
+    Execution,
+    Method,
+    PartialChannels,
+    RandomSampling,
+    RandomSearch,
+    SearchConfig,
+    SecondOrder,
+    Snas,
+    Stage,
+    Study,
+    Variant,
+    equal_candidates,
+    main,
+)
 
 
 def variants(base: SearchConfig) -> list[Variant]:

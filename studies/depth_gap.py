@@ -13,11 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pdarts_tune.config.methods import RandomSampling
-from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.pdarts.progressive_depth import Stages, with_budget, with_depths, with_operations
-from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant
+from pdarts_tune import RandomSampling, SearchConfig, Stages, Study, Variant, main, with_budget, with_depths, with_operations
 
 
 def variants(base: SearchConfig) -> list[Variant]:

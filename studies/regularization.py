@@ -11,11 +11,7 @@ evaluated at M = 0 to 4 and 8, `no_dropout` at 2 and 8. Those two variants at M 
 from dataclasses import replace
 from pathlib import Path
 
-from pdarts_tune.config.methods import RandomSampling
-from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.pdarts.progressive_depth import with_skip_dropout
-from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant
+from pdarts_tune import RandomSampling, SearchConfig, Study, Variant, main, with_skip_dropout
 
 
 def variants(base: SearchConfig) -> list[Variant]:

@@ -9,9 +9,7 @@ The base's own schedule comes first. The answer is a Pareto front: the schedules
 
 from pathlib import Path
 
-from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant
+from pdarts_tune import SearchConfig, Study, Variant, main
 
 
 def variants(base: SearchConfig) -> list[Variant]:

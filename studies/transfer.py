@@ -12,12 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pdarts_tune.config.evaluation import RECIPES, EvalConfig
-from pdarts_tune.config.methods import RandomSampling
-from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.pdarts.published import PUBLISHED
-from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant, given_variants
+from pdarts_tune import PUBLISHED, RECIPES, EvalConfig, RandomSampling, SearchConfig, Study, Variant, given_variants, main
 
 CELLS = ("PDARTS_C10", "DARTS_V1", "DARTS_V2", "SNAS_MILD", "PC_DARTS_C10")
 

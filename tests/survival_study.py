@@ -5,10 +5,7 @@
 
 from dataclasses import replace
 
-from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.pdarts.progressive_depth import Stage
-from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant
+from pdarts_tune import SearchConfig, Stage, Study, Variant, main
 
 STAGES = (Stage(3, 8, 0.0, epochs=2, warmup_epochs=1), Stage(4, 3, 0.4, epochs=1, warmup_epochs=0))
 

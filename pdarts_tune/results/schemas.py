@@ -128,7 +128,7 @@ _COLUMNS: dict[str, list[Any]] = {
         *_SEEDS,
         _STATUS,
         _column("error", _TEXT, "text", "message of the error that ended it; null if none did", optional=True),
-        _column("method", _TEXT, "text", "how the genotype is found, a name of methods.py; random: drawn, without a search"),
+        _column("method", _TEXT, "text", "how the genotype is found, a name in config/methods.py; random: drawn, without a search"),
         _column("data", _TEXT, "text", "the data set"),
         _column("depths", _TEXT, "cells", "depth of each stage's search network, such as 5-11-17"),
         _column("operations", _TEXT, "count", "candidate operations per edge in each stage, such as 8-5-3"),

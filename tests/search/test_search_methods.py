@@ -241,7 +241,7 @@ def paper_arms(**options):
 
 
 def test_the_paper_preset_is_what_the_authors_ran():
-    """The numbers of the resolved plan, against those in the papers that `searches.py` names."""
+    """The numbers of the resolved plan, against those in the papers that `config/presets.py` names."""
     arms = paper_arms()
     assert arms == PUBLISHED_SEARCHES
     for name, method, cells, epochs, warmup, batch, rate, alpha_rate in (

@@ -191,7 +191,7 @@ def test_a_trial_whose_loss_is_not_finite_is_tried_again_named_and_does_not_stop
 @pytest.mark.timeout(600)
 def test_a_search_whose_processes_die_before_their_first_row_has_one_and_the_last_line_names_its_table(tmp_path):
     script = (
-        "import os, signal\nfrom pdarts_tune import sweep\nfrom pdarts_tune.study import main\nfrom survival_study import STUDY\n"
+        "import os, signal\nfrom pdarts_tune import main\nfrom pdarts_tune.study import sweep\nfrom survival_study import STUDY\n"
         "def die(settings):\n    os.kill(os.getpid(), signal.SIGKILL)\nsweep.run_trial = die\nmain(STUDY)\n"
     )
     arguments = ["--preset", "smoke", "--variants", "steady", "--max-failures", "1", "--results", str(tmp_path)]
