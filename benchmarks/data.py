@@ -35,8 +35,9 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from pdarts_tune.config.command_line import parse
-from pdarts_tune.data.batches import Batches, Dataset
-from pdarts_tune.data.datasets import load_dataset
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.data.batches import Batches
+from pdarts_tune.data.datasets import Dataset, load_dataset
 from pdarts_tune.data.in_memory import ImageSet
 from pdarts_tune.networks.supernet import Supernet
 from supernet import SHAPES, random_space
@@ -179,7 +180,7 @@ def main(arguments: Arguments) -> None:
     if arguments.share:
         print(tabulate(loader_shares(arguments), headers="keys"))
         return
-    dataset = load_dataset(arguments.data, train_images=arguments.images)
+    dataset = load_dataset(SearchConfig(data=arguments.data, train_images=arguments.images))
     part = dataset.train
     assert isinstance(part, ImageSet), "this is about sets that live on the device"
     entrants = contenders(dataset, part, arguments)

@@ -1,4 +1,4 @@
-"""Makes small image sets: in Parquet, shaped like those on the Hugging Face hub, and as class folders."""
+"""Makes small image sets, in memory, in Parquet as on the Hugging Face hub, and as class folders; opens sets by name."""
 
 import io
 import json
@@ -6,7 +6,14 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import torch
 from PIL import Image
+
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.data.datasets import check_dataset, load_dataset
+from pdarts_tune.data.in_memory import ImageSet
 
 
 def encode(pixels, form="PNG"):
@@ -56,3 +63,29 @@ def write_folders(folder, train=12, test=6, size=8, channels=3, classes=("ant", 
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode(image, form))
     return f"folder:{folder}"
+
+
+def load(name, moments=None, **settings):
+    return load_dataset(SearchConfig(data=name, **settings), moments)
+
+
+def check(name, **settings):
+    return check_dataset(SearchConfig(data=name, **settings))
+
+
+def refuse(name, message, **settings):
+    """Both the check and the loading raise an error of one line that matches `message`."""
+    for function in (check, load):
+        with pytest.raises(ConfigError, match=message) as caught:
+            function(name, **settings)
+        assert "\n" not in str(caught.value)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(count, classes=2, size=8, channels=1):
+    """An image set whose image i is filled with the value i."""
+    values = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return ImageSet(values.expand(-1, channels, size, size).contiguous(), torch.arange(count) % classes)

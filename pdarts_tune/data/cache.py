@@ -1,6 +1,6 @@
-"""What is prepared once and kept on disk, named by the content that it was made from. Safe to delete at any time.
+"""Files that are computed once and kept on disk, named by the content of their source. They may be deleted at any time.
 
-Everything lies below the data folder: the environment variable PDARTS_TUNE_DATA, or else ~/.cache/pdarts_tune/data.
+All of them lie below the data folder: the environment variable PDARTS_TUNE_DATA, or else ~/.cache/pdarts_tune/data.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pdarts_tune.config.serialize import ConfigError
 
 DATA_VARIABLE = "PDARTS_TUNE_DATA"
 DEFAULT_DATA_FOLDER = "~/.cache/pdarts_tune/data"
-REMEMBER_ABOVE = 256 * 2**20  # bytes: the digest of a larger file is kept, a smaller one takes less than a second to read
+REMEMBER_ABOVE = 256 * 2**20  # bytes: the digest of a larger file is kept; a smaller file takes less than a second to read
 
 
 def data_folder() -> Path:
-    """Where downloaded sets and the cache lie."""
+    """The folder of downloaded sets and of the cache."""
     return Path(os.environ.get(DATA_VARIABLE) or DEFAULT_DATA_FOLDER).expanduser()
 
 
 def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
-    """The folder that `build` fills, built at the first call with this key; it appears whole or not at all.
+    """The folder that `build` fills at the first call with this key. It appears whole or not at all.
 
-    Processes that ask for the same key at the same time wait for the first of them.
+    Processes that need the same key at the same time wait for the first of them.
 
     Raises:
         ConfigError: the data folder cannot be written.
@@ -57,22 +57,25 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """Hex digits that name a file by its content. Those of a large file are kept for as long as its size and time do not change."""
-    status = path.stat()
+    """Hex digits of a file's content. Those of a large file are kept as long as its size and time do not change."""
 
-    def write(folder: Path) -> None:
-        with path.open("rb") as file:
-            (folder / "sha256").write_text(hashlib.file_digest(file, "sha256").hexdigest())
-
-    if status.st_size <= REMEMBER_ABOVE:
+    def digest() -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    identity = f"{path.resolve()}/{status.st_size}/{status.st_mtime_ns}"
-    return (cached_folder(f"digest-{combined_key(identity)}", write) / "sha256").read_text()
+
+    def write(folder: Path) -> None:
+        (folder / "sha256").write_text(digest())
+
+    status = path.stat()
+    if status.st_size <= REMEMBER_ABOVE:
+        return digest()
+    key = combined_key(f"{path.resolve()}/{status.st_size}/{status.st_mtime_ns}")
+    folder = cached_folder(f"digest-{key}", write)
+    return (folder / "sha256").read_text()
 
 
 def combined_key(*parts: str) -> str:
-    """Hex digits that name a sequence of texts."""
+    """Hex digits of a sequence of texts."""
     key = hashlib.sha256()
     for part in parts:
         key.update(hashlib.sha256(part.encode()).digest())

@@ -20,9 +20,9 @@ from common.statistics import mean_sd, relative_improvement
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.evaluation import EvalConfig, find_recipe
 from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, to_dict
-from pdarts_tune.data.batches import Batches, Dataset
-from pdarts_tune.data.datasets import FAMILIES, check_dataset, check_moments, find_family, load_dataset
-from pdarts_tune.data.in_memory import Moments
+from pdarts_tune.data.batches import Batches
+from pdarts_tune.data.datasets import Dataset, check_dataset, load_dataset
+from pdarts_tune.data.normalisation import FAMILIES, Moments, check_moments, find_family
 from pdarts_tune.evaluation.genotype_source import RANDOM, find_genotypes, has_limits
 from pdarts_tune.evaluation.job import (
     EvalJob,
@@ -218,15 +218,7 @@ def run(settings: Arguments) -> None:
     moments = None
     if settings.weights is not None:
         state, moments, origin = read_weights(settings, config)
-    dataset = load_dataset(
-        config.data,
-        config.split_seed,
-        config.train_images,
-        config.test_images,
-        config.image_size,
-        skip_bad_images=config.skip_bad_images,
-        moments=moments,
-    )
+    dataset = load_dataset(config, moments)
     folder = settings.results.absolute() / "trainings"
     rows: dict[str, list[dict[str, Any]]] = {label: [] for label in genotypes}
     for seed in range(config.seed, config.seed + settings.seeds):
@@ -317,9 +309,7 @@ def read_weights(settings: Arguments, config: EvalConfig) -> tuple[Mapping[str, 
         saved = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any kind may be given, and PyTorch's readers raise many kinds of errors
         raise ConfigError(f"weights: {weights}: {_first_line(error)}") from None
-    info = check_dataset(
-        config.data, config.train_images, config.test_images, config.image_size, skip_bad_images=config.skip_bad_images
-    )
+    info = check_dataset(config)
     given: Moments | None = None
     if settings.mean is not None and settings.std is not None:
         given = settings.mean, settings.std
@@ -337,7 +327,7 @@ def read_weights(settings: Arguments, config: EvalConfig) -> tuple[Mapping[str, 
         return saved["state_dict"], own, f"{weights} says so"
     if given is not None:
         return saved["state_dict"], given, "as given"
-    family = find_family(config.data, info, config.stem, config.image_size)
+    family = find_family(config, info.in_channels, info.image_size, info.num_classes)
     if family is None:
         raise ConfigError(
             f"weights: {weights} does not say what its images were normalised with, and nothing is known of networks for "

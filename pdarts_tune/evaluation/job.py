@@ -22,10 +22,10 @@ import torch
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import from_dict, to_dict
-from pdarts_tune.data.batches import Dataset, Workers
-from pdarts_tune.data.datasets import load_dataset
-from pdarts_tune.data.in_memory import Moments
-from pdarts_tune.data.streaming import StreamedSet, sample_moments
+from pdarts_tune.data.batches import Workers
+from pdarts_tune.data.datasets import Dataset, load_dataset
+from pdarts_tune.data.normalisation import Moments, sample_moments
+from pdarts_tune.data.streaming import StreamedSet
 from pdarts_tune.evaluation.training import ALONE, EvalEpoch, Evaluation, TestResult
 from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from pdarts_tune.networks.cost import peak_bytes
@@ -153,14 +153,7 @@ def settled_moments(
         return None
     if saved is None and not _has_earlier(storage, table, config):
         return None
-    dataset = load_dataset(
-        config.data,
-        config.split_seed,
-        config.train_images,
-        config.test_images,
-        config.image_size,
-        skip_bad_images=config.skip_bad_images,
-    )
+    dataset = load_dataset(config)
     assert isinstance(dataset.train, StreamedSet)
     return sample_moments(dataset.train)
 

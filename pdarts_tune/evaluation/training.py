@@ -25,9 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pdarts_tune.config.evaluation import EvalConfig, learning_rate
 from pdarts_tune.config.serialize import ConfigError, config_id, derive_seed
-from pdarts_tune.data.batches import Batches, Workers, split_train
-from pdarts_tune.data.datasets import check_saved_moments, load_dataset
-from pdarts_tune.data.in_memory import Moments
+from pdarts_tune.data.batches import Batches, Workers
+from pdarts_tune.data.datasets import load_dataset
+from pdarts_tune.data.normalisation import Moments
+from pdarts_tune.data.splits import split_train
 from pdarts_tune.networks.cost import network_cost, network_shape
 from pdarts_tune.networks.evaluation_network import EvalNetwork
 from pdarts_tune.networks.operations import first_not_finite
@@ -88,20 +89,12 @@ class Evaluation:
         self.device = device
         self.workers = workers
         self.records: list[EvalEpoch] = []
-        self.dataset = load_dataset(
-            config.data,
-            config.split_seed,
-            config.train_images,
-            config.test_images,
-            config.image_size,
-            skip_bad_images=config.skip_bad_images,
-            moments=moments,
-        )
+        self.dataset = load_dataset(config, moments)
         train = self.dataset.train
         self.validation_batches: Batches | None = None
         if config.validation_fraction > 0:
             split = split_train(train, config.split_seed, config.validation_fraction)
-            train = split.weights.joined(split.alphas)
+            train = split.weights_and_alphas
             self.validation_batches = Batches(split.validation, self.dataset, config.batch_size, device, augment=False)
         self.batches = Batches(train, self.dataset, config.batch_size, device, augment=True, cutout=config.cutout)
         self.generators = {
@@ -168,7 +161,7 @@ class Evaluation:
         for name, ours in (("config_id", config_id(self.config)), ("genotype", str(self.genotype))):
             if state[name] != ours:
                 raise ValueError(f"the checkpoint is of {name} {state[name]}, this is {ours}")
-        check_saved_moments(state, self.dataset)
+        self.dataset.check_saved_moments(state)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         for purpose, generator in self.generators.items():

@@ -21,9 +21,10 @@ from torch import Tensor
 from pdarts_tune.config.methods import RandomSearch, plan_rounds
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, derive_seed
-from pdarts_tune.data.batches import Batches, split_train
-from pdarts_tune.data.datasets import check_saved_moments, load_dataset
-from pdarts_tune.data.in_memory import Moments
+from pdarts_tune.data.batches import Batches
+from pdarts_tune.data.datasets import load_dataset
+from pdarts_tune.data.normalisation import Moments
+from pdarts_tune.data.splits import split_train
 from pdarts_tune.networks.build import build_network, build_optimizers
 from pdarts_tune.networks.cost import peak_bytes, predict_stage_bytes, reset_peak_bytes
 from pdarts_tune.networks.operations import first_not_finite
@@ -42,7 +43,7 @@ from pdarts_tune.search.steps import build_steps
 class Search:
     """One search, by any method but random sampling (which trains nothing).
 
-    `moments` are what images are normalised with; None: as data.py has it.
+    `moments` are what images are normalised with; None: those of a new run.
 
     Raises:
         ConfigError: the data set is unknown, unreadable or too small.
@@ -54,15 +55,7 @@ class Search:
         self.rounds = plan_rounds(config.method, config.stages)
         self.records: list[EpochRecord] = []
         self._texts: list[str] = []  # of the records, as far as they were saved
-        self.dataset = load_dataset(
-            config.data,
-            config.split_seed,
-            config.train_images,
-            config.test_images,
-            config.image_size,
-            skip_bad_images=config.skip_bad_images,
-            moments=moments,
-        )
+        self.dataset = load_dataset(config, moments)
         split = split_train(self.dataset.train, config.split_seed, config.validation_fraction)
 
         def batches(part: Any, augment: bool) -> Batches:
@@ -127,7 +120,7 @@ class Search:
         """Continues from a saved state. Raises ValueError if it was saved by another configuration or normalisation."""
         if state["config_id"] != config_id(self.config):
             raise ValueError(f"the checkpoint is of configuration {state['config_id']}, this is {config_id(self.config)}")
-        check_saved_moments(state, self.dataset)
+        self.dataset.check_saved_moments(state)
         self._start_stage(state["stage_index"], SearchSpace(**state["space"]))
         self.epoch = state["epoch"]
         self.network.load_state_dict(state["network"])

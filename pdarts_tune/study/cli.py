@@ -21,10 +21,9 @@ from typing import Annotated, Any
 import tyro
 
 from pdarts_tune.config.command_line import parse
-from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.methods import Given
-from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
+from pdarts_tune.config.search import DEFAULT_EXECUTION
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition
@@ -261,20 +260,16 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
         default_tracking_uri(settings.results)
     definition = _merge_definition(plan, settings)
 
-    from pdarts_tune.data.datasets import DatasetInfo, check_dataset
+    from pdarts_tune.data.datasets import check_dataset
     from pdarts_tune.networks.cost import check_madds
     from pdarts_tune.results.tables import table_file
 
     for trial in plan.searches():
         table_file(plan.study.name, "trials", trial.trial_id)  # a variant's name becomes part of file names
 
-    def check_data(config: SearchConfig | EvalConfig) -> DatasetInfo:
-        counts = config.train_images, config.test_images
-        return check_dataset(config.data, *counts, config.image_size, skip_bad_images=config.skip_bad_images)
-
-    check_data(plan.base)
+    check_dataset(plan.base)
     for recipe in plan.recipes:
-        info = check_data(recipe)
+        info = check_dataset(recipe)
         for variant in plan.variants:
             method = variant.search.method
             if isinstance(method, Given):

@@ -135,9 +135,7 @@ def refuse_large(trials: Sequence[EvalTrial], folder: Storage) -> list[EvalTrial
         if config.stem != "imagenet":
             allowed.append(trial)
             continue
-        info = check_dataset(
-            config.data, config.train_images, config.test_images, config.image_size, skip_bad_images=config.skip_bad_images
-        )
+        info = check_dataset(config)
         genotype = Genotype.parse(trial.genotype)
         try:
             check_madds(genotype, config, info, f"genotype {genotype.genotype_id}")
@@ -312,8 +310,9 @@ def predict_needs(trials: Sequence[SearchTrial | EvalTrial]) -> dict[str, int]:
 
 
 @lru_cache
-def _checked(name: str, train_images: int | None, test_images: int | None, image_size: int | None, skip_bad: bool) -> DatasetInfo:
-    return check_dataset(name, train_images, test_images, image_size, skip_bad_images=skip_bad)
+def _checked(data: str, train_images: int | None, test_images: int | None, image_size: int | None, skip_bad: bool) -> DatasetInfo:
+    counts = {"train_images": train_images, "test_images": test_images}
+    return check_dataset(SearchConfig(data=data, **counts, image_size=image_size, skip_bad_images=skip_bad))
 
 
 def _info(config: SearchConfig | EvalConfig) -> DatasetInfo:

@@ -138,7 +138,7 @@ def test_testing_before_the_last_epoch_is_refused():
 def test_the_result_agrees_with_each_test_image_in_file_order():
     evaluation = trained()
     result = evaluation.test()
-    dataset = load_dataset("digits", TINY.split_seed, TINY.train_images, TINY.test_images)
+    dataset = load_dataset(TINY)
     images = (dataset.test.images.double() / 255 - dataset.mean[0]) / dataset.std[0]
     with torch.no_grad():
         logits, _ = evaluation.network.double().eval()(images)

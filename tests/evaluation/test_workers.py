@@ -14,8 +14,6 @@ from images import write_folders
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.data import streaming
 from pdarts_tune.data.batches import Batches, Workers
-from pdarts_tune.data.datasets import load_dataset
-from pdarts_tune.data.files import read_range
 from pdarts_tune.evaluation import training
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.published import PUBLISHED
@@ -38,14 +36,6 @@ CONFIG = EvalConfig(
 PDARTS = PUBLISHED["PDARTS_C10"].genotype
 # Nodes 0 and 1 lead nowhere: their weights never get a gradient.
 DEAD_ENDS = Genotype(CellGenotype(PDARTS.normal.edges[:4] + PDARTS.normal.edges[:4], (4, 5)), PDARTS.reduce)
-
-
-@pytest.mark.parametrize("total", [1, 7, 20])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_shares_are_the_batch_in_parts_of_nearly_equal_size(total, count):
-    shares = [list(range(total))[Workers(rank, count).share(total)] for rank in range(count)]
-    assert [image for share in shares for image in share] == list(range(total))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 class DoubleNetwork(training.EvalNetwork):
@@ -121,28 +111,6 @@ def test_two_processes_read_half_of_a_set_that_streams_and_train_the_network_tha
     assert len(one[-1]) == bad
     # Batches of two images, as bad ones leave them, let rounding grow further; another image or mask would change some 1e-2.
     assert_same(one, train_in_two(PDARTS, config, tmp_path), rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize("skip_bad", [False, True])
-def test_shares_of_a_streamed_epoch_are_read_apart_and_together_are_the_batches_of_one(tmp_path, monkeypatch, skip_bad):
-    monkeypatch.setattr(streaming, "MAX_WORKERS", 0)
-    read = []
-    monkeypatch.setattr(streaming, "read_range", lambda path, *where: read.append(path) or read_range(path, *where))
-    dataset = load_dataset(write_folders(tmp_path / "set", train=26, size=12), image_size=10, skip_bad_images=skip_bad)
-    batches = Batches(dataset.train, dataset, 8, CPU, augment=True, cutout=3)
-    expected = list(batches.epoch(torch.Generator().manual_seed(1)))
-    parts = []
-    for rank in range(3):
-        workers = Workers(rank, 3)
-        # Stands for asking the others, which have all of their images here.
-        monkeypatch.setattr(Workers, "find_place", lambda self, own, _: self.place(8 if own > 1 else 2))
-        read.clear()
-        parts.append(list(batches.shared_epoch(torch.Generator().manual_seed(1), workers)))
-        assert len(read) == sum(len(labels) for _, labels, _ in parts[-1])
-        assert len(read) <= 10  # of 26
-    for (images, labels), *shares in zip(expected, *parts, strict=True):
-        assert torch.equal(torch.cat([share[0] for share in shares]), images)
-        assert torch.equal(torch.cat([share[1] for share in shares]), labels)
 
 
 def test_statistics_of_each_share_give_another_network_but_the_same_one_in_both_processes(tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.methods import PartialChannels, SecondOrder, Snas
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.data.batches import Batches, Dataset
+from pdarts_tune.data.batches import Batches
+from pdarts_tune.data.datasets import Dataset
 from pdarts_tune.data.in_memory import ImageSet
 from pdarts_tune.networks import cell_layout, cell_state
 from pdarts_tune.networks.build import build_network

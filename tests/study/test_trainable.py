@@ -12,7 +12,8 @@ from pdarts_tune.config.methods import Given, RandomSampling
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, to_dict
 from pdarts_tune.data import streaming
-from pdarts_tune.data.datasets import IMAGENET_MOMENTS, load_dataset
+from pdarts_tune.data.datasets import load_dataset
+from pdarts_tune.data.normalisation import IMAGENET_MOMENTS, sample_moments
 from pdarts_tune.evaluation import job as evaluation_job
 from pdarts_tune.evaluation.job import failure_status
 from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -427,7 +428,7 @@ def photographs(tmp_path, monkeypatch):
     """A data set that streams, and the mean and deviation of its training images."""
     monkeypatch.setattr(streaming, "MAX_WORKERS", 0)
     name = write_folders(tmp_path / "set", train=40, test=10, size=12)
-    moments = streaming.sample_moments(load_dataset(name, image_size=8).train)
+    moments = sample_moments(load_dataset(SearchConfig(data=name, image_size=8)).train)
     assert moments != IMAGENET_MOMENTS
     return name, moments
 
@@ -502,7 +503,7 @@ def test_kept_weights_say_what_images_were_normalised_with_and_so_does_the_row(t
     run_trial(settings)
     (file,) = (tmp_path / "weights").iterdir()
     saved = torch.load(file, weights_only=True)
-    dataset = load_dataset("digits", train_images=60)
+    dataset = load_dataset(SearchConfig(data="digits", train_images=60))
     assert (tuple(saved["mean"]), tuple(saved["std"])) == (dataset.mean, dataset.std)
     assert moments_of(tmp_path, "trials" if kind == "search" else "evaluations", file.stem) == (dataset.mean, dataset.std)
     assert all(isinstance(tensor, torch.Tensor) for tensor in saved["state_dict"].values())
