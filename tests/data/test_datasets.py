@@ -147,7 +147,7 @@ def test_the_check_tells_what_loading_gives(tmp_path, write):
     assert (info.train_images, info.test_images) == (len(dataset.train), len(dataset.test))
 
 
-@pytest.mark.parametrize("name", ["cifar", "", "parquet", "parquet:", "folder:", "digits:8"])
+@pytest.mark.parametrize("name", ["cifar", "parquet", "parquet:", "folder:", "digits:8"])
 def test_unknown_names_are_refused_with_the_known_ones(name):
     refuse(name, r"unknown data set .* known are digits, cifar10, .*parquet:PATH")
 
