@@ -1,6 +1,4 @@
-"""Command lines from dataclasses, through Tyro, with one line on stderr and exit code 2 for whatever is wrong with them."""
-
-from __future__ import annotations
+"""Command lines from dataclasses, through Tyro. A wrong command line gives one line on stderr and exit code 2."""
 
 import io
 import re
@@ -14,33 +12,33 @@ import tyro
 Settings = TypeVar("Settings")
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_FRAME = "╭╮╰╯│─- "  # of a box; Tyro draws it with spaces and - where the terminal has no others
+_FRAME = "╭╮╰╯│─- "  # of a box; some terminals have only spaces and -
 
 
 def parse(kind: type[Settings], arguments: Sequence[str] | None = None, *, prog: str | None = None, description: str) -> Settings:
-    """The settings that the command line gives; `--help` prints them and exits with 0.
+    """The settings that the command line gives. `--help` prints them and exits with 0.
 
     Args:
         kind: a dataclass, each field an option.
-        arguments: without them, those of the process.
+        arguments: None: those of the process.
 
     Raises:
-        SystemExit: with code 2 after one line on stderr, where an option is unknown, missing or has a value of another type.
+        SystemExit: with code 2 after one line on stderr, if an option is unknown, missing or has a value of another type.
     """
-    said = io.StringIO()
+    messages = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(messages):
             settings = tyro.cli(kind, args=arguments, prog=prog, description=description)
-    except SystemExit as stopped:
-        if stopped.code == 2:
-            print(f"error: {first_paragraph(said.getvalue())} (--help lists the options)", file=sys.stderr)
+    except SystemExit as exit_:
+        if exit_.code == 2:
+            print(f"error: {first_paragraph(messages.getvalue())} (--help lists the options)", file=sys.stderr)
         raise
-    sys.stderr.write(said.getvalue())
+    sys.stderr.write(messages.getvalue())
     return settings
 
 
 def first_paragraph(boxed: str) -> str:
-    """What a box with a title says is wrong, in one line: the text up to the first gap or rule."""
+    """The first paragraph in a box with a title, in one line: the text up to the first empty line or rule."""
     lines: list[str] = []
     for line in _COLOUR.sub("", boxed).splitlines()[1:]:
         text = line.strip()

@@ -1,12 +1,10 @@
-"""How large a study is: the base configuration, the evaluation recipe and the number of seeds, under one name.
+"""How large a study is, under one name: base configuration, evaluation recipe, number of seeds. And the published searches.
 
-smoke    digits, tiny: under 2 minutes on 2 cores; shows that everything works, means nothing
+smoke    digits, tiny: under 2 minutes on 2 cores; shows that everything works, its results have no meaning
 laptop   digits, searched and evaluated with 3 seeds: at most 12 minutes on 2 cores
 cifar-mini  CIFAR-10, a few of its images, narrow and shallow: a search takes about 10 minutes on one CPU core
 paper    the exact settings of P-DARTS (Chen et al., 2019) on CIFAR-10, for a GPU cluster
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,13 +12,7 @@ from dataclasses import dataclass, replace
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.methods import PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.pdarts.progressive_depth import DARTS, PC_DARTS, SNAS, Stage
-
-# MERGED DOCSTRING
-# The published settings of every search method that P-DARTS is compared with, on CIFAR-10, as whole configurations.
-#
-# Where a paper leaves a setting out it is DARTS', which the others build on. Skip-connects are limited to eight, all there are:
-# that limit is P-DARTS' own idea.
+from pdarts_tune.pdarts.progressive_depth import DARTS, PC_DARTS, PDARTS_CIFAR10, SNAS, Stage, Stages, with_depths
 
 
 @dataclass(frozen=True)
@@ -34,61 +26,55 @@ class Preset:
     samples: int  # schedules that an adaptive study tries
 
 
-SMOKE = Preset(
-    search=SearchConfig(
-        stages=(
-            Stage(3, 8, 0.0, epochs=2, warmup_epochs=1),
-            Stage(4, 5, 0.4, epochs=2, warmup_epochs=1),
-            Stage(5, 3, 0.7, epochs=2, warmup_epochs=1),
-        ),
-        data="digits",
-        train_images=240,
-        test_images=100,
-        validation_fraction=0.2,
-        channels=4,
-        batch_size=48,
-    ),
-    evaluation=EvalConfig(
-        recipe="smoke",
-        data="digits",
-        train_images=240,
-        test_images=100,
-        validation_fraction=0.2,
-        cells=6,
-        channels=4,
-        epochs=2,
-        batch_size=48,
-        cutout=2,
-    ),
-    seeds=1,
-    evaluation_seeds=1,
-    samples=4,
-)
+def _stages(depths: tuple[int, ...], epochs: int, warmup_epochs: int, dropout_decay: float) -> Stages:
+    """P-DARTS' stages at other depths and shorter."""
+    stages = with_depths(PDARTS_CIFAR10, depths)
+    return tuple(replace(stage, epochs=epochs, warmup_epochs=warmup_epochs, dropout_decay=dropout_decay) for stage in stages)
 
-# A miniature of the paper's plan: alphas frozen for the first 40 % of each stage, and a dropout that decays as far in 4 epochs as
-# the paper's does in 15. Alphas take larger steps, since they get some 36 in a stage where the paper's get 3,900.
+
+_SMOKE_SEARCH = SearchConfig(
+    stages=_stages((3, 4, 5), epochs=2, warmup_epochs=1, dropout_decay=0.2),
+    data="digits",
+    train_images=240,
+    test_images=100,
+    validation_fraction=0.2,
+    channels=4,
+    batch_size=48,
+)
+_SMOKE_TRAINING = EvalConfig(
+    recipe="smoke",
+    data="digits",
+    train_images=240,
+    test_images=100,
+    validation_fraction=0.2,
+    cells=6,
+    channels=4,
+    epochs=2,
+    batch_size=48,
+    cutout=2,
+)
+SMOKE = Preset(_SMOKE_SEARCH, _SMOKE_TRAINING, seeds=1, evaluation_seeds=1, samples=4)
+
+# The paper's plan in small: alphas are frozen for the first 40 % of each stage, and dropout decays as far in 4 epochs as the
+# paper's in 15. Alphas take larger steps, because a stage has some 36 of them where the paper's has 3,900.
 LAPTOP = Preset(
-    search=SearchConfig(
-        stages=(
-            Stage(3, 8, 0.0, epochs=7, warmup_epochs=3, dropout_decay=0.75),
-            Stage(4, 5, 0.4, epochs=7, warmup_epochs=3, dropout_decay=0.75),
-            Stage(6, 3, 0.7, epochs=7, warmup_epochs=3, dropout_decay=0.75),
-        ),
-        data="digits",
-        validation_fraction=0.2,
-        channels=4,
+    search=replace(
+        _SMOKE_SEARCH,
+        stages=_stages((3, 4, 6), epochs=7, warmup_epochs=3, dropout_decay=0.75),
+        train_images=None,
+        test_images=None,
         batch_size=64,
         alpha_learning_rate=6e-3,
     ),
-    evaluation=EvalConfig(
+    evaluation=replace(
+        _SMOKE_TRAINING,
         recipe="laptop",
-        data="digits",
-        validation_fraction=0.2,
+        train_images=None,
+        test_images=None,
         cells=9,
         channels=6,
         epochs=10,
         batch_size=64,
-        cutout=2,
         drop_path=0.1,
     ),
     seeds=3,
@@ -96,26 +82,21 @@ LAPTOP = Preset(
     samples=16,
 )
 
-# The laptop preset's plan on real images, three times as deep in the last stage as in the first and deeper again in evaluation. Of
-# CIFAR-10's 50,000 training images 2,400 are taken, of which 1,080 train weights and 1,080 alphas: six seeds of depth_gap.py's
-# five main variants, each genotype trained twice, are then three and a half hours on 2 cores, as measured. Of the test images
-# 5,000, since a thousand more cost little next to training and the standard error falls below 0.7 points.
+# The laptop preset's plan on real images, three times as deep in the last stage as in the first and deeper again in evaluation. It
+# uses 2,400 of CIFAR-10's 50,000 training images: 1,080 train weights and 1,080 train alphas. Measured: six seeds of depth_gap.py's
+# five main variants, each genotype trained twice, take three and a half hours on 2 cores. It uses 5,000 test images, because a
+# thousand more cost little next to training and the standard error falls below 0.7 points.
 CIFAR_MINI = Preset(
-    search=SearchConfig(
-        stages=(
-            Stage(3, 8, 0.0, epochs=5, warmup_epochs=2, dropout_decay=1.0),
-            Stage(6, 5, 0.4, epochs=5, warmup_epochs=2, dropout_decay=1.0),
-            Stage(9, 3, 0.7, epochs=5, warmup_epochs=2, dropout_decay=1.0),
-        ),
+    search=replace(
+        LAPTOP.search,
+        stages=_stages((3, 6, 9), epochs=5, warmup_epochs=2, dropout_decay=1.0),
         data="cifar10",
         train_images=2400,
         test_images=5000,
         validation_fraction=0.1,
-        channels=4,
-        batch_size=64,
-        alpha_learning_rate=6e-3,
     ),
-    evaluation=EvalConfig(
+    evaluation=replace(
+        LAPTOP.evaluation,
         recipe="cifar-mini",
         data="cifar10",
         train_images=2400,
@@ -124,9 +105,7 @@ CIFAR_MINI = Preset(
         cells=12,
         channels=4,
         epochs=6,
-        batch_size=64,
         cutout=8,
-        drop_path=0.1,
     ),
     seeds=6,
     evaluation_seeds=2,
@@ -137,13 +116,16 @@ PAPER = Preset(search=SearchConfig(), evaluation=EvalConfig(), seeds=4, evaluati
 
 PRESETS: Mapping[str, Preset] = {"smoke": SMOKE, "laptop": LAPTOP, "cifar-mini": CIFAR_MINI, "paper": PAPER}
 
+# The published settings of the search methods that P-DARTS is compared with, on CIFAR-10. A setting that a paper does not give is
+# DARTS', the base of the others. Their skip limit is eight, so no limit: the limit is P-DARTS' own idea.
+
 # Chen et al., ICCV 2019 (arXiv 1904.12760), section 4.2.
 PDARTS = SearchConfig()
 # Liu et al., ICLR 2019 (arXiv 1806.09055), appendix A.1.1: 8 cells, 50 epochs, batch 64, alphas by Adam at 3e-4.
 DARTS_FIRST = replace(PDARTS, stages=DARTS, batch_size=64, alpha_learning_rate=3e-4, max_skips=8)
 DARTS_SECOND = replace(DARTS_FIRST, method=SecondOrder())
-# Xie et al., ICLR 2019 (arXiv 1812.09926), section 3.1 and appendix: 150 epochs in one level, the rest as DARTS. Temperatures and
-# the factors of the penalty are not in the paper; `methods.Snas` and `snas.PENALTY_WEIGHTS` have this project's.
+# Xie et al., ICLR 2019 (arXiv 1812.09926), section 3.1 and appendix: 150 epochs in one level, the rest as DARTS. The paper gives
+# neither temperatures nor the factors of the penalty; those in `methods.py` and `search/snas.py` are this project's.
 SNAS_MILD = replace(DARTS_FIRST, stages=SNAS, method=Snas(penalty="mild"))
 SNAS_MODERATE = replace(SNAS_MILD, method=Snas(penalty="moderate"))
 SNAS_AGGRESSIVE = replace(SNAS_MILD, method=Snas(penalty="aggressive"))

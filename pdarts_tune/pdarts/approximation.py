@@ -14,7 +14,7 @@ _NO_CHOICE = {"none", "skip_connect"}
 def prune(probs: Probs, keep: int) -> CellOps:
     """The `keep` most probable operations of every edge, in PRIMITIVES order.
 
-    `none` competes like any other operation. Of equally probable operations the one with the lowest index is dropped first.
+    `none` is an operation like any other. Of equally probable operations the one with the lowest index is dropped first.
 
     Raises:
         ValueError: `keep` is less than 1, or more than an edge has operations.
@@ -28,9 +28,9 @@ def prune(probs: Probs, keep: int) -> CellOps:
 
 
 def draw_operations(rng: random.Random, operations: CellOps, keep: int) -> CellOps:
-    """`keep` operations of every edge drawn uniformly, in PRIMITIVES order: what dropping is worth without alphas to drop by.
+    """`keep` operations of every edge drawn uniformly, in PRIMITIVES order: the control for dropping by alphas.
 
-    Of two or more operations at least one is neither `none` nor the skip-connect, so that every skip limit can be kept.
+    Of two or more operations at least one is neither `none` nor the skip-connect, so that every skip limit can be reached.
 
     Raises:
         ValueError: `keep` is less than 1, or more than an edge has operations.
@@ -46,19 +46,17 @@ def draw_operations(rng: random.Random, operations: CellOps, keep: int) -> CellO
 
 
 def keep_choice(probs: Probs, kept: CellOps) -> CellOps:
-    """The kept operations, but on an edge that is left with `none` and the skip-connect alone the less probable of the two gives
-    way to the most probable other operation.
+    """The kept operations, changed on each edge that kept only `none` and the skip-connect.
 
-    Otherwise no cell within a skip limit might be left to derive. It can happen only where two operations are kept, fewer than
-    P-DARTS ever keeps.
+    There the most probable other operation replaces the less probable of the two. Otherwise a skip limit could be out of reach.
+    This concerns only edges with two operations; P-DARTS keeps at least three.
     """
     repaired = []
     for edge, names in zip(probs, kept, strict=True):
         others = [name for name in edge if name not in _NO_CHOICE]
         if set(names) == _NO_CHOICE and others:
-            stays = max(names, key=lambda name: (edge[name], PRIMITIVES.index(name)))
-            enters = max(others, key=lambda name: (edge[name], PRIMITIVES.index(name)))
-            names = tuple(sorted((stays, enters), key=PRIMITIVES.index))
+            best = (max(group, key=lambda name: (edge[name], PRIMITIVES.index(name))) for group in (names, others))
+            names = tuple(sorted(best, key=PRIMITIVES.index))
         repaired.append(names)
     return tuple(repaired)
 

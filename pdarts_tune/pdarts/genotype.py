@@ -1,4 +1,7 @@
-"""What a genotype is, and its text: two cells whose nodes have two chosen operations each (Liu et al., 2019, section 2.3)."""
+"""Genotypes: what they are, their text, and how they are derived from probabilities or drawn at random.
+
+A genotype has two cells whose nodes have two operations each (Liu et al., 2019, section 2.3).
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,13 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pdarts_tune.pdarts.space import EDGES, NUM_NODES, PRIMITIVES
 
-# MERGED DOCSTRING
-# What a search finds: how a genotype is derived from probabilities or drawn at random, and those from the literature.
-#
-# What a genotype is stands in cell.py, the published ones in published.py; this is the room to import all of them from.
-
-# In published cells of other search spaces (NASNet's), never searched here.
+# In published cells of other search spaces (NASNet's), not searched here.
 FURTHER_OPERATIONS = ("sep_conv_7x7", "conv_7x1_1x7")
 GENOTYPE_OPERATIONS = PRIMITIVES[1:] + FURTHER_OPERATIONS
 
@@ -27,7 +25,7 @@ GENOTYPE_OPERATIONS = PRIMITIVES[1:] + FURTHER_OPERATIONS
 class CellGenotype:
     """One cell: two (operation, source state) per node, in node order, and the states whose concatenation is the output.
 
-    DARTS' cells have four nodes and join all of them; any number of nodes and any states to join will do (NASNet, AmoebaNet).
+    DARTS' cells have four nodes and concatenate all of them. Other cells may have other numbers (NASNet, AmoebaNet).
 
     Raises:
         ValueError: an unknown operation, `none`, a state that does not exist yet, or a number of edges that is not two a node.
@@ -63,7 +61,7 @@ class CellGenotype:
 
     @property
     def reached(self) -> frozenset[int]:
-        """The states that the output depends on; operations that read or make another state compute nothing."""
+        """The states that the output depends on."""
         reached = set(self.concat)
         for node in reversed(range(self.num_nodes)):
             if 2 + node in reached:
@@ -80,7 +78,7 @@ class CellGenotype:
 
     @property
     def width(self) -> float:
-        """Nodes that read the inputs, each counted by the share of its edges that do (Shu et al., 2020), so at most num_nodes."""
+        """The number of nodes that read the inputs, each weighted by its share of such edges (Shu et al., 2020)."""
         return sum(source < 2 for _, source in self.edges) / 2
 
 
@@ -115,43 +113,43 @@ class Genotype:
 
     @classmethod
     def parse(cls, text: str) -> Genotype:
-        """Reads what `str` or `to_json` wrote, or a line of a DARTS-family log that holds such a text. Nothing is evaluated.
+        """Reads what `str` or `to_json` wrote, or a line of a DARTS-family log with such a text. Nothing is evaluated.
 
         Raises:
-            ValueError: the text is cut off, is not a genotype, or describes an impossible cell; one line that says which.
+            ValueError: the text is cut off, is not a genotype, or describes an impossible cell; one line.
         """
-        start = text.find("Genotype(")
         try:
-            if start >= 0:
-                call = ast.parse(_balanced(text[start:]), mode="eval").body
-                assert isinstance(call, ast.Call)
-                fields: Any = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-                if call.args:
-                    raise ValueError("its cells must be named: normal=, normal_concat=, reduce=, reduce_concat=")
-            else:
-                fields = json.loads(text)
+            return cls(*_parse_cells(text))
         except SyntaxError:
             raise ValueError(f"genotype {_short(text)}: not a genotype text, or cut off") from None
         except ValueError as error:
             raise ValueError(f"genotype {_short(text)}: {error}") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"genotype {_short(text)}: needs normal and reduce cells, is {type(fields).__name__}")
-        known = ("normal", "normal_concat", "reduce", "reduce_concat")
-        for key in fields:
-            if key not in known:
-                raise ValueError(f"genotype {_short(text)}: unknown part {key!r}, known are {', '.join(known)}")
-        cells = []
-        for name in ("normal", "reduce"):
-            if name not in fields:
-                raise ValueError(f"genotype {_short(text)}: no {name} cell")
-            try:
-                edges = tuple((str(operation), _state(source)) for operation, source in fields[name])
-                every_node = range(2, 2 + len(edges) // 2)
-                concat = tuple(_state(state) for state in fields.get(f"{name}_concat", every_node))
-                cells.append(CellGenotype(edges, concat))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"genotype {_short(text)}: {name} cell: {error}") from None
-        return cls(*cells)
+
+
+def _parse_cells(text: str) -> Iterator[CellGenotype]:
+    start = text.find("Genotype(")
+    if start >= 0:
+        call = ast.parse(_balanced(text[start:]), mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args:
+            raise ValueError("its cells must be named: normal=, normal_concat=, reduce=, reduce_concat=")
+        parts: Any = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
+    else:
+        parts = json.loads(text)
+    if not isinstance(parts, dict):
+        raise ValueError(f"needs normal and reduce cells, is {type(parts).__name__}")
+    names = ("normal", "normal_concat", "reduce", "reduce_concat")
+    if unknown := [name for name in parts if name not in names]:
+        raise ValueError(f"unknown part {unknown[0]!r}, known are {', '.join(names)}")
+    for name in ("normal", "reduce"):
+        if name not in parts:
+            raise ValueError(f"no {name} cell")
+        try:
+            edges = tuple((str(operation), _state(source)) for operation, source in parts[name])
+            every_node = range(2, 2 + len(edges) // 2)
+            yield CellGenotype(edges, tuple(map(_state, parts.get(f"{name}_concat", every_node))))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} cell: {error}") from None
 
 
 def _short(text: str) -> str:
@@ -198,11 +196,11 @@ def softmax(alphas: Mapping[str, float]) -> dict[str, float]:
 
 
 def derive_cell(probs: Probs) -> CellGenotype:
-    """The discrete cell that a mixed cell stands for.
+    """The discrete cell of a mixed cell.
 
-    On each edge the most probable operation other than `none`; for each node its two strongest edges, ordered by source state.
-    The strength of an edge is that operation's probability in the softmax that includes `none`, not renormalised. Ties: of
-    equally probable operations the last stays, of equally strong edges the last two.
+    Each edge takes its most probable operation other than `none`. Each node takes its two strongest edges, ordered by source state.
+    The strength of an edge is the probability of its operation in the softmax that includes `none`, not renormalised. Of equally
+    probable operations the last wins, of equally strong edges the last two.
 
     Args:
         probs: 14 edges in EDGES order.
@@ -228,10 +226,7 @@ def derive_cell(probs: Probs) -> CellGenotype:
 
 
 def random_genotype(rng: random.Random, max_skips: int, exactly: bool = False) -> Genotype:
-    """A genotype drawn uniformly from all whose normal cell has at most `max_skips` skip-connects (by rejection).
-
-    With `exactly`, from all whose normal cell has just so many.
-    """
+    """A genotype drawn uniformly from all whose normal cell has at most, or `exactly`, `max_skips` skip-connects."""
 
     def cell() -> CellGenotype:
         edges: list[tuple[str, int]] = []

@@ -1,6 +1,6 @@
 """Idea 1 of P-DARTS, progressive depth: a search is a sequence of stages whose networks grow deeper (paper, section 3.2).
 
-DARTS is the plan with one stage. A depth ablation is another tuple of stages; nothing else in the project knows about depth.
+DARTS has one stage. A depth ablation is another tuple of stages. No other file decides about depth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Stage:
     """One stage of a search.
 
     Raises:
-        ValueError: a field out of range; the message names the field and the range.
+        ValueError: a field of a wrong type or out of range.
     """
 
     cells: int  # depth of the search network, at least 3: two of them are reduction cells
@@ -26,7 +26,7 @@ class Stage:
     epochs: int = 25
     warmup_epochs: int = 10  # epochs at the start in which only weights train
     dropout_decay: float = 0.2  # per epoch, once alphas train; see regularization.skip_dropout
-    # Whether dropout jumps back to its initial rate when alphas start to train, as in the paper, or goes on from where it was.
+    # True: dropout returns to its initial rate when alphas start to train, as in the paper. False: it goes on from its last rate.
     dropout_restart: bool = field(default=True, metadata={"later": True})
 
     def __post_init__(self) -> None:
@@ -53,74 +53,74 @@ Stages = tuple[Stage, ...]
 
 
 def check_stages(stages: Stages) -> None:
-    """Raises ValueError unless the stages make a search: at least one, each with a choice, never growing back.
+    """Raises ValueError unless there is a stage, each stage has a choice, and no stage has more operations than the one before.
 
-    With one operation an edge all edges are equally strong, so there is nothing to derive a cell by; where it is `none`, no cell.
-
-    A first stage of fewer than all operations starts from ones that are drawn at random (`approximation.draw_operations`).
+    With one operation an edge all edges are equally strong, so no cell can be derived. A first stage of fewer than all operations
+    starts from operations drawn at random (`approximation.draw_operations`).
     """
     if not stages:
         raise ValueError("stages: a search needs at least one stage")
+    most = len(PRIMITIVES)
     for index, stage in enumerate(stages):
         if stage.operations < 2:
             raise ValueError(f"stages[{index}].operations: {stage.operations} leaves nothing to search, it must be at least 2")
-    for index in range(1, len(stages)):
-        before, here = stages[index - 1].operations, stages[index].operations
-        if here > before:
+        if stage.operations > most:
             raise ValueError(
-                f"stages[{index}].operations: {here} is more than the {before} of the stage before; "
-                f"a stage can only keep or drop operations, so at most {before}"
+                f"stages[{index}].operations: {stage.operations} is more than the {most} of the stage before; "
+                f"a stage can only keep or drop operations, so at most {most}"
             )
+        most = stage.operations
 
 
 def reduction_cells(cells: int) -> tuple[int, int]:
-    """The two positions of the reduction cells in a network of `cells` cells (the field's n // 3 and 2n // 3)."""
+    """The positions of the two reduction cells in a network of `cells` cells: n // 3 and 2n // 3."""
     return cells // 3, 2 * cells // 3
 
 
 def cosine_rate(initial: float, epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch (counted from 0) that falls as a half cosine from `initial` to 0 over `epochs`."""
+    """The learning rate in `epoch`, counted from 0: a half cosine from `initial` to 0 over `epochs`."""
     return initial * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def with_depths(stages: Stages, depths: Sequence[int]) -> Stages:
-    """The same stages at other depths; everything but `cells` is kept. Raises ValueError if the lengths differ."""
-    if len(depths) != len(stages):
-        raise ValueError(f"depths: {len(depths)} given for {len(stages)} stages")
-    return tuple(replace(stage, cells=depth) for stage, depth in zip(stages, depths, strict=True))
-
-
-def with_skip_dropout(stages: Stages, rates: Sequence[float]) -> Stages:
-    """The same stages with other initial skip dropout rates. Raises ValueError if the lengths differ."""
-    if len(rates) != len(stages):
-        raise ValueError(f"rates: {len(rates)} given for {len(stages)} stages")
-    return tuple(replace(stage, skip_dropout=rate) for stage, rate in zip(stages, rates, strict=True))
+    """The same stages at other depths. Raises ValueError unless there is one depth a stage."""
+    return _with(stages, "cells", depths)
 
 
 def with_operations(stages: Stages, operations: Sequence[int]) -> Stages:
-    """The same stages with other numbers of operations per edge. Raises ValueError if the lengths differ."""
-    if len(operations) != len(stages):
-        raise ValueError(f"operations: {len(operations)} given for {len(stages)} stages")
-    return tuple(replace(stage, operations=count) for stage, count in zip(stages, operations, strict=True))
+    """The same stages with other numbers of operations per edge. Raises ValueError unless there is one number a stage."""
+    return _with(stages, "operations", operations)
 
 
-# What a cell costs beside its candidate operations (preprocessing, sums, launches), in operations. Fitted to the predicted bytes of
-# the paper's network with 3, 5 and 8 operations (within 4 %) and to the seconds of the laptop preset at three depths (within 7 %).
+def with_skip_dropout(stages: Stages, rates: Sequence[float]) -> Stages:
+    """The same stages with other initial skip dropout rates. Raises ValueError unless there is one rate a stage."""
+    return _with(stages, "skip_dropout", rates)
+
+
+def _with(stages: Stages, field: str, values: Sequence[float]) -> Stages:
+    if len(values) != len(stages):
+        raise ValueError(f"{field}: {len(values)} given for {len(stages)} stages")
+    return tuple(replace(stage, **{field: value}) for stage, value in zip(stages, values, strict=True))
+
+
+# The cost of a cell apart from its candidate operations (preprocessing, sums, kernel launches), in operations. Fitted to the
+# predicted bytes of the paper's network with 3, 5 and 8 operations (within 4 %) and to the seconds of the laptop preset at three
+# depths (within 7 %).
 CELL_OVERHEAD = 2
 
 
 def search_work(stages: Stages) -> float:
-    """What a search costs in time, in a unit of its own: only ratios mean something.
+    """The time of a search in an arbitrary unit: only ratios have a meaning.
 
-    An epoch that trains alphas too takes twice as long as one that trains weights alone.
+    An epoch that trains weights and alphas takes twice as long as one that trains only weights.
     """
     return sum((2 * stage.epochs - stage.warmup_epochs) * stage.cells * (stage.operations + CELL_OVERHEAD) for stage in stages)
 
 
 def peak_work(stages: Stages) -> float:
-    """What a search needs in memory for each image of a batch, in a unit of its own, in its largest stage.
+    """The memory of a search's largest stage for each image of a batch, in an arbitrary unit.
 
-    Each reduction cell halves what a cell keeps for backward: twice the channels, a quarter of the pixels.
+    After each reduction cell a cell keeps half as much for backward: twice the channels, a quarter of the pixels.
     """
 
     def cells(stage: Stage) -> float:
@@ -130,14 +130,14 @@ def peak_work(stages: Stages) -> float:
 
 
 def with_budget(stages: Stages, like: Stages) -> Stages:
-    """The same stages, their epochs scaled so that the search takes about as long as one in the stages `like`."""
+    """The same stages with epochs scaled so that the search takes about as long as one in the stages `like`."""
     return with_epochs(stages, search_work(like) / search_work(stages))
 
 
 def with_epochs(stages: Stages, factor: float) -> Stages:
     """The same stages with `factor` times the epochs, rounded.
 
-    Warm-up scales along, and dropout decays as far in the new number of epochs as it did in the old.
+    Warm-up scales too. Dropout decays as far in the new number of epochs as in the old.
     """
 
     def scaled(stage: Stage) -> Stage:

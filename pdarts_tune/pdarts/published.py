@@ -1,26 +1,22 @@
-"""Genotypes from the literature, with where they come from and what their authors measured.
+"""Genotypes from the literature, with their sources and their authors' figures.
 
-A cell is data from its paper's figure or from what its authors released. Each is held to its published number of parameters by a
-test, to the one decimal that papers print; that would catch a wrong operation. Where our count and the paper's differ, `note` says
-so, and of which figures no printed source was at hand.
+Each cell is from its paper's figure or from its authors' release. A test compares its number of parameters with the published one,
+to the one decimal that papers print; a wrong operation would show. `note` says where our count and the paper's differ, and which
+figures have no printed source.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 
-_FOUR_NODES = (2, 3, 4, 5)
-_FIVE_NODES = (2, 3, 4, 5, 6)
-
 
 @dataclass(frozen=True)
 class Published:
     """A genotype from the literature. Figures are the authors' own; None where they print none."""
 
-    genotype: Genotype
+    normal: str  # operation:source state, two per node; `-> states` where the output does not join all nodes
+    reduce: str
     source: str
     cifar10_error: float | None = None  # percent
     cifar100_error: float | None = None  # percent
@@ -32,25 +28,22 @@ class Published:
     gpu_days: float | None = None  # of the search
     note: str = ""  # what to know before comparing
 
+    @property
+    def genotype(self) -> Genotype:
+        return Genotype(_cell(self.normal), _cell(self.reduce))
 
-def _cell(text: str, concat: tuple[int, ...] = _FOUR_NODES) -> CellGenotype:
-    """A cell from `operation:source state`, two per node."""
-    edges = (edge.split(":") for edge in text.split())
-    return CellGenotype(tuple((operation, int(source)) for operation, source in edges), concat)
+
+def _cell(text: str) -> CellGenotype:
+    operations, _, concat = text.partition(" -> ")
+    edges = tuple((name, int(source)) for name, source in (edge.split(":") for edge in operations.split()))
+    every_node = range(2, 2 + len(edges) // 2)
+    return CellGenotype(edges, tuple(map(int, concat.split())) if concat else tuple(every_node))
 
 
 PUBLISHED: Mapping[str, Published] = {
     "PDARTS_C10": Published(
-        Genotype(
-            _cell(
-                "skip_connect:0 dil_conv_3x3:1 skip_connect:0 sep_conv_3x3:1 "
-                "sep_conv_3x3:1 sep_conv_3x3:3 sep_conv_3x3:0 dil_conv_5x5:4"
-            ),
-            _cell(
-                "avg_pool_3x3:0 sep_conv_5x5:1 sep_conv_3x3:0 dil_conv_5x5:2 "
-                "max_pool_3x3:0 dil_conv_3x3:1 dil_conv_3x3:1 dil_conv_5x5:3"
-            ),
-        ),
+        "skip_connect:0 dil_conv_3x3:1 skip_connect:0 sep_conv_3x3:1 sep_conv_3x3:1 sep_conv_3x3:3 sep_conv_3x3:0 dil_conv_5x5:4",
+        "avg_pool_3x3:0 sep_conv_5x5:1 sep_conv_3x3:0 dil_conv_5x5:2 max_pool_3x3:0 dil_conv_3x3:1 dil_conv_3x3:1 dil_conv_5x5:3",
         "Chen et al., ICCV 2019, arXiv 1904.12760 (the cell that its authors published; found on CIFAR-10)",
         cifar10_error=2.50,
         cifar100_error=16.55,
@@ -63,16 +56,8 @@ PUBLISHED: Mapping[str, Published] = {
         note="another run's cell than the one drawn in the paper; with 64 channels 2.25 and 15.27 at 10.5M",
     ),
     "DARTS_V1": Published(
-        Genotype(
-            _cell(
-                "sep_conv_3x3:1 sep_conv_3x3:0 skip_connect:0 sep_conv_3x3:1 "
-                "skip_connect:0 sep_conv_3x3:1 sep_conv_3x3:0 skip_connect:2"
-            ),
-            _cell(
-                "max_pool_3x3:0 max_pool_3x3:1 skip_connect:2 max_pool_3x3:0 "
-                "max_pool_3x3:0 skip_connect:2 skip_connect:2 avg_pool_3x3:0"
-            ),
-        ),
+        "sep_conv_3x3:1 sep_conv_3x3:0 skip_connect:0 sep_conv_3x3:1 skip_connect:0 sep_conv_3x3:1 sep_conv_3x3:0 skip_connect:2",
+        "max_pool_3x3:0 max_pool_3x3:1 skip_connect:2 max_pool_3x3:0 max_pool_3x3:0 skip_connect:2 skip_connect:2 avg_pool_3x3:0",
         "Liu et al., ICLR 2019, arXiv 1806.09055, first order",
         cifar10_error=3.00,
         cifar100_error=17.76,
@@ -81,16 +66,8 @@ PUBLISHED: Mapping[str, Published] = {
         note="the cell that its authors released has 3.2M",
     ),
     "DARTS_V2": Published(
-        Genotype(
-            _cell(
-                "sep_conv_3x3:0 sep_conv_3x3:1 sep_conv_3x3:0 sep_conv_3x3:1 "
-                "sep_conv_3x3:1 skip_connect:0 skip_connect:0 dil_conv_3x3:2"
-            ),
-            _cell(
-                "max_pool_3x3:0 max_pool_3x3:1 skip_connect:2 max_pool_3x3:1 "
-                "max_pool_3x3:0 skip_connect:2 skip_connect:2 max_pool_3x3:1"
-            ),
-        ),
+        "sep_conv_3x3:0 sep_conv_3x3:1 sep_conv_3x3:0 sep_conv_3x3:1 sep_conv_3x3:1 skip_connect:0 skip_connect:0 dil_conv_3x3:2",
+        "max_pool_3x3:0 max_pool_3x3:1 skip_connect:2 max_pool_3x3:1 max_pool_3x3:0 skip_connect:2 skip_connect:2 max_pool_3x3:1",
         "Liu et al., ICLR 2019, arXiv 1806.09055, second order",
         cifar10_error=2.76,
         cifar100_error=17.54,
@@ -103,16 +80,8 @@ PUBLISHED: Mapping[str, Published] = {
         note="no count that we tried gives the paper's 574M multiply-adds; by the count that gives P-DARTS' 557M it has 545M",
     ),
     "SNAS_MILD": Published(
-        Genotype(
-            _cell(
-                "sep_conv_3x3:0 sep_conv_3x3:1 skip_connect:0 dil_conv_3x3:1 "
-                "skip_connect:0 skip_connect:1 skip_connect:0 sep_conv_3x3:1"
-            ),
-            _cell(
-                "max_pool_3x3:0 max_pool_3x3:1 skip_connect:2 max_pool_3x3:1 "
-                "max_pool_3x3:1 skip_connect:2 dil_conv_5x5:2 max_pool_3x3:0"
-            ),
-        ),
+        "sep_conv_3x3:0 sep_conv_3x3:1 skip_connect:0 dil_conv_3x3:1 skip_connect:0 skip_connect:1 skip_connect:0 sep_conv_3x3:1",
+        "max_pool_3x3:0 max_pool_3x3:1 skip_connect:2 max_pool_3x3:1 max_pool_3x3:1 skip_connect:2 dil_conv_5x5:2 max_pool_3x3:0",
         "Xie et al., ICLR 2019, arXiv 1812.09926, mild constraint",
         cifar10_error=2.98,
         imagenet_top1_error=27.3,
@@ -124,16 +93,8 @@ PUBLISHED: Mapping[str, Published] = {
         note="this cell has 2.7M (3.9M on ImageNet), whatever the paper counted",
     ),
     "PC_DARTS_C10": Published(
-        Genotype(
-            _cell(
-                "sep_conv_3x3:1 skip_connect:0 sep_conv_3x3:0 dil_conv_3x3:1 "
-                "sep_conv_5x5:0 sep_conv_3x3:1 avg_pool_3x3:0 dil_conv_3x3:1"
-            ),
-            _cell(
-                "sep_conv_5x5:1 max_pool_3x3:0 sep_conv_5x5:1 sep_conv_5x5:2 "
-                "sep_conv_3x3:0 sep_conv_3x3:3 sep_conv_3x3:1 sep_conv_3x3:2"
-            ),
-        ),
+        "sep_conv_3x3:1 skip_connect:0 sep_conv_3x3:0 dil_conv_3x3:1 sep_conv_5x5:0 sep_conv_3x3:1 avg_pool_3x3:0 dil_conv_3x3:1",
+        "sep_conv_5x5:1 max_pool_3x3:0 sep_conv_5x5:1 sep_conv_5x5:2 sep_conv_3x3:0 sep_conv_3x3:3 sep_conv_3x3:1 sep_conv_3x3:2",
         "Xu et al., ICLR 2020, arXiv 1907.05737, found on CIFAR-10",
         cifar10_error=2.57,
         imagenet_top1_error=25.1,
@@ -144,16 +105,8 @@ PUBLISHED: Mapping[str, Published] = {
         gpu_days=0.1,
     ),
     "PC_DARTS_IMAGENET": Published(
-        Genotype(
-            _cell(
-                "skip_connect:1 sep_conv_3x3:0 sep_conv_3x3:0 skip_connect:1 "
-                "sep_conv_3x3:1 sep_conv_3x3:3 sep_conv_3x3:1 dil_conv_5x5:4"
-            ),
-            _cell(
-                "sep_conv_3x3:0 skip_connect:1 dil_conv_5x5:2 max_pool_3x3:1 "
-                "sep_conv_3x3:2 sep_conv_3x3:1 sep_conv_5x5:0 sep_conv_3x3:3"
-            ),
-        ),
+        "skip_connect:1 sep_conv_3x3:0 sep_conv_3x3:0 skip_connect:1 sep_conv_3x3:1 sep_conv_3x3:3 sep_conv_3x3:1 dil_conv_5x5:4",
+        "sep_conv_3x3:0 skip_connect:1 dil_conv_5x5:2 max_pool_3x3:1 sep_conv_3x3:2 sep_conv_3x3:1 sep_conv_5x5:0 sep_conv_3x3:3",
         "Xu et al., ICLR 2020, arXiv 1907.05737, found on ImageNet",
         imagenet_top1_error=24.2,
         imagenet_top5_error=7.3,
@@ -162,16 +115,8 @@ PUBLISHED: Mapping[str, Published] = {
         gpu_days=3.8,
     ),
     "GDAS": Published(
-        Genotype(
-            _cell(
-                "skip_connect:0 skip_connect:1 skip_connect:0 sep_conv_5x5:2 "
-                "sep_conv_3x3:3 skip_connect:0 sep_conv_5x5:4 sep_conv_3x3:3"
-            ),
-            _cell(
-                "sep_conv_5x5:0 sep_conv_3x3:1 sep_conv_5x5:2 sep_conv_5x5:1 "
-                "dil_conv_5x5:2 sep_conv_3x3:1 sep_conv_5x5:0 sep_conv_5x5:1"
-            ),
-        ),
+        "skip_connect:0 skip_connect:1 skip_connect:0 sep_conv_5x5:2 sep_conv_3x3:3 skip_connect:0 sep_conv_5x5:4 sep_conv_3x3:3",
+        "sep_conv_5x5:0 sep_conv_3x3:1 sep_conv_5x5:2 sep_conv_5x5:1 dil_conv_5x5:2 sep_conv_3x3:1 sep_conv_5x5:0 sep_conv_5x5:1",
         "Dong & Yang, CVPR 2019, arXiv 1910.04465",
         cifar10_error=2.93,
         cifar100_error=18.38,
@@ -185,18 +130,10 @@ PUBLISHED: Mapping[str, Published] = {
         "unconfirmed, for want of a printed source: the 581M itself, and the ImageNet errors",
     ),
     "NASNET_A": Published(
-        Genotype(
-            _cell(
-                "sep_conv_5x5:1 sep_conv_3x3:0 sep_conv_5x5:0 sep_conv_3x3:0 avg_pool_3x3:1 "
-                "skip_connect:0 avg_pool_3x3:0 avg_pool_3x3:0 sep_conv_3x3:1 skip_connect:1",
-                _FIVE_NODES,
-            ),
-            _cell(
-                "sep_conv_5x5:1 sep_conv_7x7:0 max_pool_3x3:1 sep_conv_7x7:0 avg_pool_3x3:1 "
-                "sep_conv_5x5:0 skip_connect:3 avg_pool_3x3:2 sep_conv_3x3:2 max_pool_3x3:1",
-                (4, 5, 6),
-            ),
-        ),
+        "sep_conv_5x5:1 sep_conv_3x3:0 sep_conv_5x5:0 sep_conv_3x3:0 avg_pool_3x3:1 skip_connect:0 "
+        "avg_pool_3x3:0 avg_pool_3x3:0 sep_conv_3x3:1 skip_connect:1",
+        "sep_conv_5x5:1 sep_conv_7x7:0 max_pool_3x3:1 sep_conv_7x7:0 avg_pool_3x3:1 sep_conv_5x5:0 "
+        "skip_connect:3 avg_pool_3x3:2 sep_conv_3x3:2 max_pool_3x3:1 -> 4 5 6",
         "Zoph et al., CVPR 2018, arXiv 1707.07012, figure 4",
         cifar10_error=2.65,
         imagenet_top1_error=26.0,
@@ -209,18 +146,10 @@ PUBLISHED: Mapping[str, Published] = {
         "the 3.1M of DARTS' authors' retraining (2.83 %; arXiv 1806.09055, table 1) with 32",
     ),
     "AMOEBANET_A": Published(
-        Genotype(
-            _cell(
-                "avg_pool_3x3:0 max_pool_3x3:1 sep_conv_3x3:0 sep_conv_5x5:2 sep_conv_3x3:0 "
-                "avg_pool_3x3:3 sep_conv_3x3:1 skip_connect:1 skip_connect:0 avg_pool_3x3:1",
-                (4, 5, 6),
-            ),
-            _cell(
-                "avg_pool_3x3:0 sep_conv_3x3:1 max_pool_3x3:0 sep_conv_7x7:2 sep_conv_7x7:0 "
-                "avg_pool_3x3:1 max_pool_3x3:0 max_pool_3x3:1 conv_7x1_1x7:0 sep_conv_3x3:5",
-                (3, 4, 6),
-            ),
-        ),
+        "avg_pool_3x3:0 max_pool_3x3:1 sep_conv_3x3:0 sep_conv_5x5:2 sep_conv_3x3:0 avg_pool_3x3:3 "
+        "sep_conv_3x3:1 skip_connect:1 skip_connect:0 avg_pool_3x3:1 -> 4 5 6",
+        "avg_pool_3x3:0 sep_conv_3x3:1 max_pool_3x3:0 sep_conv_7x7:2 sep_conv_7x7:0 avg_pool_3x3:1 "
+        "max_pool_3x3:0 max_pool_3x3:1 conv_7x1_1x7:0 sep_conv_3x3:5 -> 3 4 6",
         "Real et al., AAAI 2019, arXiv 1802.01548, figure 5",
         cifar10_error=3.34,
         imagenet_top1_error=25.5,

@@ -1,6 +1,6 @@
 """Idea 3 of P-DARTS, search space regularization: keep skip-connects from taking over (section 3.3).
 
-Two parts: dropout on the skip-connects while searching, and architecture refinement, a fixed number of them in the result.
+It has two parts: dropout on skip-connects during the search, and architecture refinement, which limits their number in the result.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pdarts_tune.pdarts.space import EDGES
 def skip_dropout(stage: Stage, epoch: int) -> float:
     """The dropout rate on skip-connects in one epoch of a stage; `epoch` counts from 0.
 
-    Linear while the alphas are frozen, `p (E - 1 - e) / E`, then back to p and exponential, `p exp(-decay (e - warmup))`. Without
-    `dropout_restart` the exponential starts from where the line has come to, `p (E - 1 - warmup) / E`.
+    While the alphas are frozen the rate is linear, `p (E - 1 - e) / E`. Then it returns to p and falls exponentially,
+    `p exp(-decay (e - warmup))`. Without `dropout_restart` it falls from the end of the line, `p (E - 1 - warmup) / E`.
 
     Raises:
         ValueError: the stage has no such epoch.
@@ -34,28 +34,25 @@ def skip_dropout(stage: Stage, epoch: int) -> float:
 def limit_skips(probs: Probs, max_skips: int) -> CellGenotype:
     """Derives a cell with at most `max_skips` skip-connects (architecture refinement).
 
-    While the derived cell has more, the weakest skip-connect among *its* edges loses its probability and the whole cell is
-    derived again: both the operations and the edges may change, and a new skip-connect may enter. Every step takes a
-    skip-connect from one edge for good, so it ends after at most 14 steps.
+    While the derived cell has more, the weakest skip-connect among *its* edges is removed and the whole cell is derived again.
+    Operations and edges may change, and a new skip-connect may enter. Each step removes the skip-connect of one edge, so there are
+    at most 14 steps.
 
     Raises:
         ValueError: `max_skips` is negative, or no cell with so few skip-connects can be derived from these candidates.
     """
     if max_skips < 0:
         raise ValueError(f"max_skips: {max_skips} is negative")
-    left = [dict(edge) for edge in probs]
-    cell = derive_cell(tuple(left))
+    remaining = [dict(edge) for edge in probs]
+    cell = derive_cell(tuple(remaining))
     while cell.skips > max_skips:
-        chosen = [
-            EDGES.index((source, position // 2))
-            for position, (operation, source) in enumerate(cell.edges)
-            if operation == "skip_connect"
-        ]
-        weakest = min(chosen, key=lambda edge: left[edge]["skip_connect"])
-        # Removed, not set to 0: where a skip's probability had rounded to 1.0 the others are 0 too, and it would stay chosen.
-        del left[weakest]["skip_connect"]
+        edges = enumerate(cell.edges)
+        skips = [EDGES.index((source, position // 2)) for position, (name, source) in edges if name == "skip_connect"]
+        weakest = min(skips, key=lambda edge: remaining[edge]["skip_connect"])
+        # Removed, not set to 0: if its probability was rounded to 1.0, the others are 0 too, and it would win again.
+        del remaining[weakest]["skip_connect"]
         try:
-            cell = derive_cell(tuple(left))
+            cell = derive_cell(tuple(remaining))
         except ValueError as error:
             raise ValueError(f"max_skips: {max_skips} cannot be reached, {error}") from None
     return cell

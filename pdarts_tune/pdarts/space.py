@@ -1,7 +1,7 @@
-"""The DARTS search space: candidate operations, edges of a cell, and what is left of them.
+"""The DARTS search space: the edges of a cell and their candidate operations.
 
 A cell has two input states (0 and 1: the outputs of the two cells before it) and four nodes (states 2 to 5). Every node reads
-every earlier state through one *edge*; an edge offers several *candidate operations* (Liu et al., 2019, section 2.1).
+every earlier state through one *edge*. An edge has several *candidate operations* (Liu et al., 2019, section 2.1).
 """
 
 from __future__ import annotations
@@ -45,16 +45,14 @@ class SearchSpace:
             for edge, operations in enumerate(edges):
                 if not operations:
                     raise ValueError(f"{cell} cell, edge {edge}: no candidate operation")
-                unknown = [name for name in operations if name not in PRIMITIVES]
-                if unknown:
-                    raise ValueError(
-                        f"{cell} cell, edge {edge}: unknown operation {unknown[0]!r}, known are {', '.join(PRIMITIVES)}"
-                    )
+                if unknown := [name for name in operations if name not in PRIMITIVES]:
+                    known = ", ".join(PRIMITIVES)
+                    raise ValueError(f"{cell} cell, edge {edge}: unknown operation {unknown[0]!r}, known are {known}")
                 if sorted(set(operations), key=PRIMITIVES.index) != list(operations):
                     raise ValueError(f"{cell} cell, edge {edge}: {operations} is not in PRIMITIVES order without repeats")
 
     @classmethod
     def full(cls) -> SearchSpace:
-        """All eight operations on all 14 edges of both cells: where every search starts."""
+        """All eight operations on all 14 edges of both cells: the start of every search."""
         cell = (PRIMITIVES,) * len(EDGES)
         return cls(cell, cell)
