@@ -1,0 +1,297 @@
+"""A cell as one autograd function: tables for `cells.c`, and one call each way."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pdarts_tune.networks.kernels import build
+from pdarts_tune.ops import DilConv, FactorizedReduce, PoolBN, ReLUConvBN, SepConv, Zero
+
+INPUT, MAX_POOL, AVERAGE_POOL, SKIP, REDUCE, SEPARABLE, DILATED = range(7)
+SLACK = 64  # numbers behind a buffer that vectors may read, see `vectors.h`
+
+# Columns of an operation's row, see `operation` in cells.c.
+SOURCE, NODE, KIND, KERNEL, MIX, FACTOR, MASK = range(7)
+WEIGHTS = 7  # depthwise, product, depthwise of the last half, product of the last half; then their gradients
+NORMS = 15, 22  # gamma, beta, their gradients, running mean, running variance, batches
+WIDTH = 29
+
+
+class Edge(NamedTuple):
+    """An operation on an edge of a cell."""
+
+    source: int  # a state
+    node: int
+    operation: nn.Module
+    mix: int = 0  # position in the flattened mixing weights
+    factor: int = -1  # row of the drop path factors; -1: never dropped
+    mask: int = -1  # row of the skip dropout masks; -1: none
+
+
+class Settings(NamedTuple):
+    training: bool  # batch statistics
+    recompute: bool = False  # keep the cell's inputs alone for backward
+    kept: float = 1.0  # the share of elements that skip dropout keeps
+
+
+class _Input(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "of_x")),
+        *((name, ctypes.c_int64) for name in ("node", "image", "nodes", "channels", "height", "width", "halves")),
+    ]
+
+
+class _Cell(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "in_height", "in_width", "stride")),
+        *((name, ctypes.c_int64) for name in ("nodes", "operations", "training", "recompute", "threads")),
+        *((name, ctypes.c_double) for name in ("eps", "momentum", "kept")),
+        ("inputs", _Input * 2),
+        *((name, ctypes.c_void_p) for name in ("mixing", "factors", "masks", "of_mixing", "nodes_out", "of_nodes")),
+        *((name, ctypes.c_void_p) for name in ("saved", "stats", "op")),
+    ]
+
+
+class Plan:
+    """The operations of a cell, as the tables that its calls fill with addresses.
+
+    Raises:
+        ValueError: an operation that has no kernel.
+    """
+
+    def __init__(self, preprocess: Sequence[nn.Module], edges: Sequence[Edge], channels: int, nodes: int, stride: int) -> None:
+        edges = sorted((edge for edge in edges if not isinstance(edge.operation, Zero)), key=lambda edge: edge[:2])
+        inputs = [Edge(source, -1, operation) for source, operation in enumerate(preprocess)]
+        self.channels, self.nodes, self.stride = channels, nodes, stride
+        self.in_channels = [operation.conv.in_channels if isinstance(operation, ReLUConvBN) else operation.conv1.in_channels for operation in preprocess]  # fmt: skip
+        self.halves = [2 if isinstance(operation, FactorizedReduce) else 1 for operation in preprocess]
+        self.parameters: list[nn.Parameter] = []
+        self.norms: list[nn.BatchNorm2d] = []
+        self.table = np.zeros((len(edges) + 2, WIDTH), np.int64)
+        self.units: list[int] = [0] * (nodes + 2)  # images that backward needs, by state
+        places: list[tuple[int, int, int]] = []  # of parameters: row, column, column of the gradient
+        self._norm_places: list[tuple[int, int]] = []
+        pooled = set()
+        for row, edge in enumerate([*inputs, *edges]):
+            operation, is_input = edge.operation, row < 2
+            kind = INPUT if is_input else _kind(operation)
+            weights, norms = _parts(operation)
+            kernel = weights[0].shape[-1] if kind in (SEPARABLE, DILATED) else 3
+            self.table[row, : WEIGHTS] = (edge.source, edge.node, kind, kernel, edge.mix, edge.factor, edge.mask)
+            for weight, column in zip(weights, range(WEIGHTS + 4 - len(weights), WEIGHTS + 4), strict=True):
+                places.append((row, column, column + 4))
+                self.parameters.append(weight)
+            for norm, column in zip(norms, NORMS[-len(norms) :] if norms else (), strict=True):
+                self.norms.append(norm)
+                self._norm_places.append((row, column + 4))
+                for index, parameter in enumerate((norm.weight, norm.bias) if norm.affine else ()):
+                    places.append((row, column + index, column + index + 2))
+                    self.parameters.append(parameter)
+            if is_input:
+                continue
+            if kind in (MAX_POOL, AVERAGE_POOL):
+                self.units[edge.source] += (edge.source, kind) not in pooled
+                pooled.add((edge.source, kind))
+            elif kind != SKIP:
+                self.units[edge.source] += 1 + (kind == SEPARABLE)
+        rows, columns, gradients = np.array(places).T
+        self._parameter_places, self._gradient_places = (rows, columns), (rows, gradients)
+        rows, columns = np.array(self._norm_places).T
+        self._buffer_places = np.stack([rows] * 3, 1).ravel(), np.stack([columns, columns + 1, columns + 2], 1).ravel()
+        self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.shapes = [parameter.shape for parameter in self.parameters]
+        self._offsets = np.cumsum([0, *self.sizes[:-1]])
+        self.total = sum(self.sizes)
+        self.eps, momentum = self.norms[0].eps, self.norms[0].momentum
+        assert momentum is not None
+        self.momentum = momentum
+
+    def addresses(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The table with the addresses of parameters and running statistics."""
+        table = self.table.copy()
+        for parameter, shape in zip(parameters, self.shapes, strict=True):
+            if parameter.dtype != dtype or parameter.shape != shape or not parameter.is_contiguous():
+                raise ValueError(f"a parameter is {tuple(parameter.shape)} of {parameter.dtype}, expected {tuple(shape)} of {dtype}")
+        table[self._parameter_places] = [parameter.data_ptr() for parameter in parameters]
+        buffers = [norm._buffers for norm in self.norms]
+        table[self._buffer_places] = [
+            part[name].data_ptr()  # type: ignore[union-attr]
+            for part in buffers
+            for name in ("running_mean", "running_var", "num_batches_tracked")
+        ]
+        return table
+
+    def gradients(self, table: np.ndarray[Any, np.dtype[np.int64]], flat: Tensor) -> list[Tensor]:
+        """Parts of `flat` for the gradients of the parameters; their addresses go to the table."""
+        table[self._gradient_places] = flat.data_ptr() + flat.element_size() * self._offsets
+        return [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
+
+    def call(self, settings: Settings, before: Sequence[Tensor], output: Tensor, saved: Tensor, stats: Tensor,
+             mixing: Tensor | None, factors: Tensor | None, masks: Tensor | None) -> _Cell:
+        _, batch, height, width, channels = output.shape
+        cell = _Cell(batch, channels, height, width, *self.state_size(before[1], 1), self.stride, self.nodes, len(self.table),
+                     settings.training, settings.recompute, min(torch.get_num_threads(), batch), self.eps, self.momentum, settings.kept)  # fmt: skip
+        for index, (tensor, halves) in enumerate(zip(before, self.halves, strict=True)):
+            nodes, _, height, width, channels = tensor.shape
+            cell.inputs[index] = _Input(tensor.data_ptr(), None, *tensor.stride()[:2], nodes, channels, height, width, halves)
+        cell.mixing, cell.factors, cell.masks = (None if t is None else t.data_ptr() for t in (mixing, factors, masks))
+        cell.nodes_out, cell.saved, cell.stats = output.data_ptr(), saved.data_ptr(), stats.data_ptr()
+        return cell
+
+    def state_size(self, before: Tensor, index: int) -> tuple[int, int]:
+        halves = self.halves[index]
+        return -(-before.shape[2] // halves), -(-before.shape[3] // halves)
+
+
+class CellFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        settings: Settings,
+        masks: Tensor | None,
+        factors: Tensor | None,
+        mixing: Tensor | None,
+        before2: Tensor,
+        before1: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        before = [_rows_contiguous(before2), _rows_contiguous(before1)]
+        dtype, batch, (height, width) = before1.dtype, before1.shape[1], plan.state_size(before1, 1)
+        table = plan.addresses(parameters, dtype)
+        check(plan, settings, masks, factors, mixing, before, height, width)
+        masks, factors, mixing = (None if t is None else t.contiguous() for t in (masks, factors, mixing))
+        size = batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels
+        output = _buffer((plan.nodes, *size), before1)
+        kept = 0 if settings.recompute else sum(plan.units) * output[0].numel()
+        saved = _buffer((2 * batch * height * width * plan.channels + kept,), before1, view=False)
+        stats = before1.new_empty(4 * len(table) * plan.channels)
+        cell = plan.call(settings, before, output, saved, stats, mixing, factors, masks)
+        cell.op = table.ctypes.data
+        run(build.load(dtype).forward, cell)
+        ctx.plan, ctx.settings = plan, settings
+        ctx.save_for_backward(masks, factors, mixing, output, saved, stats, *before, *parameters)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("the kernels are first-order only: for higher orders use plain cells")
+        plan, settings = ctx.plan, ctx.settings
+        masks, factors, mixing, output, saved, stats, before2, before1, *parameters = ctx.saved_tensors
+        before = [before2, before1]
+        table = plan.addresses(parameters, output.dtype)
+        of_parameters = plan.gradients(table, output.new_empty(plan.total))
+        of_nodes = _buffer(output.shape, output).copy_(grad)
+        of_before = [torch.empty_like(t) if needed else None for t, needed in zip(before, ctx.needs_input_grad[5:7], strict=True)]
+        of_mixing = None if mixing is None else torch.zeros_like(mixing)
+        cell = plan.call(settings, before, output, saved, stats, mixing, factors, masks)
+        cell.of_nodes, cell.of_mixing, cell.op = of_nodes.data_ptr(), None if of_mixing is None else of_mixing.data_ptr(), table.ctypes.data
+        for part, of_part in zip(cell.inputs, of_before, strict=True):
+            part.of_x = None if of_part is None else of_part.data_ptr()
+        run(build.load(output.dtype).backward, cell)
+        return None, None, None, None, of_mixing, *of_before, *of_parameters
+
+
+def run(function: Any, cell: _Cell) -> None:
+    if function(ctypes.addressof(cell)):
+        raise MemoryError("kernels: not enough memory for a cell")
+
+
+def check(
+    plan: Plan,
+    settings: Settings,
+    masks: Tensor | None,
+    factors: Tensor | None,
+    mixing: Tensor | None,
+    before: Sequence[Tensor],
+    height: int,
+    width: int,
+) -> None:
+    """What C relies on, before it is given an address.
+
+    Raises:
+        ValueError: a tensor of another size or type than the cell's.
+    """
+    batch, dtype = before[1].shape[1], before[1].dtype
+    if batch < 1 or height < 1 or width < 1:
+        raise ValueError(f"no pixels: {tuple(before[1].shape)}")
+    if settings.training and batch * -(-height // plan.stride) * -(-width // plan.stride) < 2:
+        raise ValueError("batch norm: a single pixel has no variance, train with larger images or batches")
+    for index, tensor in enumerate(before):
+        if tensor.dtype != dtype or tensor.device.type != "cpu" or tensor.shape[1] != batch:
+            raise ValueError(f"input {index}: {tensor.dtype}, {tensor.device}, batch {tensor.shape[1]}; expected {dtype}, cpu, {batch}")
+        if tensor.shape[0] * tensor.shape[4] != plan.in_channels[index] or plan.state_size(tensor, index) != (height, width):
+            raise ValueError(f"input {index}: {tuple(tensor.shape)}; expected {plan.in_channels[index]} channels in all nodes together, and states of {height} x {width}")  # fmt: skip
+    nodes = (batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels)
+    for name, tensor, column, kind in (("masks", masks, MASK, torch.bool), ("factors", factors, FACTOR, dtype), ("mixing", mixing, MIX, dtype)):  # fmt: skip
+        rows = 1 + int(plan.table[2:, column].max(initial=-1))
+        if tensor is None:
+            if name == "mixing" and rows > 1:
+                raise ValueError("mixing: there is none")
+            continue
+        shape = {"masks": nodes, "factors": (batch,), "mixing": ()}[name]
+        length = tensor.numel() if name == "mixing" else len(tensor)
+        if tensor.dtype != kind or tensor.device.type != "cpu" or length < rows or (shape and tensor.shape[1:] != shape):
+            raise ValueError(f"{name}: {tuple(tensor.shape)} of {tensor.dtype}; expected {rows} rows of {shape}, {kind}")
+
+
+def _kind(operation: nn.Module) -> int:
+    """Which kernel computes an operation.
+
+    Raises:
+        ValueError: none does.
+    """
+    match operation:
+        case SepConv():
+            return SEPARABLE
+        case DilConv():
+            return DILATED
+        case FactorizedReduce():
+            return REDUCE
+        case nn.Identity():
+            return SKIP
+        case nn.MaxPool2d():
+            return MAX_POOL
+        case nn.AvgPool2d():
+            return AVERAGE_POOL
+        case PoolBN():
+            return _kind(operation.pool)
+    raise ValueError(f"{type(operation).__name__} has no kernel")
+
+
+def _parts(operation: nn.Module) -> tuple[list[nn.Parameter], list[nn.BatchNorm2d]]:
+    """The weights, in the order of the table, and the norms."""
+    match operation:
+        case SepConv():
+            first, last = (operation.depthwise1, operation.pointwise1), (operation.depthwise2, operation.pointwise2)
+            return [module.weight for module in (*first, *last)], [operation.bn1, operation.bn2]
+        case DilConv():
+            return [operation.depthwise.weight, operation.pointwise.weight], [operation.bn]
+        case FactorizedReduce():
+            return [operation.conv2.weight, operation.conv1.weight], [operation.bn]
+        case ReLUConvBN():
+            return [operation.conv.weight], [operation.bn]
+        case PoolBN():
+            return [], [operation.bn]
+    return [], []
+
+
+def _buffer(shape: Sequence[int], like: Tensor, view: bool = True) -> Tensor:
+    """Not initialised; there is memory behind it that vectors may read."""
+    count = math.prod(shape)
+    buffer = like.new_empty(count + SLACK)
+    return buffer[:count].view(shape) if view else buffer
+
+
+def _rows_contiguous(nodes: Tensor) -> Tensor:
+    """(nodes, batch, height, width, channels): images must be contiguous, they may lie anywhere."""
+    _, _, _, width, channels = nodes.shape
+    return nodes if nodes.stride()[2:] == (width * channels, channels, 1) else nodes.contiguous()

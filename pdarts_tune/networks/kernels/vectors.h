@@ -1,0 +1,316 @@
+/* What cells are made of, on images with channels last: depthwise convolutions, 1x1 products, their gradients, pools.
+
+   REAL is float or double. Nothing but vector extensions, which GCC and Clang translate for x86-64 and arm64. A vector has L
+   numbers. Where rows of pixels are contiguous, a vector may span pixels: what each channel is multiplied by is then written
+   several times, up to a period P, the least common multiple of L and the channels. Stores are exact. Loads may go up to a vector
+   beyond the last number, so all buffers but the two inputs end in as much room. */
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX__)
+#define VECTOR 32
+#else
+#define VECTOR 16
+#endif
+enum { L = VECTOR / sizeof(REAL), MOST = 49 };
+typedef REAL V __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+typedef double D __attribute__((vector_size(8 * VECTOR / sizeof(REAL)), aligned(8), may_alias));
+typedef __typeof__((V){0} < (V){0}) I;  /* integers as wide as the numbers */
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define UP(n) (((n) + L - 1) / L * L)
+
+INLINE V ld(const REAL *p) { return *(const V *)p; }
+INLINE void st(REAL *p, V v) { *(V *)p = v; }
+INLINE V all(REAL x) { return (V){0} + x; }
+INLINE V choose(I c, V a, V b) { return (V)((c & (I)a) | (~c & (I)b)); }
+INLINE V keep(V g, V x) { return (V)((I)g & ~(I)(x <= 0)); } /* g where x is positive; not a number stays so */
+INLINE V relu(V x) { return keep(x, x); }
+INLINE V some(const REAL *p, long m) { /* the first m numbers, then zeros */
+    if (m >= L) return ld(p);
+    V v = {0};
+    memcpy(&v, p, m * sizeof(REAL));
+    return v;
+}
+INLINE void put(REAL *p, V v, long m) { /* stores the first m numbers */
+    if (m >= L) { st(p, v); return; }
+    const REAL *q = (const REAL *)&v;
+    UNROLL for (int half = L / 2; half; half /= 2)
+        if (m & half) { memcpy(p, q, half * sizeof(REAL)); p += half; q += half; }
+}
+INLINE void add_up(double *sum, V v) { *(D *)sum += __builtin_convertvector(v, D); }
+/* An address as a distance: sums of images in different buffers use the same code as the pixels around a pixel. */
+INLINE const REAL *at(const REAL *p, intptr_t away) { return (const REAL *)((intptr_t)p + away * (intptr_t)sizeof(REAL)); }
+
+/* ------------------------------------------------------------------------------------------------ sums of shifted images */
+
+typedef struct { long n; intptr_t at[MOST]; } taps; /* how far away what is summed is */
+
+INLINE void tile(const int R, const int T, const taps *k, const REAL *w, long wrow, const REAL *bias,
+                 const REAL *s, long srow, long sstep, REAL *d, long drow, long dstep, int add, long m) {
+    V a[8];
+    V start = bias ? ld(bias) : (V){0};
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
+        a[r * T + t] = add ? (V)(ld(d + r * drow + t * dstep) + start) : start;
+    for (long j = 0; j < k->n; j++, w += wrow) {
+        V x = ld(w);
+        const REAL *p = at(s, k->at[j]);
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
+            a[r * T + t] += ld(p + r * srow + t * sstep) * x;
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
+        put(d + r * drow + t * dstep, a[r * T + t], m);
+}
+
+/* d (+)= bias + the sum over taps of what is that far away from s, times a weight a channel. `w` has a row of P for each tap. */
+static void apply(const taps *k, const REAL *w, const REAL *bias, const REAL *s, long srow, long sstep,
+                  REAL *d, long drow, long dstep, long rows, long pixels, long C, long P, int add) {
+    const int flat = sstep == C && dstep == C;
+    const long full = flat ? pixels * C / P : pixels, rest = flat ? pixels * C % P : 0, width = flat ? P : C;
+    const long ss = flat ? P : sstep, ds = flat ? P : dstep, whole = width / L * L;
+#define TILE(R, T, x, b, m) \
+    tile(R, T, k, w + (b), P, bias ? bias + (b) : 0, sy + (x) * ss + (b), srow, ss, dy + (x) * ds + (b), drow, ds, add, m)
+    for (long y = 0; y < rows;) {
+        const REAL *sy = s + y * srow;
+        REAL *dy = d + y * drow;
+        long left = rows - y, x = 0;
+        int R = 1;
+        if (full >= 4 && full < 8 && left >= 2) {
+            R = 2, x = 4;
+            for (long b = 0; b < whole; b += L) TILE(2, 4, 0, b, L);
+        } else if (full >= 2 && full < 4 && left >= 4) {
+            R = 4, x = 2;
+            for (long b = 0; b < whole; b += L) TILE(4, 2, 0, b, L);
+        }
+        for (int r = 0; r < R; r++, sy += srow, dy += drow) {
+            long i = x;
+            for (; i + 8 <= full; i += 8) for (long b = 0; b < whole; b += L) TILE(1, 8, i, b, L);
+            if (i + 4 <= full) { for (long b = 0; b < whole; b += L) TILE(1, 4, i, b, L); i += 4; }
+            for (; i < full; i++) for (long b = 0; b < whole; b += L) TILE(1, 1, i, b, L);
+            if (whole < width) for (i = 0; i < full; i++) TILE(1, 1, i, whole, width - whole);
+            for (long b = 0; b < rest; b += L) TILE(1, 1, full, b, MIN((long)L, rest - b));
+        }
+        y += R;
+    }
+#undef TILE
+}
+
+INLINE void weight_tile(const int G, const intptr_t *away, REAL *acc, long P, const REAL *s, long srow, long sstep,
+                        const REAL *g, long grow, long gstep, long rows, long count) {
+    V a[9];
+    UNROLL for (int i = 0; i < G; i++) a[i] = ld(acc + i * P);
+    for (long y = 0; y < rows; y++) {
+        const REAL *p[9], *q = g + y * grow;
+        UNROLL for (int i = 0; i < G; i++) p[i] = at(s + y * srow, away[i]);
+        for (long x = 0, o = 0; x < count; x++, o += sstep, q += gstep) {
+            V v = ld(q);
+            UNROLL for (int i = 0; i < G; i++) a[i] += ld(p[i] + o) * v;
+        }
+    }
+    UNROLL for (int i = 0; i < G; i++) st(acc + i * P, a[i]);
+}
+
+/* The gradient of `apply`'s weights from that of its output: adds to `acc`, a row of P for each tap, an odd number squared.
+   Eight pixels of zeros follow each row of g. */
+static void weight_grad(const taps *k, REAL *acc, const REAL *s, long srow, long sstep, const REAL *g, long grow, long gstep,
+                        long rows, long pixels, long C, long P) {
+    const int flat = sstep == C && gstep == C;
+    const long count = flat ? (pixels * C + P - 1) / P : pixels, ss = flat ? P : sstep, gs = flat ? P : gstep;
+    for (long b = 0; b < (flat ? P : C); b += L) {
+        weight_tile(9, k->at, acc + b, P, s + b, srow, ss, g + b, grow, gs, rows, count);
+        for (long j = 9; j < k->n; j += 8)
+            weight_tile(8, k->at + j, acc + j * P + b, P, s + b, srow, ss, g + b, grow, gs, rows, count);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------- products */
+
+INLINE void product_tile(const int T, const int B, const REAL *s, long spx, long k, const REAL *w, long wrow, REAL *d, long dpx,
+                         long m, V *sum, const int S) {
+    V a[8];
+    UNROLL for (int i = 0; i < T * B; i++) a[i] = (V){0};
+    for (long i = 0; i < k; i++, w += wrow) {
+        V x[B];
+        UNROLL for (int b = 0; b < B; b++) x[b] = ld(w + b * L);
+        UNROLL for (int t = 0; t < T; t++) {
+            V y = all(s[t * spx + i]);
+            UNROLL for (int b = 0; b < B; b++) a[t * B + b] += y * x[b];
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++) UNROLL for (int b = 0; b < B; b++) {
+        V v = a[t * B + b];
+        put(d + t * dpx + b * L, v, b < B - 1 ? L : m);
+        if (S) { sum[b] += v; sum[B + b] += v * v; }
+    }
+}
+
+/* d (count, cols) = s (count, k) w (k, cols), rows of w padded with zeros; adds the sums of d and of its squares to sum (2, wrow). */
+static void product(const REAL *s, long spx, long k, const REAL *w, long wrow, REAL *d, long dpx, long cols, long count, double *sum) {
+    for (long o = 0; o < cols;) {
+        const int B = cols - o > L ? 2 : 1;
+        const long m = MIN((long)L, cols - o - (B - 1) * L);
+        V t[4] = {{0}};
+        long x = 0;
+#define TILES(T, B, S)                                                                                          \
+    for (; x + T <= count; x += T)                                                                              \
+        product_tile(T, B, s + x * spx, spx, k, w + o, wrow, d + x * dpx + o, dpx, m, t, S)
+        if (B == 2 && sum) { TILES(4, 2, 1); TILES(1, 2, 1); }
+        else if (B == 2) { TILES(4, 2, 0); TILES(1, 2, 0); }
+        else if (sum) { TILES(8, 1, 1); TILES(1, 1, 1); }
+        else { TILES(8, 1, 0); TILES(1, 1, 0); }
+#undef TILES
+        if (sum) for (int b = 0; b < B; b++) { add_up(sum + o + b * L, t[b]); add_up(sum + wrow + o + b * L, t[B + b]); }
+        o += B * L;
+    }
+}
+
+INLINE void outer_tile(const int T, const int B, const REAL *g, long gpx, const REAL *d, long dpx, long count, REAL *m, long mrow) {
+    V a[8];
+    UNROLL for (int t = 0; t < T; t++) UNROLL for (int b = 0; b < B; b++) a[t * B + b] = ld(m + t * mrow + b * L);
+    for (long i = 0; i < count; i++, g += gpx, d += dpx) {
+        V x[B];
+        UNROLL for (int b = 0; b < B; b++) x[b] = ld(d + b * L);
+        UNROLL for (int t = 0; t < T; t++) {
+            V y = all(g[t]);
+            UNROLL for (int b = 0; b < B; b++) a[t * B + b] += y * x[b];
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++) UNROLL for (int b = 0; b < B; b++) st(m + t * mrow + b * L, a[t * B + b]);
+}
+
+/* m (outs, ins) += g' d, sums over `count` pixels. Rows of m are padded; what is there means nothing. */
+static void outer(const REAL *g, long gpx, long outs, const REAL *d, long dpx, long ins, long count, REAL *m, long mrow) {
+    for (long c = 0; c < ins;) {
+        const int B = ins - c > L ? 2 : 1;
+        long o = 0;
+#define TILE(T, B) outer_tile(T, B, g + o, gpx, d + c, dpx, count, m + o * mrow + c, mrow)
+        if (B == 2) {
+            for (; o + 4 <= outs; o += 4) TILE(4, 2);
+            for (; o < outs; o++) TILE(1, 2);
+        } else {
+            for (; o + 8 <= outs; o += 8) TILE(8, 1);
+            for (; o + 2 <= outs; o += 2) TILE(2, 1);
+            for (; o < outs; o++) TILE(1, 1);
+        }
+#undef TILE
+        c += B * L;
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------- elementwise */
+
+/* d = a g + b z + c, coefficients with period P. */
+static void combine(const REAL *g, const REAL *z, const REAL *a, const REAL *b, const REAL *c, REAL *d, long count, long P) {
+    for (long p = 0; p < P; p += L) {
+        const V a_ = ld(a + p), b_ = ld(b + p), c_ = ld(c + p);
+        for (long i = p; i < count; i += P) put(d + i, a_ * ld(g + i) + (b_ * ld(z + i) + c_), count - i);
+    }
+}
+
+/* Rows of scale x + shift, or of its positive part, to rows elsewhere; without a scale, of x. */
+static void copy(const REAL *x, long xrow, const REAL *scale, const REAL *shift, int positive, REAL *d, long drow, long rows,
+                 long count, long P) {
+    for (long y = 0; y < rows; y++, x += xrow, d += drow)
+        for (long p = 0; p < P; p += L) {
+            const V a = scale ? ld(scale + p) : all(1), b = scale ? ld(shift + p) : all(0);
+            for (long i = p; i < count; i += P) {
+                V v = a * ld(x + i) + b;
+                put(d + i, positive ? relu(v) : v, count - i);
+            }
+        }
+}
+
+/* Adds f times the sums of g and of g z to sum (2, P). */
+static void dots(const REAL *g, const REAL *z, long count, double f, double *sum, long P) {
+    for (long p = 0; p < P; p += L) {
+        V s[4] = {{0}}, q[4] = {{0}};
+        long i = p;
+        for (; i + 3 * P + L <= count; i += 4 * P)
+            UNROLL for (int t = 0; t < 4; t++) { V v = ld(g + i + t * P); s[t] += v; q[t] += v * ld(z + i + t * P); }
+        for (; i < count; i += P) { V v = some(g + i, count - i); s[0] += v; q[0] += v * some(z + i, count - i); }
+        *(D *)(sum + p) += f * __builtin_convertvector((s[0] + s[1]) + (s[2] + s[3]), D);
+        *(D *)(sum + P + p) += f * __builtin_convertvector((q[0] + q[1]) + (q[2] + q[3]), D);
+    }
+}
+
+/* d = (d, or 0) + g where y is positive; rows. Then adds the sums of d and of d z to sum (2, P). */
+static void mask(REAL *d, const REAL *g, int add, const REAL *y, long yrow, const REAL *z, long rows, long count, double *sum, long P) {
+    for (long p = 0; p < P; p += L) {
+        V s = {0}, q = {0};
+        for (long r = 0; r < rows; r++)
+            for (long i = p; i < count; i += P) {
+                const long o = r * count + i;
+                V v = keep(some(g + o, count - i), ld(y + r * yrow + i));
+                if (add) v += some(d + o, count - i);
+                put(d + o, v, count - i);
+                if (sum) { s += v; q += v * some(z + o, count - i); }
+            }
+        if (sum) { add_up(sum + p, s); add_up(sum + P + p, q); }
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------------- pools */
+
+/* Calls for each vector of output pixels: `m` numbers, at `so` in the source and `to` in the destination. */
+#define VECTORS(rows, pixels, C, srow, sstep, drow, dstep, ...)                                                               \
+    do {                                                                                                                      \
+        const int flat_ = (sstep) == (C) && (dstep) == (C);                                                                   \
+        for (long y_ = 0; y_ < (rows); y_++)                                                                                  \
+            for (long x_ = 0; x_ < (flat_ ? 1 : (pixels)); x_++)                                                              \
+                for (long b_ = 0, n_ = flat_ ? (pixels) * (C) : (C); b_ < n_; b_ += L) {                                      \
+                    const long m = n_ - b_, so = y_ * (srow) + x_ * (sstep) + b_, to = y_ * (drow) + x_ * (dstep) + b_;       \
+                    __VA_ARGS__                                                                                                   \
+                }                                                                                                             \
+    } while (0)
+
+/* The maximum over taps, and (in `which`, if given) the number of the first tap that has it. */
+static void max_pool(const taps *k, const REAL *s, long srow, long sstep, REAL *d, REAL *which, long drow, long rows, long pixels, long C) {
+    if (which)
+        VECTORS(rows, pixels, C, srow, sstep, drow, C, {
+            V best = ld(at(s + so, k->at[0])), index = {0};
+            for (long j = 1; j < k->n; j++) {
+                V v = ld(at(s + so, k->at[j]));
+                I c = ~(I)(v <= best);
+                best = choose(c, v, best);
+                index = choose(c, all((REAL)j), index);
+            }
+            put(which + to, index, m);
+        });
+    else
+        VECTORS(rows, pixels, C, srow, sstep, drow, C, {
+            V best = ld(at(s + so, k->at[0]));
+            for (long j = 1; j < k->n; j++) {
+                V v = ld(at(s + so, k->at[j]));
+                best = choose(~(I)(v <= best), v, best);
+            }
+            put(d + to, best, m);
+        });
+}
+
+/* Adds to each pixel the gradients g of the windows whose maximum it is. */
+static void max_pool_grad(const taps *k, const REAL *number, const REAL *g, const REAL *which, long srow, REAL *d, long drow, long dstep,
+                          long rows, long pixels, long C) {
+    VECTORS(rows, pixels, C, srow, C, drow, dstep, {
+        V total = some(d + to, m);
+        for (long j = 0; j < k->n; j++)
+            total += (V)((I)ld(at(g + so, k->at[j])) & (I)(ld(at(which + so, k->at[j])) == number[j]));
+        put(d + to, total, m);
+    });
+}
+
+/* An average pool divides by the pixels of a window that are inside the image: 9 / that many, at the border. */
+static void border(REAL *d, long drow, long rows, long pixels, long C, long stride, long height, long width) {
+    for (long y = 0; y < rows; y++) {
+        const long high = 3 - (y == 0) - (stride * y + 1 >= height);
+        for (long x = 0; x < pixels; x += (high == 3 && x == 0 && pixels > 2) ? pixels - 1 : 1) {
+            const long wide = 3 - (x == 0) - (stride * x + 1 >= width);
+            if (high * wide < 9) for (long c = 0; c < C; c++) d[y * drow + x * C + c] *= (REAL)9 / (REAL)(high * wide);
+        }
+    }
+}
