@@ -24,7 +24,7 @@ typedef struct { REAL *gamma, *beta, *of_gamma, *of_beta, *mean, *var; int64_t *
 typedef struct {
     int64_t source, node, kind, kernel, mix, factor, mask; /* mix: a position; factor, mask: a row, or -1 */
     const REAL *weight[4]; /* depthwise, product; the same of the last half. Factorized reduction: [2] is its second product */
-    REAL *of_weight[4];
+    REAL *of_weight[4], *z[2]; /* z: what is kept for backward, of all images; missing with recompute */
     norm norms[2]; /* of the first of two halves, of the last one; no norm: mean is missing */
 } operation;
 typedef struct { const REAL *x; REAL *of_x; int64_t node, image, nodes, channels, height, width, halves; } input;
@@ -34,7 +34,7 @@ typedef struct {
     input inputs[2];
     const REAL *mixing, *factors; /* missing: all ones */
     const uint8_t *masks;
-    REAL *of_mixing, *nodes_out, *of_nodes, *saved, *stats;
+    REAL *of_mixing, *nodes_out, *of_nodes, *stats;
     const operation *op;
 } cell;
 
@@ -59,7 +59,7 @@ typedef struct {
     half *halves; /* two an operation */
     shape *shapes;
     long C, P, image, in_image, count;
-    REAL **pools, *dy, *of_state; /* pools: two a state */
+    REAL *pools[2], **dy, *of_state; /* pools of the present state */
     atomic_long arrived, phase, started;
     chunk *chunks;
     char *next;
@@ -173,28 +173,29 @@ static void open_norm(const plan *p, half *h) {
     }
 }
 
-/* Where each z is: all of them one after the other, or with `recompute` those of one state in the place of another's. */
-static long lay_out(plan *p, REAL *z, long *separable) {
+/* Where each z is. With `recompute` those of one state take the place of another's; pools are always computed again. */
+static void lay_out(plan *p, long units) {
     const cell *c = p->c;
     const long unit = c->batch * p->image;
-    REAL *next = z;
-    long most = 0, found = 0;
-    memset(p->pools, 0, 2 * (c->nodes + 2) * sizeof(REAL *));
+    REAL **own = take(p, units * sizeof(REAL *));
+    long used = 0, made = 0;
+    for (int k = 0; k < 2; k++) p->pools[k] = 0;
     for (long o = 0; o < c->operations; o++) {
         const operation *op = c->op + o;
-        half *h = p->halves + 2 * o + 1;
-        if (op->kind == INPUT) { h->z = c->saved + o * c->batch * p->in_image; continue; }
-        if (op->source != op[-1].source || op[-1].kind == INPUT) { if (c->recompute) next = z; found = 0; }
-        if (op->kind == MAX_POOL || op->kind == AVERAGE_POOL) {
-            REAL **pool = p->pools + 2 * op->source + (op->kind == AVERAGE_POOL);
-            if (!*pool) *pool = next, next += unit;
-            h->z = *pool;
-        } else if (op->kind != SKIP)
-            h->z = next, next += unit;
-        if (op->kind == SEPARABLE) h[-1].z = next, next += unit, found++;
-        most = MAX(most, next - z), *separable = MAX(*separable, found);
+        half *h = p->halves + 2 * o;
+        const long kind = op->kind;
+        if (o && op->source != op[-1].source) used = 0;
+        for (int i = 0; i < 2; i++) h[i].z = op->z[i];
+        if (kind == MAX_POOL || kind == AVERAGE_POOL) {
+            REAL **pool = p->pools + (kind == AVERAGE_POOL);
+            if (!*pool) *pool = numbers(p, unit);
+            h[1].z = *pool;
+        }
+        for (int i = kind != SEPARABLE; i < 2 && c->recompute && kind >= REDUCE; i++) {
+            if (used == made) own[made++] = numbers(p, unit);
+            h[i].z = own[used++];
+        }
     }
-    return most;
 }
 
 static void make_plan(plan *p, const cell *c, int backward) {
@@ -203,11 +204,8 @@ static void make_plan(plan *p, const cell *c, int backward) {
     while (p->P % L) p->P += C;
     p->image = c->height * c->width * C, p->in_image = c->in_height * c->in_width * C, p->count = c->batch * c->height * c->width;
     p->halves = take(p, 2 * ops * sizeof(half)), p->shapes = take(p, 16 * sizeof(shape));
-    p->pools = take(p, 2 * (c->nodes + 2) * sizeof(REAL *));
     memset(p->halves, 0, 2 * ops * sizeof(half)), memset(p->shapes, 0, 16 * sizeof(shape));
-    long separable = 0;
-    const long most = lay_out(p, c->saved + 2 * c->batch * p->in_image, &separable);
-    if (c->recompute) lay_out(p, numbers(p, most), &separable);
+    lay_out(p, 2 * ops);
     for (long o = 0; o < ops; o++) {
         const operation *op = c->op + o;
         const long stride = op->kind == INPUT ? 1 : stride_of(p, op->source);
@@ -236,7 +234,12 @@ static void make_plan(plan *p, const cell *c, int backward) {
         } else if (op->kind != SKIP)
             find_shape(p, 3, 1, stride);
     }
-    if (backward) p->dy = numbers(p, separable * c->batch * p->image), p->of_state = numbers(p, c->batch * p->in_image);
+    if (!backward) return;
+    p->dy = take(p, ops * sizeof(REAL *)), p->of_state = numbers(p, c->batch * p->in_image);
+    for (long o = 2, used = 0, made = 0; o < ops; o++) { /* of the separable convolutions of a state */
+        if (c->op[o].source != c->op[o - 1].source) used = 0;
+        if (c->op[o].kind == SEPARABLE && used++ == made) p->dy[made++] = numbers(p, c->batch * p->image);
+    }
 }
 
 static void plan_worker(worker *w, plan *p, long id) {
@@ -483,14 +486,15 @@ static const REAL *drop(worker *w, long o, long n, const REAL *x) { /* elements 
     return w->masked;
 }
 
-/* Every z of a state, and their norms; without `fresh` the norms are known. */
+/* Every z of a state, and their norms. In backward (not `fresh`) the norms are known, and z is unless it has to be computed again. */
 static void forward_state(worker *w, const state *s, int fresh) {
     plan *p = w->p;
     const cell *c = p->c;
     const shape *pool = s->pools[0] || s->pools[1] ? find_shape(p, 3, 1, s->stride) : 0;
+    const int convolutions = s->convolutions && (fresh || c->recompute);
     for (long n = w->first; n < w->last; n++) {
-        const REAL *x = s->convolutions ? pad(w, s, w->x, n, 1) : 0;
-        for (long o = s->first; o < s->last; o++) {
+        const REAL *x = convolutions ? pad(w, s, w->x, n, 1) : 0;
+        for (long o = s->first; o < s->last && convolutions; o++) {
             const view v = view_of(w, c->op + o, n);
             if (c->op[o].kind == SEPARABLE) half_forward(w, p->halves + 2 * o, x, 0, n, fresh);
             else if (c->op[o].kind >= REDUCE) half_forward(w, p->halves + 2 * o + 1, x, &v, n, fresh);
@@ -498,7 +502,7 @@ static void forward_state(worker *w, const state *s, int fresh) {
         for (int k = 0; k < 2; k++) {
             if (!s->pools[k]) continue;
             const REAL *padded = pad(w, s, k ? w->plain : w->large, n, 0);
-            REAL *z = p->pools[2 * s->index + k] + n * p->image;
+            REAL *z = p->pools[k] + n * p->image;
             const long row = c->width * p->C;
             if (k) {
                 apply(&pool->forward, ninths(w), 0, padded, s->stride * s->row, s->stride * p->C, z, row, p->C, c->height, c->width, p->C, p->P, 0);
@@ -525,7 +529,7 @@ static void forward_state(worker *w, const state *s, int fresh) {
             }
         }
     });
-    for (long n = w->first; n < w->last; n++) for (long o = s->first; o < s->last; o++)
+    for (long n = w->first; n < w->last && convolutions; n++) for (long o = s->first; o < s->last; o++)
         if (c->op[o].kind == SEPARABLE) half_forward(w, p->halves + 2 * o + 1, pad_middle(w, p->halves + 2 * o, n), 0, n, fresh);
     if (fresh) ALONE(w, for (long o = s->first; o < s->last; o++) if (c->op[o].kind == SEPARABLE) {
         half *h = p->halves + 2 * o + 1;
@@ -606,7 +610,7 @@ static void pools_backward(worker *w, const state *s, long n, REAL *d) {
     for (int kind = 0; kind < 2; kind++) {
         if (!s->pools[kind]) continue;
         const shape *window = find_shape(p, 3, 1, S);
-        const REAL *z = p->pools[2 * s->index + kind] + n * p->image;
+        const REAL *z = p->pools[kind] + n * p->image;
         REAL *g = w->g + corner, *weights = w->rows, *bias = w->rows + (c->nodes + 1) * P;
         taps k = {1, {0}}; /* of z, then of the nodes */
         clear(weights, P), clear(bias, P);
@@ -638,7 +642,7 @@ static void backward_state(worker *w, const state *s) {
     plan *p = w->p;
     const cell *c = p->c;
     const long image = s->height * s->width * p->C;
-    if (c->recompute) forward_state(w, s, 0);
+    forward_state(w, s, 0);
     for (long n = w->first; n < w->last; n++) for (long o = s->first; o < s->last; o++)
         dots(grad_of(w, o, n), term(p, s, o, n), p->image, factor_of(p, o, n), sums(w, p->halves + 2 * o + 1), p->P);
     ALONE(w, for (long o = s->first; o < s->last; o++)
@@ -650,7 +654,7 @@ static void backward_state(worker *w, const state *s) {
             if (c->op[o].kind != SEPARABLE) continue;
             half *first = p->halves + 2 * o, *h = first + 1;
             const REAL *y = pad_middle(w, first, n);
-            REAL *dy = p->dy + (i++ * c->batch + n) * p->image;
+            REAL *dy = p->dy[i++] + n * p->image;
             half_backward(w, h, y, 0, grad_of(w, o, n), times(w, h->a, factor_of(p, o, n)), n, 0);
             input_grad(w, h->shape, h->back_taps, dy, c->height, c->width, 0);
             mask(dy, dy, 0, y, row_of(p, 1), first->z + n * p->image, c->height, c->width * p->C, sums(w, first), p->P);
@@ -669,7 +673,7 @@ static void backward_state(worker *w, const state *s) {
                 const view v = view_of(w, c->op + o, n);
                 half *h = p->halves + 2 * o + 1;
                 if (c->op[o].kind == SEPARABLE)
-                    h--, half_backward(w, h, x, 0, p->dy + (i++ * c->batch + n) * p->image, h->a, n, 0);
+                    h--, half_backward(w, h, x, 0, p->dy[i++] + n * p->image, h->a, n, 0);
                 else
                     half_backward(w, h, x, &v, grad_of(w, o, n), times(w, h->a, factor_of(p, o, n)), n, 0);
                 if (h->shape) input_grad(w, h->shape, h->back_taps, w->of_relu, s->height, s->width, 1);

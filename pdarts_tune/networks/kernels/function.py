@@ -20,8 +20,13 @@ SLACK = 64  # numbers behind a buffer that vectors may read, see `vectors.h`
 # Columns of an operation's row, see `operation` in cells.c.
 SOURCE, NODE, KIND, KERNEL, MIX, FACTOR, MASK = range(7)
 WEIGHTS = 7  # depthwise, product, depthwise of the last half, product of the last half; then their gradients
-NORMS = 15, 22  # gamma, beta, their gradients, running mean, running variance, batches
-WIDTH = 29
+KEPT = 15  # what backward needs of the first half and of the last one
+NORMS = 17, 24  # gamma, beta, their gradients, running mean, running variance, batches
+WIDTH = 31
+CHUNK = 2**24  # bytes: larger ones would go back to the system when they are freed, see `keep_freed_memory`
+
+
+Table = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Edge(NamedTuple):
@@ -54,8 +59,7 @@ class _Cell(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("nodes", "operations", "training", "recompute", "threads")),
         *((name, ctypes.c_double) for name in ("eps", "momentum", "kept")),
         ("inputs", _Input * 2),
-        *((name, ctypes.c_void_p) for name in ("mixing", "factors", "masks", "of_mixing", "nodes_out", "of_nodes")),
-        *((name, ctypes.c_void_p) for name in ("saved", "stats", "op")),
+        *((name, ctypes.c_void_p) for name in ("mixing", "factors", "masks", "of_mixing", "nodes_out", "of_nodes", "stats", "op")),
     ]
 
 
@@ -75,10 +79,9 @@ class Plan:
         self.parameters: list[nn.Parameter] = []
         self.norms: list[nn.BatchNorm2d] = []
         self.table = np.zeros((len(edges) + 2, WIDTH), np.int64)
-        self.units: list[int] = [0] * (nodes + 2)  # images that backward needs, by state
+        kept: list[tuple[int, int]] = []
         places: list[tuple[int, int, int]] = []  # of parameters: row, column, column of the gradient
         self._norm_places: list[tuple[int, int]] = []
-        pooled = set()
         for row, edge in enumerate([*inputs, *edges]):
             operation, is_input = edge.operation, row < 2
             kind = INPUT if is_input else _kind(operation)
@@ -94,17 +97,13 @@ class Plan:
                 for index, parameter in enumerate((norm.weight, norm.bias) if norm.affine else ()):
                     places.append((row, column + index, column + index + 2))
                     self.parameters.append(parameter)
-            if is_input:
-                continue
-            if kind in (MAX_POOL, AVERAGE_POOL):
-                self.units[edge.source] += (edge.source, kind) not in pooled
-                pooled.add((edge.source, kind))
-            elif kind != SKIP:
-                self.units[edge.source] += 1 + (kind == SEPARABLE)
+            if not is_input:
+                kept += [(row, KEPT + half) for half in (0, 1) if kind == SEPARABLE or (half and kind in (REDUCE, DILATED))]
         rows, columns, gradients = np.array(places).T
         self._parameter_places, self._gradient_places = (rows, columns), (rows, gradients)
         rows, columns = np.array(self._norm_places).T
         self._buffer_places = np.stack([rows] * 3, 1).ravel(), np.stack([columns, columns + 1, columns + 2], 1).ravel()
+        self.kept_places = tuple(np.array(kept, np.int64).reshape(-1, 2).T)
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self.shapes = [parameter.shape for parameter in self.parameters]
         self._offsets = np.cumsum([0, *self.sizes[:-1]])
@@ -113,7 +112,7 @@ class Plan:
         assert momentum is not None
         self.momentum = momentum
 
-    def addresses(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def addresses(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> Table:
         """The table with the addresses of parameters and running statistics."""
         table = self.table.copy()
         for parameter, shape in zip(parameters, self.shapes, strict=True):
@@ -128,12 +127,24 @@ class Plan:
         ]
         return table
 
-    def gradients(self, table: np.ndarray[Any, np.dtype[np.int64]], flat: Tensor) -> list[Tensor]:
+    def gradients(self, table: Table, flat: Tensor) -> list[Tensor]:
         """Parts of `flat` for the gradients of the parameters; their addresses go to the table."""
         table[self._gradient_places] = flat.data_ptr() + flat.element_size() * self._offsets
         return [part.view(shape) for part, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
 
-    def call(self, settings: Settings, before: Sequence[Tensor], output: Tensor, saved: Tensor, stats: Tensor,
+    def chunks(self, node: Tensor) -> list[Tensor]:
+        """Memory for what backward needs: a node's size for each of `kept_places`."""
+        left, at_once = len(self.kept_places[0]), _units_of_chunk(node)
+        return [_buffer((min(at_once, left - start) * node.numel(),), node) for start in range(0, left, at_once)]
+
+    def place(self, table: Table, states: Sequence[Tensor], saved: Sequence[Tensor], node: Tensor) -> None:
+        """The addresses of it all go to the table."""
+        table[:2, KEPT + 1] = [state.data_ptr() for state in states]
+        if saved:
+            at_once, size, starts = _units_of_chunk(node), node.numel() * node.element_size(), [part.data_ptr() for part in saved]
+            table[self.kept_places] = [starts[i // at_once] + i % at_once * size for i in range(len(self.kept_places[0]))]
+
+    def call(self, settings: Settings, before: Sequence[Tensor], output: Tensor, stats: Tensor,
              mixing: Tensor | None, factors: Tensor | None, masks: Tensor | None) -> _Cell:
         _, batch, height, width, channels = output.shape
         cell = _Cell(batch, channels, height, width, *self.state_size(before[1], 1), self.stride, self.nodes, len(self.table),
@@ -142,7 +153,7 @@ class Plan:
             nodes, _, height, width, channels = tensor.shape
             cell.inputs[index] = _Input(tensor.data_ptr(), None, *tensor.stride()[:2], nodes, channels, height, width, halves)
         cell.mixing, cell.factors, cell.masks = (None if t is None else t.data_ptr() for t in (mixing, factors, masks))
-        cell.nodes_out, cell.saved, cell.stats = output.data_ptr(), saved.data_ptr(), stats.data_ptr()
+        cell.nodes_out, cell.stats = output.data_ptr(), stats.data_ptr()
         return cell
 
     def state_size(self, before: Tensor, index: int) -> tuple[int, int]:
@@ -170,14 +181,15 @@ class CellFunction(torch.autograd.Function):
         masks, factors, mixing = (None if t is None else t.contiguous() for t in (masks, factors, mixing))
         size = batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels
         output = _buffer((plan.nodes, *size), before1)
-        kept = 0 if settings.recompute else sum(plan.units) * output[0].numel()
-        saved = _buffer((2 * batch * height * width * plan.channels + kept,), before1, view=False)
+        states = [_buffer((batch, height, width, plan.channels), before1) for _ in before]
+        saved = [] if settings.recompute else plan.chunks(output[0])
+        plan.place(table, states, saved, output[0])
         stats = before1.new_empty(4 * len(table) * plan.channels)
-        cell = plan.call(settings, before, output, saved, stats, mixing, factors, masks)
+        cell = plan.call(settings, before, output, stats, mixing, factors, masks)
         cell.op = table.ctypes.data
         run(build.load(dtype).forward, cell)
         ctx.plan, ctx.settings = plan, settings
-        ctx.save_for_backward(masks, factors, mixing, output, saved, stats, *before, *parameters)
+        ctx.save_for_backward(masks, factors, mixing, output, stats, *before, *states, *parameters, *saved)
         return output
 
     @staticmethod
@@ -185,14 +197,16 @@ class CellFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("the kernels are first-order only: for higher orders use plain cells")
         plan, settings = ctx.plan, ctx.settings
-        masks, factors, mixing, output, saved, stats, before2, before1, *parameters = ctx.saved_tensors
-        before = [before2, before1]
+        masks, factors, mixing, output, stats, *others = ctx.saved_tensors
+        before, states, others = others[:2], others[2:4], others[4:]
+        parameters, saved = others[: len(plan.sizes)], others[len(plan.sizes) :]
         table = plan.addresses(parameters, output.dtype)
+        plan.place(table, states, saved, output[0])
         of_parameters = plan.gradients(table, output.new_empty(plan.total))
         of_nodes = _buffer(output.shape, output).copy_(grad)
         of_before = [torch.empty_like(t) if needed else None for t, needed in zip(before, ctx.needs_input_grad[5:7], strict=True)]
         of_mixing = None if mixing is None else torch.zeros_like(mixing)
-        cell = plan.call(settings, before, output, saved, stats, mixing, factors, masks)
+        cell = plan.call(settings, before, output, stats, mixing, factors, masks)
         cell.of_nodes, cell.of_mixing, cell.op = of_nodes.data_ptr(), None if of_mixing is None else of_mixing.data_ptr(), table.ctypes.data
         for part, of_part in zip(cell.inputs, of_before, strict=True):
             part.of_x = None if of_part is None else of_part.data_ptr()
@@ -284,11 +298,14 @@ def _parts(operation: nn.Module) -> tuple[list[nn.Parameter], list[nn.BatchNorm2
     return [], []
 
 
-def _buffer(shape: Sequence[int], like: Tensor, view: bool = True) -> Tensor:
+def _units_of_chunk(node: Tensor) -> int:
+    return max(1, CHUNK // (node.numel() * node.element_size()))
+
+
+def _buffer(shape: Sequence[int], like: Tensor) -> Tensor:
     """Not initialised; there is memory behind it that vectors may read."""
     count = math.prod(shape)
-    buffer = like.new_empty(count + SLACK)
-    return buffer[:count].view(shape) if view else buffer
+    return like.new_empty(count + SLACK)[:count].view(shape)
 
 
 def _rows_contiguous(nodes: Tensor) -> Tensor:
