@@ -385,6 +385,7 @@ static void half_forward(worker *w, half *h, const REAL *s, const view *v, long 
     REAL *z = h->z + n * h->height * h->width * C;
     for (long y = 0, y1; y < h->height; y = y1) {
         y1 = MIN(y + step, h->height);
+        fetch_to_write(z + y * h->width * C, (y1 - y) * h->width * C);
         read_rows(w, h, s, v, y, y1);
         product(w->d, h->in, h->in, h->across, UP(C), z + y * h->width * C, C, C, (y1 - y) * h->width, fresh ? sums(w, h) : 0);
     }
@@ -400,6 +401,7 @@ static void half_backward(worker *w, half *h, const REAL *s, const view *v, cons
         y1 = MIN(y + step, h->height);
         const long o = y * h->width * C, pixels = (y1 - y) * h->width;
         combine(g + o, z + o, a, h->b, h->c, w->dz, pixels * C, p->P);
+        fetch(g + o + pixels * C, pixels * C), fetch(z + o + pixels * C, pixels * C); /* of the next rows */
         read_rows(w, h, s, v, y, y1);
         outer(w->dz, C, C, w->d, h->in, h->in, pixels, sum, in_rows);
         if (h->shape)

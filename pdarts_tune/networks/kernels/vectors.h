@@ -44,6 +44,9 @@ INLINE void put(REAL *p, V v, long m) { /* stores the first m numbers */
     UNROLL for (int half = L / 2; half; half /= 2)
         if (m & half) { memcpy(p, q, half * sizeof(REAL)); p += half; q += half; }
 }
+/* Blocks are too short for the processor to see what comes next. */
+INLINE void fetch(const REAL *p, long n) { for (long i = 0; i < n; i += 64 / sizeof(REAL)) __builtin_prefetch(p + i, 0); }
+INLINE void fetch_to_write(REAL *p, long n) { for (long i = 0; i < n; i += 64 / sizeof(REAL)) __builtin_prefetch(p + i, 1); }
 INLINE void add_up(double *sum, V v) { *(D *)sum += __builtin_convertvector(v, D); }
 /* An address as a distance: sums of images in different buffers use the same code as the pixels around a pixel. */
 INLINE const REAL *at(const REAL *p, intptr_t away) { return (const REAL *)((intptr_t)p + away * (intptr_t)sizeof(REAL)); }
@@ -133,7 +136,7 @@ static void weight_grad(const taps *k, REAL *acc, const REAL *s, long srow, long
 
 INLINE void product_tile(const int T, const int B, const REAL *s, long spx, long k, const REAL *w, long wrow, REAL *d, long dpx,
                          long m, V *sum, const int S) {
-    V a[8];
+    V a[12];
     UNROLL for (int i = 0; i < T * B; i++) a[i] = (V){0};
     for (long i = 0; i < k; i++, w += wrow) {
         V x[B];
@@ -158,10 +161,10 @@ static void product(const REAL *s, long spx, long k, const REAL *w, long wrow, R
         V t[4] = {{0}};
         long x = 0;
 #define TILES(T, B, S)                                                                                          \
-    for (; x + T <= count; x += T)                                                                              \
+    for (; x + T <= count && !(T == 6 && count - x == 8); x += T)                                                                              \
         product_tile(T, B, s + x * spx, spx, k, w + o, wrow, d + x * dpx + o, dpx, m, t, S)
-        if (B == 2 && sum) { TILES(4, 2, 1); TILES(1, 2, 1); }
-        else if (B == 2) { TILES(4, 2, 0); TILES(1, 2, 0); }
+        if (B == 2 && sum) { TILES(6, 2, 1); TILES(4, 2, 1); TILES(1, 2, 1); }
+        else if (B == 2) { TILES(6, 2, 0); TILES(4, 2, 0); TILES(1, 2, 0); }
         else if (sum) { TILES(8, 1, 1); TILES(1, 1, 1); }
         else { TILES(8, 1, 0); TILES(1, 1, 0); }
 #undef TILES
@@ -209,7 +212,10 @@ static void outer(const REAL *g, long gpx, long outs, const REAL *d, long dpx, l
 static void combine(const REAL *g, const REAL *z, const REAL *a, const REAL *b, const REAL *c, REAL *d, long count, long P) {
     for (long p = 0; p < P; p += L) {
         const V a_ = ld(a + p), b_ = ld(b + p), c_ = ld(c + p);
-        for (long i = p; i < count; i += P) put(d + i, a_ * ld(g + i) + (b_ * ld(z + i) + c_), count - i);
+        long i = p;
+        for (; i + 3 * P + L <= count; i += 4 * P)
+            UNROLL for (int t = 0; t < 4; t++) st(d + i + t * P, a_ * ld(g + i + t * P) + (b_ * ld(z + i + t * P) + c_));
+        for (; i < count; i += P) put(d + i, a_ * ld(g + i) + (b_ * ld(z + i) + c_), count - i);
     }
 }
 
