@@ -1,1 +1,0 @@
-"""The networks and what computes them."""
