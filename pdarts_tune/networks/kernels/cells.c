@@ -91,11 +91,11 @@ static void *take(plan *p, size_t bytes) {
     p->left -= bytes;
     return found;
 }
-static REAL *numbers(plan *p, long n) { return take(p, (n + 2 * L) * sizeof(REAL)); }
+static REAL *numbers(plan *p, long n) { return take(p, (n + p->P + L) * sizeof(REAL)); }
 static void clear(REAL *x, long n) { memset(x, 0, n * sizeof(REAL)); }
 static REAL *filled(plan *p, long n, REAL value) {
     REAL *x = numbers(p, n);
-    for (long i = 0; i < n + 2 * L; i++) x[i] = value;
+    for (long i = 0; i < n + p->P + L; i++) x[i] = value; /* also behind it: what is read there is multiplied by zero */
     return x;
 }
 
@@ -475,14 +475,15 @@ static const REAL *term(const plan *p, const state *s, long o, long n) {
 static const REAL *scale_of(const plan *p, const state *s, long o) { return p->c->op[o].kind == SKIP ? s->scale : last(p, o)->scale; }
 static const REAL *shift_of(const plan *p, const state *s, long o) { return p->c->op[o].kind == SKIP ? s->shift : last(p, o)->shift; }
 static double weight_of(const plan *p, long o) { return p->c->mixing ? p->c->mixing[p->c->op[o].mix] : 1; }
+static int dropped(const plan *p, long o) { return p->c->op[o].mask >= 0 && p->c->masks; } /* skip dropout acts on it */
 static double factor_of(const plan *p, long o, long n) {
     const operation *op = p->c->op + o;
-    if (op->mask >= 0) return 1 / p->c->kept;
+    if (dropped(p, o)) return 1 / p->c->kept;
     return p->c->factors && op->factor >= 0 ? p->c->factors[op->factor * p->c->batch + n] : 1;
 }
 static const REAL *drop(worker *w, long o, long n, const REAL *x) { /* elements that skip dropout keeps, else zeros */
     const plan *p = w->p;
-    if (p->c->op[o].mask < 0) return x;
+    if (!dropped(p, o)) return x;
     const uint8_t *kept = p->c->masks + (p->c->op[o].mask * p->c->batch + n) * p->image;
     for (long i = 0; i < p->image; i++) w->masked[i] = kept[i] ? x[i] : 0;
     return w->masked;
@@ -554,14 +555,14 @@ static void add_terms(worker *w, const state *s) {
         for (end = o; end < s->last && c->op[end].node == node; end++, k.n++) {
             const REAL *x = term(p, s, end, n), *scale = scale_of(p, s, end), *shift = shift_of(p, s, end);
             const REAL by = (REAL)(weight_of(p, end) * factor_of(p, end, n));
-            const int dropped = c->op[end].mask >= 0;
-            if (dropped) {
+            const int masks = dropped(p, end);
+            if (masks) {
                 copy(x, p->image, scale, shift, 0, w->masked, p->image, 1, p->image, p->P);
                 x = drop(w, end, n, w->masked);
             }
             for (long i = 0; i < p->P; i++) {
-                weights[k.n * p->P + i] = by * (dropped || !scale ? 1 : scale[i]);
-                if (shift && !dropped) bias[i] += by * shift[i];
+                weights[k.n * p->P + i] = by * (masks || !scale ? 1 : scale[i]);
+                if (shift && !masks) bias[i] += by * shift[i];
             }
             k.at[k.n] = ((intptr_t)x - (intptr_t)d) / (intptr_t)sizeof(REAL);
         }

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pdarts_tune.networks.kernels import build
-from pdarts_tune.ops import DilConv, FactorizedReduce, PoolBN, ReLUConvBN, SepConv, Zero
+from pdarts_tune.networks.operations import Conv7x1And1x7, DilConv, FactorizedReduce, PoolBN, ReLUConvBN, SepConv, Zero
+from pdarts_tune.pdarts.genotype import CellGenotype
+from pdarts_tune.pdarts.space import EDGES, NUM_NODES
 
 INPUT, MAX_POOL, AVERAGE_POOL, SKIP, REDUCE, SEPARABLE, DILATED = range(7)
 SLACK = 64  # numbers behind a buffer that vectors may read, see `vectors.h`
@@ -74,7 +76,7 @@ class Plan:
         edges = sorted((edge for edge in edges if not isinstance(edge.operation, Zero)), key=lambda edge: edge[:2])
         inputs = [Edge(source, -1, operation) for source, operation in enumerate(preprocess)]
         self.channels, self.nodes, self.stride = channels, nodes, stride
-        self.in_channels = [operation.conv.in_channels if isinstance(operation, ReLUConvBN) else operation.conv1.in_channels for operation in preprocess]  # fmt: skip
+        self.in_channels = [_parts(operation)[0][-1].shape[1] for operation in preprocess]
         self.halves = [2 if isinstance(operation, FactorizedReduce) else 1 for operation in preprocess]
         self.parameters: list[nn.Parameter] = []
         self.norms: list[nn.BatchNorm2d] = []
@@ -87,7 +89,7 @@ class Plan:
             kind = INPUT if is_input else _kind(operation)
             weights, norms = _parts(operation)
             kernel = weights[0].shape[-1] if kind in (SEPARABLE, DILATED) else 3
-            self.table[row, : WEIGHTS] = (edge.source, edge.node, kind, kernel, edge.mix, edge.factor, edge.mask)
+            self.table[row, :WEIGHTS] = (edge.source, edge.node, kind, kernel, edge.mix, edge.factor, edge.mask)
             for weight, column in zip(weights, range(WEIGHTS + 4 - len(weights), WEIGHTS + 4), strict=True):
                 places.append((row, column, column + 4))
                 self.parameters.append(weight)
@@ -117,7 +119,9 @@ class Plan:
         table = self.table.copy()
         for parameter, shape in zip(parameters, self.shapes, strict=True):
             if parameter.dtype != dtype or parameter.shape != shape or not parameter.is_contiguous():
-                raise ValueError(f"a parameter is {tuple(parameter.shape)} of {parameter.dtype}, expected {tuple(shape)} of {dtype}")
+                raise ValueError(
+                    f"a parameter is {tuple(parameter.shape)} of {parameter.dtype}, expected {tuple(shape)} of {dtype}"
+                )
         table[self._parameter_places] = [parameter.data_ptr() for parameter in parameters]
         buffers = [norm._buffers for norm in self.norms]
         table[self._buffer_places] = [
@@ -144,11 +148,20 @@ class Plan:
             at_once, size, starts = _units_of_chunk(node), node.numel() * node.element_size(), [part.data_ptr() for part in saved]
             table[self.kept_places] = [starts[i // at_once] + i % at_once * size for i in range(len(self.kept_places[0]))]
 
-    def call(self, settings: Settings, before: Sequence[Tensor], output: Tensor, stats: Tensor,
-             mixing: Tensor | None, factors: Tensor | None, masks: Tensor | None) -> _Cell:
+    def call(
+        self,
+        settings: Settings,
+        before: Sequence[Tensor],
+        output: Tensor,
+        stats: Tensor,
+        mixing: Tensor | None,
+        factors: Tensor | None,
+        masks: Tensor | None,
+    ) -> _Cell:
         _, batch, height, width, channels = output.shape
-        cell = _Cell(batch, channels, height, width, *self.state_size(before[1], 1), self.stride, self.nodes, len(self.table),
-                     settings.training, settings.recompute, min(torch.get_num_threads(), batch), self.eps, self.momentum, settings.kept)  # fmt: skip
+        state, threads = self.state_size(before[1], 1), min(torch.get_num_threads(), batch)
+        shape = batch, channels, height, width, *state, self.stride, self.nodes, len(self.table)
+        cell = _Cell(*shape, settings.training, settings.recompute, threads, self.eps, self.momentum, settings.kept)
         for index, (tensor, halves) in enumerate(zip(before, self.halves, strict=True)):
             nodes, _, height, width, channels = tensor.shape
             cell.inputs[index] = _Input(tensor.data_ptr(), None, *tensor.stride()[:2], nodes, channels, height, width, halves)
@@ -159,6 +172,56 @@ class Plan:
     def state_size(self, before: Tensor, index: int) -> tuple[int, int]:
         halves = self.halves[index]
         return -(-before.shape[2] // halves), -(-before.shape[3] // halves)
+
+
+def search_plan(
+    preprocess: Sequence[nn.Module], edges: Sequence[nn.ModuleDict], channels: int, reduction: bool, skip_edges: Sequence[int]
+) -> Plan:
+    """The plan of a search network's cell: a module for each candidate operation of each edge.
+
+    Skip dropout masks, where there are any, belong to `skip_edges` in this order.
+    """
+    width = max(len(operations) for operations in edges)
+    found = []
+    for index, ((source, node), operations) in enumerate(zip(EDGES, edges, strict=True)):
+        for column, (name, operation) in enumerate(operations.items()):
+            mask = skip_edges.index(index) if name == "skip_connect" and index in skip_edges else -1
+            found.append(Edge(source, node, operation, mix=index * width + column, mask=mask))
+    return Plan(preprocess, found, channels, NUM_NODES, 1 + reduction)
+
+
+def evaluation_plan(
+    preprocess: Sequence[nn.Module], operations: Sequence[nn.Module], genotype: CellGenotype, channels: int, reduction: bool
+) -> Plan | None:
+    """The plan of an evaluation network's cell; None if an operation has no kernel or the output has a state before the nodes.
+
+    Drop path factors have a row for each edge; identities are never dropped.
+    """
+    if min(genotype.concat) < 2 or any(isinstance(operation, Conv7x1And1x7) for operation in operations):
+        return None
+    edges = [
+        Edge(source, index // 2, operation, factor=-1 if isinstance(operation, nn.Identity) else index)
+        for index, (operation, (_, source)) in enumerate(zip(operations, genotype.edges, strict=True))
+    ]
+    return Plan(preprocess, edges, channels, genotype.num_nodes, 1 + reduction)
+
+
+def evaluate(
+    plan: Plan,
+    settings: Settings,
+    before2: Tensor,
+    before1: Tensor,
+    mixing: Tensor | None = None,
+    masks: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> Tensor:
+    """A cell's nodes, (nodes, batch, height, width, channels), from those of the cells before. Images are a single node.
+
+    `mixing` is a row per edge (search), `masks` are (skip edges, batch, channels, height, width), `factors` (edges, batch).
+    """
+    masks = None if masks is None else masks.permute(0, 1, 3, 4, 2)
+    output: Tensor = CellFunction.apply(plan, settings, masks, factors, mixing, before2, before1, *plan.parameters)
+    return output
 
 
 class CellFunction(torch.autograd.Function):
@@ -207,7 +270,11 @@ class CellFunction(torch.autograd.Function):
         of_before = [torch.empty_like(t) if needed else None for t, needed in zip(before, ctx.needs_input_grad[5:7], strict=True)]
         of_mixing = None if mixing is None else torch.zeros_like(mixing)
         cell = plan.call(settings, before, output, stats, mixing, factors, masks)
-        cell.of_nodes, cell.of_mixing, cell.op = of_nodes.data_ptr(), None if of_mixing is None else of_mixing.data_ptr(), table.ctypes.data
+        cell.of_nodes, cell.of_mixing, cell.op = (
+            of_nodes.data_ptr(),
+            None if of_mixing is None else of_mixing.data_ptr(),
+            table.ctypes.data,
+        )
         for part, of_part in zip(cell.inputs, of_before, strict=True):
             part.of_x = None if of_part is None else of_part.data_ptr()
         run(build.load(output.dtype).backward, cell)
@@ -241,17 +308,24 @@ def check(
         raise ValueError("batch norm: a single pixel has no variance, train with larger images or batches")
     for index, tensor in enumerate(before):
         if tensor.dtype != dtype or tensor.device.type != "cpu" or tensor.shape[1] != batch:
-            raise ValueError(f"input {index}: {tensor.dtype}, {tensor.device}, batch {tensor.shape[1]}; expected {dtype}, cpu, {batch}")
-        if tensor.shape[0] * tensor.shape[4] != plan.in_channels[index] or plan.state_size(tensor, index) != (height, width):
-            raise ValueError(f"input {index}: {tuple(tensor.shape)}; expected {plan.in_channels[index]} channels in all nodes together, and states of {height} x {width}")  # fmt: skip
-    nodes = (batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels)
-    for name, tensor, column, kind in (("masks", masks, MASK, torch.bool), ("factors", factors, FACTOR, dtype), ("mixing", mixing, MIX, dtype)):  # fmt: skip
+            raise ValueError(
+                f"input {index}: {tensor.dtype}, {tensor.device}, batch {tensor.shape[1]}; expected {dtype}, cpu, {batch}"
+            )
+        wanted = plan.in_channels[index]
+        if tensor.shape[0] * tensor.shape[4] != wanted or plan.state_size(tensor, index) != (height, width):
+            raise ValueError(f"input {index}: {tuple(tensor.shape)}; expected {wanted} channels, and states of {height} x {width}")
+    node = batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels
+    for name, tensor, column, kind in (
+        ("masks", masks, MASK, torch.bool),
+        ("factors", factors, FACTOR, dtype),
+        ("mixing", mixing, MIX, dtype),
+    ):
         rows = 1 + int(plan.table[2:, column].max(initial=-1))
         if tensor is None:
             if name == "mixing" and rows > 1:
                 raise ValueError("mixing: there is none")
             continue
-        shape = {"masks": nodes, "factors": (batch,), "mixing": ()}[name]
+        shape = {"masks": node, "factors": (batch,), "mixing": ()}[name]
         length = tensor.numel() if name == "mixing" else len(tensor)
         if tensor.dtype != kind or tensor.device.type != "cpu" or length < rows or (shape and tensor.shape[1:] != shape):
             raise ValueError(f"{name}: {tuple(tensor.shape)} of {tensor.dtype}; expected {rows} rows of {shape}, {kind}")
