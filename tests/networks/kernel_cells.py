@@ -9,9 +9,7 @@ from pdarts_tune.networks.supernet import Cell, Supernet, as_nodes, joined
 
 
 def plan_of_search(cell: Cell) -> Plan:
-    return search_plan(
-        (cell.preprocess0, cell.preprocess1), list(cell.edges), cell.channels, cell.reduction, cell.skip_edges
-    )
+    return search_plan((cell.preprocess0, cell.preprocess1), list(cell.edges), cell.channels, cell.reduction, cell.skip_edges)
 
 
 def search_cell(cell: Cell, before2: Tensor, before1: Tensor, weights: Tensor, masks: Tensor | None, kept: float) -> Tensor:

@@ -201,7 +201,9 @@ def test_a_whole_evaluation_network_equals_the_plain_one(stem):
         network.set_drop_path(0.3)
         network.drop_path_generator = torch.Generator().manual_seed(0)
         torch.manual_seed(1)
-        results.append(train_step(network, torch.randn(3, 3, config.image_size, config.image_size).double(), torch.tensor([0, 1, 2])))
+        results.append(
+            train_step(network, torch.randn(3, 3, config.image_size, config.image_size).double(), torch.tensor([0, 1, 2]))
+        )
     assert_equal_results(*results)
 
 
@@ -256,7 +258,9 @@ def test_single_precision_is_as_close_to_the_truth_as_the_plain_cells_are():
     for network in (plain, kernels):
         network.zero_grad()
         found = train_step(network.float(), images, labels)
-        errors.append(max(float((found[n] - truth[n]).norm() / truth[n].norm()) for n in ("loss", "alphas_normal", "alphas_reduce")))
+        errors.append(
+            max(float((found[n] - truth[n]).norm() / truth[n].norm()) for n in ("loss", "alphas_normal", "alphas_reduce"))
+        )
     assert errors[1] < 10 * errors[0] + 1e-6
 
 

@@ -78,7 +78,11 @@ typedef struct { /* a thread and its scratch memory */
 static void *take(plan *p, size_t bytes) {
     bytes = (bytes + 63) / 64 * 64;
     if (p->left < bytes) {
+#ifdef __SANITIZE_ADDRESS__
+        size_t size = bytes; /* each buffer alone, so that what is read or written beside it is found */
+#else
         size_t size = MAX(bytes, (size_t)1 << 18);
+#endif
         chunk *new = malloc(size + 128);
         if (!new) longjmp(p->failed, 1);
         new->before = p->chunks;
