@@ -1,6 +1,7 @@
 """Cells that kernels evaluate compute what the plain modules do, in float64 to 1e-9."""
 
 import copy
+import os
 import random
 
 import pytest
@@ -16,6 +17,7 @@ from pdarts_tune.networks.supernet import Cell, Supernet, joined
 from pdarts_tune.pdarts.genotype import GENOTYPE_OPERATIONS, CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
 
+EXAMPLES = int(os.environ.get("KERNEL_EXAMPLES", "30"))  # fewer under a sanitizer
 DRAWN_OPERATIONS = tuple(name for name in GENOTYPE_OPERATIONS if name != "conv_7x1_1x7")  # it has no kernel
 
 
@@ -67,7 +69,7 @@ def assert_equal_results(plain, kernels):
     recompute=st.booleans(),
     threads=st.sampled_from([1, 1, 3]),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 def test_every_gradient_and_statistic_of_a_search_cell_equals_the_plain_one(
     seed, share, channels, size, batch, reduction, reduction_before, training, masks, dropout_on_reduce, recompute, threads
 ):
@@ -112,7 +114,7 @@ def test_every_gradient_and_statistic_of_a_search_cell_equals_the_plain_one(
     drop_path=st.booleans(),
     recompute=st.booleans(),
 )
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 def test_every_gradient_and_statistic_of_an_evaluation_cell_equals_the_plain_one(
     seed, channels, size, batch, reduction, reduction_before, training, drop_path, recompute
 ):

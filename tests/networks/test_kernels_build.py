@@ -153,9 +153,11 @@ def test_four_workers_may_race(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["x86-64", "native"])
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path, architecture):
-    found = subprocess.run([*build.find_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
-    runtime = Path(found.stdout.strip())
-    if not runtime.is_absolute() or not runtime.exists():
+    names = "libasan.so", "libstdc++.so.6"  # the second one, so that PyTorch can throw exceptions
+    command = [*build.find_compiler(), "-print-file-name="]
+    found = [subprocess.run([*command[:-1], command[-1] + name], capture_output=True, text=True, check=False) for name in names]
+    runtimes = [Path(result.stdout.strip()) for result in found]
+    if not all(runtime.is_absolute() and runtime.exists() for runtime in runtimes):
         pytest.skip("this compiler has no address sanitizer")
     if architecture == "x86-64" and os.uname().machine != "x86_64":
         pytest.skip("another processor")
@@ -164,9 +166,14 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path, archi
         from pdarts_tune.networks.kernels import build
         build.FLAGS = ("-std=gnu11", "-O1", "-g", "-march={architecture}", "-ffp-contract=fast", "-fPIC", "-shared", "-w",
                        "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-        sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/networks/test_kernels.py"]))
+        sys.exit(pytest.main(["-q", "-x", "-s", "-p", "no:cacheprovider", "tests/networks/test_kernels.py"]))
     """
-    environment = {"LD_PRELOAD": str(runtime), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
+    environment = {
+        "LD_PRELOAD": " ".join(map(str, runtimes)),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "OMP_NUM_THREADS": "1",
+        "KERNEL_EXAMPLES": "12",
+    }
     worker = run_python(code, tmp_path, **environment)
     output = worker.communicate()[0]
     assert worker.returncode == 0, output[-5000:]

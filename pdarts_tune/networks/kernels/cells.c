@@ -18,7 +18,7 @@
 #include "vectors.h"
 
 enum { INPUT, MAX_POOL, AVERAGE_POOL, SKIP, REDUCE, SEPARABLE, DILATED };
-enum { BORDER = 4, BLOCK = 2048 }; /* pixels of zeros around images; numbers of a block of pixels, which stays in the first cache */
+enum { BORDER = 4, BLOCK = 2048, FEW = 64 }; /* zeros around images; a block, which stays in the cache: numbers, or pixels if many */
 
 typedef struct { REAL *gamma, *beta, *of_gamma, *of_beta, *mean, *var; int64_t *batches; } norm; /* gamma may be missing */
 typedef struct {
@@ -70,7 +70,7 @@ typedef struct {
 typedef struct { /* a thread and its scratch memory */
     plan *p;
     long id, first, last;
-    REAL *x[2], *large[2], *plain[2], *y, *g, *which, *of_relu, *d, *dz, *of_d, *masked, *row, *rows;
+    REAL *x[2], *large[2], *plain[2], *y, *g, *which, *of_relu, *d, *dz, *of_d, *masked, *row, *rows, *ninths;
 } worker;
 
 /* ------------------------------------------------------------------------------------------------------------------ memory */
@@ -251,7 +251,7 @@ static void plan_worker(worker *w, plan *p, long id) {
     const long size = (c->height + 2 * BORDER) * row_of(p, 1), in_size = (c->in_height + 2 * BORDER) * row_of(p, c->stride);
     long in = p->C;
     for (long o = 0; o < c->operations; o++) in = MAX(in, last(p, o)->in);
-    const long block = BLOCK + MAX(c->width, c->in_width) * in;
+    const long block = BLOCK + (FEW + MAX(c->width, c->in_width)) * in;
     w->p = p, w->id = id;
     for (int i = 0; i < 2; i++) {
         if (i && c->stride == 1) { w->x[1] = w->x[0], w->large[1] = w->large[0], w->plain[1] = w->plain[0]; break; }
@@ -262,7 +262,8 @@ static void plan_worker(worker *w, plan *p, long id) {
     w->y = filled(p, size, 0), w->g = filled(p, size, 0), w->which = filled(p, size, -1);
     w->of_relu = numbers(p, MAX(p->image, p->in_image)), w->masked = numbers(p, p->image);
     w->d = filled(p, block, 0), w->dz = filled(p, block, 0), w->of_d = filled(p, block, 0);
-    w->row = numbers(p, p->P), w->rows = numbers(p, (c->operations + 2 * c->nodes) * p->P);
+    w->row = numbers(p, p->P), w->rows = numbers(p, (c->operations + 2) * p->P);
+    w->ninths = filled(p, 9 * p->P, (REAL)1 / 9);
 }
 
 /* ----------------------------------------------------------------------------------------------------------------- threads */
@@ -346,15 +347,20 @@ static view view_of(const worker *w, const operation *op, long n) {
 
 /* The ReLU of output pixels' inputs, side by side: of all nodes; in a factorized reduction even pixels, then odd ones. */
 static void gather(const view *v, long y0, long y1, long pixels, REAL *d) {
-    for (long y = y0; y < y1; y++) for (long x = 0; x < pixels; x++)
-        for (long h = 0; h < v->halves; h++) {
-            const long iy = v->halves * y + h, ix = v->halves * x + h;
+    const long channels = v->channels, in = v->halves * v->nodes * channels, end = (v->height - 1) * v->row + v->width * channels;
+    for (long h = 0; h < v->halves; h++) for (long k = 0; k < v->nodes; k++, d += channels) {
+        const REAL *image = v->x + k * v->node;
+        REAL *to = d;
+        for (long y = y0; y < y1; y++) for (long x = 0; x < pixels; x++, to += in) {
+            const long iy = v->halves * y + h, ix = v->halves * x + h, o = iy * v->row + ix * channels;
             const int inside = iy < v->height && ix < v->width; /* odd pixels of an odd size: zeros beyond the image */
-            const REAL *s = v->x + iy * v->row + ix * v->channels;
-            for (long k = 0; k < v->nodes; k++, s += v->node, d += v->channels)
-                for (long c = 0; c < v->channels; c += L)
-                    put(d + c, inside ? relu(some(s + c, v->channels - c)) : (V){0}, v->channels - c);
+            for (long c = 0; c < channels; c += L) {
+                V value = {0};
+                if (inside) value = relu(o + c + L <= end ? ld(image + o + c) : some(image + o + c, channels - c));
+                put(to + c, value, channels - c);
+            }
         }
+    }
 }
 
 /* The way back: adds to what a factorized reduction read; to an input's gradient, where its ReLU d was positive. */
@@ -368,7 +374,7 @@ static void scatter(const view *v, long y0, long y1, long pixels, const REAL *g,
                 if (iy < v->height && ix < v->width)
                     for (long c = 0; c < v->channels; c += L) {
                         const long m = v->channels - c;
-                        put(s + c, is_input ? keep(ld(g + c), ld(d + c)) : (V)(some(s + c, m) + ld(g + c)), m);
+                        put(s + c, is_input ? keep(ld(g + c), ld(d + c)) : (V)(ld(s + c) + ld(g + c)), m);
                     }
         }
 }
@@ -381,7 +387,9 @@ static void read_rows(worker *w, const half *h, const REAL *s, const view *v, lo
     apply(&h->shape->forward, h->taps, 0, s + y0 * stride * row, stride * row, stride * p->C, w->d, h->width * p->C, p->C,
           y1 - y0, h->width, p->C, p->P, 0);
 }
-static long rows_at_once(const worker *w, const half *h) { return MAX(1, BLOCK / (h->width * MAX(h->in, w->p->C))); }
+static long rows_at_once(const worker *w, const half *h) {
+    return MAX(1, MAX(FEW, BLOCK / MAX(h->in, w->p->C)) / h->width);
+}
 
 /* z of image n. `s` is the first pixel inside a padded image, `v` what is read where there is no depthwise convolution. */
 static void half_forward(worker *w, half *h, const REAL *s, const view *v, long n, int fresh) {
@@ -467,11 +475,6 @@ static const REAL *pad_middle(worker *w, const half *first, long n) { /* what th
     copy(first->z + n * p->image, count, first->scale, first->shift, 1, inside, row_of(p, 1), p->c->height, count, p->P);
     return inside;
 }
-static const REAL *ninths(worker *w) {
-    for (long i = 0; i < 9 * w->p->P; i++) w->rows[i] = (REAL)1 / 9;
-    return w->rows;
-}
-
 /* What a term multiplies, and with what scale and shift. */
 static const REAL *term(const plan *p, const state *s, long o, long n) {
     return p->c->op[o].kind == SKIP ? image_of(p, s, n) : last(p, o)->z + n * p->image;
@@ -512,7 +515,7 @@ static void forward_state(worker *w, const state *s, int fresh) {
             REAL *z = p->pools[k] + n * p->image;
             const long row = c->width * p->C;
             if (k) {
-                apply(&pool->forward, ninths(w), 0, padded, s->stride * s->row, s->stride * p->C, z, row, p->C, c->height, c->width, p->C, p->P, 0);
+                apply(&pool->forward, w->ninths, 0, padded, s->stride * s->row, s->stride * p->C, z, row, p->C, c->height, c->width, p->C, p->P, 0);
                 border(z, row, c->height, c->width, p->C, s->stride, s->height, s->width);
             } else
                 max_pool(&pool->forward, padded, s->stride * s->row, s->stride * p->C, z, 0, row, c->height, c->width, p->C);
@@ -618,7 +621,7 @@ static void pools_backward(worker *w, const state *s, long n, REAL *d) {
         if (!s->pools[kind]) continue;
         const shape *window = find_shape(p, 3, 1, S);
         const REAL *z = p->pools[kind] + n * p->image;
-        REAL *g = w->g + corner, *weights = w->rows, *bias = w->rows + (c->nodes + 1) * P;
+        REAL *g = w->g + corner, *weights = w->rows, *bias = w->rows + (c->operations + 1) * P;
         taps k = {1, {0}}; /* of z, then of the nodes */
         clear(weights, P), clear(bias, P);
         for (long o = s->first; o < s->last; o++) {
@@ -631,7 +634,7 @@ static void pools_backward(worker *w, const state *s, long n, REAL *d) {
         apply(&k, weights, bias, z, c->width * C, C, g, row, C, c->height, c->width, C, P, 0);
         if (kind) {
             border(g, row, c->height, c->width, C, S, s->height, s->width);
-            input_grad(w, window, ninths(w), d, s->height, s->width, 1);
+            input_grad(w, window, w->ninths, d, s->height, s->width, 1);
             continue;
         }
         const REAL *padded = pad(w, s, w->large, n, 0);
