@@ -29,7 +29,7 @@ from pdarts_tune.networks.runtime import keep_freed_memory
 from pdarts_tune.pdarts.published import PUBLISHED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "networks"))
-from kernel_cells import KernelEvalNetwork  # noqa: E402  (until `cell_evaluation` chooses the kernels)
+from kernel_cells import KernelEvalNetwork  # until `cell_evaluation` chooses the kernels
 
 # name: channels, cells, batch, image size
 SHAPES = {

@@ -78,7 +78,7 @@ class Plan:
         self.channels, self.nodes, self.stride = channels, nodes, stride
         self.in_channels = [_parts(operation)[0][-1].shape[1] for operation in preprocess]
         self.halves = [2 if isinstance(operation, FactorizedReduce) else 1 for operation in preprocess]
-        self.parameters: list[nn.Parameter] = []
+        self.parameters: list[Tensor] = []
         self.norms: list[nn.BatchNorm2d] = []
         self.table = np.zeros((len(edges) + 2, WIDTH), np.int64)
         kept: list[tuple[int, int]] = []
@@ -315,20 +315,21 @@ def check(
         if tensor.shape[0] * tensor.shape[4] != wanted or plan.state_size(tensor, index) != (height, width):
             raise ValueError(f"input {index}: {tuple(tensor.shape)}; expected {wanted} channels, and states of {height} x {width}")
     node = batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels
-    for name, tensor, column, kind in (
+    tables: tuple[tuple[str, Tensor | None, int, torch.dtype], ...] = (
         ("masks", masks, MASK, torch.bool),
         ("factors", factors, FACTOR, dtype),
         ("mixing", mixing, MIX, dtype),
-    ):
+    )
+    for name, given, column, kind in tables:
         rows = 1 + int(plan.table[2:, column].max(initial=-1))
-        if tensor is None:
+        if given is None:
             if name == "mixing" and rows > 1:
                 raise ValueError("mixing: there is none")
             continue
         shape = {"masks": node, "factors": (batch,), "mixing": ()}[name]
-        length = tensor.numel() if name == "mixing" else len(tensor)
-        if tensor.dtype != kind or tensor.device.type != "cpu" or length < rows or (shape and tensor.shape[1:] != shape):
-            raise ValueError(f"{name}: {tuple(tensor.shape)} of {tensor.dtype}; expected {rows} rows of {shape}, {kind}")
+        length = given.numel() if name == "mixing" else len(given)
+        if given.dtype != kind or given.device.type != "cpu" or length < rows or (shape and given.shape[1:] != shape):
+            raise ValueError(f"{name}: {tuple(given.shape)} of {given.dtype}; expected {rows} rows of {shape}, {kind}")
 
 
 def _kind(operation: nn.Module) -> int:
@@ -355,7 +356,7 @@ def _kind(operation: nn.Module) -> int:
     raise ValueError(f"{type(operation).__name__} has no kernel")
 
 
-def _parts(operation: nn.Module) -> tuple[list[nn.Parameter], list[nn.BatchNorm2d]]:
+def _parts(operation: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
     """The weights, in the order of the table, and the norms."""
     match operation:
         case SepConv():
