@@ -27,7 +27,7 @@ from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, shor
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import TOGETHER, list_files, read_table, read_whole, to_parquet
+from pdarts_tune.results.tables import TOGETHER, list_files, read_study, read_table, to_parquet
 
 TEXTS, PICTURES = (".md", ".csv", ".tex"), (".png",)  # of a report
 
@@ -60,7 +60,7 @@ def publish(study: Path, out: Path, command: str) -> None:
         others = [name for name in list_files(target, table) if name != f"{TOGETHER}.parquet"]
         if others:
             raise ConfigError(f"{out}: holds {table}/{others[0]}, so it is a study and no copy of one; name another folder")
-    tables = {table: read_whole(Storage(study), table).combine_chunks() for table in SCHEMAS}
+    tables = {table: read_study(Storage(study), table).combine_chunks() for table in SCHEMAS}
     places = _find_places({name for table in ("trials", "evaluations") for name in tables[table]["data"].to_pylist()})
 
     def rename(text: str) -> str:

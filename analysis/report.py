@@ -32,7 +32,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_study_table
+from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_table
 from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
 
 BUILDERS: Mapping[str, Callable[[Path, Read], Section | None]] = {
@@ -99,9 +99,9 @@ def build_page(results: Path) -> Page:
 def read_facts(folder: Path) -> StudyFacts:
     return StudyFacts(
         folder,
-        read_study_table(folder, "trials"),
-        read_study_table(folder, "evaluations", _EVALUATION_COLUMNS),
-        read_study_table(folder, "genotypes", ["trial_id", "stage", "max_skips", "genotype_id"]),
+        read_table(folder, "trials"),
+        read_table(folder, "evaluations", _EVALUATION_COLUMNS),
+        read_table(folder, "genotypes", ["trial_id", "stage", "max_skips", "genotype_id"]),
     )
 
 

@@ -21,7 +21,7 @@ from common.section import Section, run_script
 from common.study_tables import find_study
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, from_dict
-from pdarts_tune.results.tables import read_study_table
+from pdarts_tune.results.tables import read_table
 
 STUDY = "schedule_search"
 OBJECTIVES = ["validation_error_percent", "search_seconds", "peak_mebibytes"]
@@ -50,9 +50,9 @@ def build(results: Path) -> Section | None:
 
 def measure_schedules(folder: Path) -> pd.DataFrame:
     """One row a schedule, as tried: its settings, the objectives, the test error; nan where the evaluation was not finished."""
-    trials = read_study_table(folder, "trials").sort_values(["started", "trial_id"], ignore_index=True)
+    trials = read_table(folder, "trials").sort_values(["started", "trial_id"], ignore_index=True)
     columns = ["trial_id", "status", "last_validation_accuracy", "error_percent"]
-    evaluations = read_study_table(folder, "evaluations", columns)
+    evaluations = read_table(folder, "evaluations", columns)
     evaluations["schedule"] = evaluations["trial_id"].str.extract(r"^schedule-([0-9a-f]+)-")
     done = evaluations[evaluations["status"] == "completed"].set_index("schedule")
     broken = evaluations.loc[evaluations["status"].isin(["failed", "out_of_memory"]), "schedule"]

@@ -233,7 +233,7 @@ def time_many(folder: Path, trials: int) -> None:
         make_many(folder, trials)
     me = [sys.executable, str(Path(__file__)), "study", "--preset", "paper", "--data", "digits", "--seeds", str(trials)]
     read = (
-        "import sys; from pathlib import Path; from pdarts_tune.study_table import read_study_table as r; s = Path(sys.argv[1]); "
+        "import sys; from pathlib import Path; from pdarts_tune.results.tables import read_table as r; s = Path(sys.argv[1]); "
     )
     read += "print(len(r(s, 'trials')), len(r(s, 'evaluations', ['trial_id', 'status', 'accuracy'])))"
     commands = {

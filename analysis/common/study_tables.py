@@ -25,7 +25,7 @@ from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_seeds, planned_seeds
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import final_genotypes, read_rows, read_study_table
+from pdarts_tune.results.tables import final_genotypes, read_rows, read_table
 
 # MERGED DOCSTRING
 # Which variants a question compares, known by their configurations and not by their names: anybody's study will do.
@@ -96,7 +96,7 @@ def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
         "evaluations": _EVALUATION_COLUMNS,
     }
     with ThreadPoolExecutor(len(columns)) as pool:  # what takes one core alone, of each table, is done side by side
-        trials, epochs, genotypes, evaluations = pool.map(partial(read_study_table, folder), columns, columns.values())
+        trials, epochs, genotypes, evaluations = pool.map(partial(read_table, folder), columns, columns.values())
     trials = trials.sort_values(["started", "trial_id"], ignore_index=True)
     definition = read_definition(folder)
     order = {name: index for index, name in enumerate(definition.get("variants", ()))}
@@ -258,7 +258,7 @@ def read_candidates(study: StudyTables) -> tuple[list[str], NDArray[np.int64]]:
     reduction cells. All epochs of a stage have the same candidates. Compact, since large studies have millions of rows even of the
     first epochs alone.
     """
-    found = read_study_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], only={"epoch": [0]})
+    found = read_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], only={"epoch": [0]})
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
     trials = sorted(set(found["trial_id"].unique()) & set(completed))
 

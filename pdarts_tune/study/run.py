@@ -17,7 +17,7 @@ from pdarts_tune.config.methods import paired_variant
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import final_genotypes, read_rows, read_study_table, read_table, write_rows
+from pdarts_tune.results.tables import final_genotypes, read_rows, read_table, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
 
 if TYPE_CHECKING:
@@ -109,10 +109,7 @@ def _read_once(
     folder = Storage(location)
     if not stamps:
         return pd.DataFrame({column: pd.Series(dtype=str) for column in columns})
-    if not folder.is_remote:
-        return read_study_table(folder.path, table, columns, only={} if max_skips is None else {"max_skips": max_skips})
-    rows = read_table(folder, table, columns)
-    return rows if max_skips is None else rows[rows.max_skips.isin(max_skips)]
+    return read_table(folder, table, columns, only={} if max_skips is None else {"max_skips": max_skips})
 
 
 def image_warnings(folder: Path | Storage) -> list[str]:

@@ -14,7 +14,7 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict
 from pdarts_tune.results.schemas import PRIMARY_KEYS, SCHEMAS
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import TOGETHER, read_file, read_rows, read_study_table, read_table, write_rows
+from pdarts_tune.results.tables import TOGETHER, read_rows, read_table, write_rows
 from pdarts_tune.study import run as study_run
 from synthetic import make_study
 
@@ -46,7 +46,7 @@ def test_a_copy_has_one_file_a_table_with_the_same_rows(study, copy, table):
     assert [path.name for path in (copy / table).iterdir()] == [f"{TOGETHER}.parquet"]
     assert len(read_table(copy, table))
     pd.testing.assert_frame_equal(read_table(copy, table), read_table(study, table))
-    pd.testing.assert_frame_equal(read_study_table(copy, table), read_study_table(study, table))
+    pd.testing.assert_frame_equal(read_table(copy, table), read_table(study, table))
 
 
 @pytest.mark.parametrize("table", SCHEMAS)
@@ -115,11 +115,7 @@ def test_a_copy_does_not_tell_in_which_folders_the_data_were(tmp_path):
     for row in trials.itertuples():
         assert row.config_id == config_id(SearchConfig(data="parquet:cifar", seed=row.seed, stages=stages_of(row)))
     for file in (tmp_path / "copy").rglob("*.*"):
-        text = (
-            file.read_bytes()
-            if file.suffix != ".parquet"
-            else read_file(file, file.parent.name, None).to_pandas().to_csv().encode()
-        )
+        text = file.read_bytes() if file.suffix != ".parquet" else read_table(tmp_path / "copy", file.parent.name).to_csv().encode()
         assert b"re/cifar" not in text, file
     assert "`study.py --data parquet:cifar`" in (tmp_path / "copy" / "README.md").read_text()
 
@@ -140,7 +136,7 @@ def test_a_trial_that_is_in_a_copy_and_beside_it_is_not_counted_twice(study, cop
     folder = shutil.copytree(copy, tmp_path / "depth_gap")
     first = min((study / "trials").iterdir())
     shutil.copy(first, folder / "trials")
-    readers = (read_table, read_study_table, lambda place, table: read_rows(place, table, first.stem), read_columns)
+    readers = (read_table, lambda place, table: read_rows(place, table, first.stem), read_columns)
     for read in readers:
         with pytest.raises(ConfigError, match=rf"trials/{first.name}: stands beside all.parquet, which holds all trials"):
             read(folder, "trials")
@@ -150,7 +146,7 @@ def test_a_copy_of_an_earlier_release_is_refused_with_the_way_on(study, copy, tm
     folder = shutil.copytree(copy, tmp_path / "depth_gap")
     first = read_table(folder, "epochs").trial_id[0]
     (folder / "epochs" / "all.parquet").rename(folder / "epochs" / "_all.parquet")
-    readers = (read_table, read_study_table, lambda place, table: read_rows(place, table, first), read_columns)
+    readers = (read_table, lambda place, table: read_rows(place, table, first), read_columns)
     for read in readers:
         with pytest.raises(ConfigError, match=r"epochs/_all.parquet: pandas passes over this name .* rename it to all.parquet$"):
             read(folder, "epochs")

@@ -70,8 +70,8 @@ def test_a_table_is_read_again_only_when_one_of_its_files_has_changed(finished, 
     results, plan = finished
     folder = Storage(results / "ready")
     reads = []
-    read = study_run.read_study_table
-    monkeypatch.setattr(study_run, "read_study_table", lambda *given, **named: reads.append(given[1]) or read(*given, **named))
+    read = study_run.read_table
+    monkeypatch.setattr(study_run, "read_table", lambda *given, **named: reads.append(given[1]) or read(*given, **named))
     study_run._read_once.cache_clear()
     trials = plan.searches()
     assert not study_run.missing_trials(trials, "trials", folder)

@@ -1,3 +1,8 @@
+"""The five tables: rows come back as they were written; damaged, copied and doubled files are refused by name by every reader."""
+
+import importlib
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -5,6 +10,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +20,15 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import PRIMARY_KEYS, SCHEMAS
-from pdarts_tune.results.tables import read_rows, read_study_table, read_table, table_path, write_rows
-from synthetic import make_study, make_trial
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_table, table_file, write_rows
+from pdarts_tune.study import run as study_run
+from pdarts_tune.study.plan import Study, Variant, make_plan
+from pdarts_tune.study.run import find_same
+from synthetic import make_planned, make_study, make_trial
+
+study_tables = importlib.import_module("common.study_tables")
+publish = importlib.import_module("analysis.publish")
 
 TABLES = ["trials", "epochs", "alphas", "genotypes", "evaluations"]
 
@@ -81,8 +94,7 @@ def test_files_of_an_earlier_release_are_read_with_seconds_of_training_alone(tmp
             columns = [column, "trial_id"]
             assert read_table(study, table)[column].to_numpy() == pytest.approx(values)
             assert read_table(study, table, columns)[column].to_numpy() == pytest.approx(values)
-            assert read_study_table(study, table, [column])[column].to_numpy() == pytest.approx(values)
-            first = read_study_table(study, table, columns, only={"trial_id": names[:1]})
+            first = read_table(study, table, columns, only={"trial_id": names[:1]})
             assert first["trial_id"].unique().tolist() == names[:1]
             rows = [row[column] for name in names for row in read_rows(study, table, name)]
             assert rows == pytest.approx(values)
@@ -174,7 +186,7 @@ def test_an_id_that_cannot_name_a_file_is_refused(tmp_path, trial_id):
 
 def test_a_study_cannot_have_the_name_of_a_table(tmp_path):
     with pytest.raises(ConfigError, match="a study cannot be called 'alphas'"):
-        table_path(tmp_path / "alphas", "trials", "t")
+        table_file("alphas", "trials", "t")
 
 
 def test_a_results_folder_gives_all_studies_and_a_study_folder_its_own(results):
@@ -241,7 +253,7 @@ def test_leftover_temporary_files_are_not_read(tmp_path):
 @pytest.mark.parametrize("cut", [0, 3, 200, -5])
 def test_a_damaged_file_is_named(tmp_path, cut):
     write_rows(tmp_path / "study", "genotypes", "t", [genotype_row()])
-    path = table_path(tmp_path / "study", "genotypes", "t")
+    path = tmp_path / "study" / "genotypes" / "t.parquet"
     path.write_bytes(path.read_bytes()[:cut])
     for read in (lambda: read_table(tmp_path, "genotypes"), lambda: read_rows(tmp_path / "study", "genotypes", "t")):
         with pytest.raises(ConfigError, match=r"genotypes.t\.parquet: cannot be read as Parquet") as error:
@@ -250,7 +262,7 @@ def test_a_damaged_file_is_named(tmp_path, cut):
 
 
 def test_a_file_with_other_columns_is_named_and_not_filled_with_nulls(tmp_path):
-    path = table_path(tmp_path / "study", "genotypes", "t")
+    path = tmp_path / "study" / "genotypes" / "t.parquet"
     path.parent.mkdir(parents=True)
     pd.DataFrame([genotype_row()]).drop(columns="macs").to_parquet(path)
     with pytest.raises(ConfigError, match=r"t\.parquet: is not of schema version 1 or 2 of the table genotypes"):
@@ -260,7 +272,7 @@ def test_a_file_with_other_columns_is_named_and_not_filled_with_nulls(tmp_path):
 def test_a_file_from_before_a_column_joined_is_read_with_nulls_there(results, tmp_path):
     (path, *_) = sorted((results / "depth_gap" / "evaluations").glob("*.parquet"))
     before = pq.read_table(path).drop_columns(["left_out", "shared", "mean", "std"])
-    old = table_path(tmp_path / "study", "evaluations", path.stem)
+    old = tmp_path / "study" / "evaluations" / path.name
     old.parent.mkdir(parents=True)
     pq.write_table(before, old)
     (row,) = read_rows(tmp_path / "study", "evaluations", path.stem)
@@ -282,17 +294,16 @@ def test_one_id_in_two_studies_is_refused_because_joins_would_double(tmp_path):
 
 def test_a_reader_never_sees_half_a_file_while_another_process_writes(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from pdarts_tune.results.tables import write_rows\n"
-        "sys.path[:0] = ['.', '..']\n"
-        "from test_results import genotype_row\n"
-        "n = 0\n"
+        "import json, sys; from pathlib import Path; from pdarts_tune.results.tables import write_rows\n"
+        "row, n = json.loads(sys.argv[2]), 0\n"
         "while True:\n"
         "    n += 1\n"
-        "    rows = [genotype_row(stage=stage) for stage in range(1, 1 + 20 * (n % 50))]\n"
+        "    rows = [row | {'stage': stage} for stage in range(1, 1 + 20 * (n % 50))]\n"
         "    write_rows(Path(sys.argv[1]), 'genotypes', 't', rows)\n"
         "    print(n, flush=True)\n"
     )
-    writer = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=__file__.rsplit("/", 1)[0], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", code, tmp_path, json.dumps(genotype_row())]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         writer.stdout.readline()
         end = time.monotonic() + 1.5
@@ -314,3 +325,176 @@ def test_the_synthetic_study_is_consistent(results):
     trials = read_table(results, "trials")
     final = genotypes.merge(trials[["trial_id", "max_skips"]], on=["trial_id", "max_skips"])
     assert set(read_table(results, "evaluations")["genotype_id"]) <= set(final["genotype_id"])
+
+
+@pytest.mark.parametrize("table", ["alphas", "epochs"])
+def test_first_epochs_are_those_of_each_trial_and_stage(results, table):
+    rows = read_table(results, table)
+    found = read_table(results, table, ["trial_id", "stage"], only={"epoch": [0]})
+    pd.testing.assert_frame_equal(found, rows.loc[rows["epoch"] == 0, ["trial_id", "stage"]].reset_index(drop=True))
+
+
+def test_rows_are_chosen_by_the_values_of_columns_that_need_not_be_read(results):
+    rows = read_table(results, "genotypes")
+    found = read_table(results, "genotypes", ["trial_id", "genotype"], only={"max_skips": [2, 8], "stage": (3,)})
+    chosen = rows[rows["max_skips"].isin([2, 8]) & (rows["stage"] == 3)]
+    assert 0 < len(chosen) < len(rows)
+    pd.testing.assert_frame_equal(found, chosen[["trial_id", "genotype"]].reset_index(drop=True))
+    assert read_table(results, "genotypes", only={"max_skips": []}).empty
+
+
+@pytest.mark.parametrize("all_files", [False, True])
+def test_files_from_before_a_column_joined_have_nulls_there(tmp_path, all_files):
+    folder = make_study(tmp_path, "s", {"a": SearchConfig()}, (0, 1, 2), epochs=1, evaluation_seeds=())
+    for path in sorted((folder / "trials").iterdir())[slice(None) if all_files else slice(1, 2)]:
+        content = pq.read_table(path)
+        pq.write_table(content.drop_columns([f.name for f in SCHEMAS["trials"] if b"later" in f.metadata]), path)
+    found = read_table(folder, "trials")
+    assert found["precision"].isna().sum() == (3 if all_files else 1)
+    assert found["seed"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("damage", ["cut", "no table", "another schema", "another version", "another writer"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, damage):
+    folder = make_study(tmp_path, "s", {"a": SearchConfig()}, (0, 1), epochs=1, evaluation_seeds=())
+    path = folder / "trials" / "s-a-s1.parquet"
+    content = pq.read_table(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "no table":
+        path.write_bytes(b"no table")
+    elif damage == "another schema":
+        pq.write_table(content.drop_columns("variant"), path)
+    elif damage == "another writer":  # which keeps the project's own metadata, but not the schema's text
+        pq.write_table(content, path, store_schema=False)
+    else:
+        pq.write_table(content.replace_schema_metadata({b"schema_version": b"0"}), path)
+    with pytest.raises(ConfigError, match=r"s-a-s1\.parquet: (cannot be read as Parquet|is not of schema version)"):
+        read_table(folder, "trials", ["trial_id"])
+
+
+def test_rows_cannot_be_chosen_by_an_unknown_column(results):
+    with pytest.raises(ConfigError, match="unknown column 'loss', known are"):
+        read_table(results, "epochs", ["trial_id"], only={"loss": [1]})
+
+
+def test_the_final_genotypes_are_those_of_the_last_stage_of_completed_trials_at_the_limits():
+    trials = pd.DataFrame({"trial_id": ["a", "b", "c"], "status": ["completed", "completed", "running"], "max_skips": [2, 1, 2]})
+    rows = [("a", 1, 2, "x"), ("a", 2, 2, "y"), ("a", 2, 1, "z"), ("b", 0, 1, "v"), ("c", 2, 2, "w")]
+    genotypes = pd.DataFrame(rows, columns=["trial_id", "stage", "max_skips", "genotype_id"], index=range(5, 10))
+    assert list(final_genotypes(genotypes, trials).index) == [6, 8]
+    assert list(final_genotypes(genotypes, trials, (1,)).genotype_id) == ["z", "v"]
+    for trial, genotype_id in zip(trials.to_dict("records"), ("y", "v", None), strict=True):
+        rows = genotypes[genotypes.trial_id == trial["trial_id"]].to_dict("records")
+        assert (final_genotype(trial, rows) or {}).get("genotype_id") == genotype_id
+
+
+STUDY = Study("depth_gap", "?", lambda base: [Variant("a", base)])
+PLAN = make_plan(STUDY, "smoke", seeds=2)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "depth_gap"
+    make_planned(folder, PLAN)
+    (folder / "completed.json").write_text("{}")
+    (folder / "study.json").write_text(json.dumps({"variants": {"a": {}}}))
+    return folder
+
+
+@pytest.fixture
+def study(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "depth_gap")
+
+
+COPIES = ["{} (copy)", "{} (1)", "{}.sync-conflict-20261126-101500-ABCDEFG", "Copy of {}", "_{}", "a-seed7"]
+
+
+def readers_of(table):
+    """What reads a whole table: by name, with every column or with one that is not of the key."""
+    other = next(name for name in SCHEMAS[table].names if name not in PRIMARY_KEYS[table])
+    readers = {
+        "read_table": lambda folder: read_table(folder, table),
+        "read_table, a column": lambda folder: read_table(folder.parent, table, [other]),
+        "ledger": lambda folder: study_run.read_columns(Storage(folder), table, other),
+        "publish": lambda folder: publish.publish(folder, folder.parent / "out", ""),
+    }
+    if table == "alphas":
+        readers["candidates"] = lambda folder: study_tables.read_candidates(study_tables.read_study(folder))
+    else:
+        readers["analysis"] = study_tables.read_study
+    if table in ("trials", "evaluations"):
+        readers["missing"] = lambda folder: study_run.missing_trials(PLAN.searches(), table, Storage(folder))
+    if table == "trials":
+        readers["reuse"] = lambda folder: find_same(PLAN.searches(), [Storage(folder)])
+    return readers
+
+
+def refused(table, folder, says):
+    for name, read in readers_of(table).items():
+        with pytest.raises(ConfigError) as error:
+            read(folder)
+        assert says in str(error.value), name
+        assert "\n" not in str(error.value)
+    assert not (folder.parent / "out").exists()
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copied_file_is_refused_by_name_by_every_reader(study, table, name):
+    first = min((study / table).iterdir())
+    copy = first.with_stem(name.format(first.stem))
+    shutil.copy(first, copy)
+    refused(table, study, f"{table}/{copy.name}: its rows are of trial {first.stem}, so it is a copy")
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_a_renamed_file_is_refused_by_name(study, table):
+    first = min((study / table).iterdir())
+    first.rename(first.with_stem("a-seed7"))
+    refused(table, study, f"{table}/a-seed7.parquet: its rows are of trial {first.stem}")
+    with pytest.raises(ConfigError, match=rf"{table}/a-seed7.parquet: its rows are of trial {first.stem}"):
+        read_rows(study, table, "a-seed7", [SCHEMAS[table].names[-1]])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_a_key_that_is_there_twice_is_refused_by_name_in_a_study_and_in_its_copy(study, table, whole):
+    folder = study
+    if whole:
+        folder = study.parent / "copy" / "depth_gap"
+        publish.publish(study, folder, "")
+    path = min((folder / table).iterdir())
+    rows = pq.read_table(path)
+    pq.write_table(pa.concat_tables([rows, rows.slice(0, 1)]).unify_dictionaries(), path)
+    refused(table, folder, f"{table}/{path.name}: two rows have the same key (trial_id={rows['trial_id'][0]}")
+    with pytest.raises(ConfigError, match=r"two rows have the same key"):
+        read_rows(folder, table, rows["trial_id"][0].as_py(), [SCHEMAS[table].names[-1]])
+
+
+def test_rows_of_a_whole_study_may_stand_in_any_order(study, tmp_path):
+    publish.publish(study, tmp_path / "copy", "")
+    path = tmp_path / "copy" / "alphas" / "all.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.take(list(reversed(range(rows.num_rows)))), path)
+    found = read_table(tmp_path / "copy", "alphas").sort_index(ascending=False, ignore_index=True)
+    pd.testing.assert_frame_equal(found, read_table(study, "alphas"), check_categorical=False)
+
+
+def test_files_that_are_no_tables_are_passed_over(study):
+    before = read_table(study, "trials")
+    for name in ("a-seed0.parquet.bak", ".a-seed0.parquet.0011.tmp", ".syncthing.a-seed0.parquet.tmp"):
+        shutil.copy(study / "trials" / "a-seed0.parquet", study / "trials" / name)
+    pd.testing.assert_frame_equal(read_table(study, "trials"), before)
+
+
+def test_a_study_is_not_continued_beside_a_copied_file(study, capsys):
+    from pdarts_tune.study.cli import main
+
+    shutil.copy(study / "trials" / "a-seed0.parquet", study / "trials" / "a-seed0 (copy).parquet")
+    (study / "study.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        main(STUDY, ["--preset", "smoke", "--seeds", "3", "--results", str(study.parent), "--dry-run", "--probe-seconds", "0"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "trials/a-seed0 (copy).parquet: its rows are of trial a-seed0" in line
