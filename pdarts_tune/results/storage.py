@@ -3,14 +3,14 @@
 A `Storage` reads and writes whole files by names below one location. A write replaces the file as a whole or not at all, whenever
 the process dies: a folder gets a temporary file that is renamed, an object store makes an upload visible when it is complete.
 Credentials come from the environment alone (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, or
-a role), so that neither tables nor configurations can hold them; every process opens the location for itself.
+a role), so that neither tables nor configurations can hold them. Every process opens the location for itself.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,15 @@ class Storage:
         location: a path, or a URI of any file system that pyarrow or fsspec knows.
 
     Raises:
-        ConfigError: a URI that holds a password, or of a kind that is not known.
+        ConfigError: a URI that holds a password, or of an unknown kind.
         OSError (all methods): the location cannot be read or written.
     """
 
     def __init__(self, location: Path | str | Storage) -> None:
-        self.location = str(location) if is_remote(location) else os.fspath(Path(str(location)).absolute())
-        self.path = Path(self.location)  # has a meaning where the location is not remote
         self.is_remote = is_remote(location)
+        self.location = str(location).rstrip("/") if self.is_remote else os.fspath(Path(str(location)).absolute())
+        self.path = Path(self.location)  # has a meaning where the location is not remote
         if self.is_remote:
-            self.location = self.location.rstrip("/")
             open_filesystem(self.location)
 
     def __str__(self) -> str:
@@ -57,8 +56,6 @@ class Storage:
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError where there is no such file."""
-        if not self.is_remote:
-            return (self.path / name).read_bytes()
         filesystem, root = open_filesystem(self.location)
         with filesystem.open_input_stream(f"{root}/{name}") as stream:
             content: bytes = stream.read()
@@ -82,87 +79,62 @@ class Storage:
         filesystem.move(part, f"{root}/{name}")
 
     def stamps(self, folder: str) -> dict[str, str]:
-        """The files of a folder by name, each with a text that changes when the file does; nothing if there is no such folder.
+        """The files of a folder by name, in order, each with a text that changes when the file does. Nothing if it does not exist.
 
         Temporary files, whose names start with a dot, are not among them.
         """
-        return {name: f"{modified}-{size}" for name, (modified, size) in self._list(folder).items()}
+        infos = [info for info in self._list(folder) if info.is_file and not info.base_name.startswith(".")]
+        return {info.base_name: f"{info.mtime_ns}-{info.size}" for info in infos}
 
     def stamp(self, name: str) -> str:
-        """That of one file; empty if there is none."""
-        if not self.is_remote:
-            try:
-                state = (self.path / name).stat()
-            except (FileNotFoundError, NotADirectoryError):
-                return ""
-            return f"{state.st_mtime_ns}-{state.st_size}"
-        from pyarrow.fs import FileType
-
+        """The stamp of one file; empty if there is none."""
         filesystem, root = open_filesystem(self.location)
         info = filesystem.get_file_info(f"{root}/{name}")
-        return f"{info.mtime_ns}-{info.size}" if info.type == FileType.File else ""
+        return f"{info.mtime_ns}-{info.size}" if info.is_file else ""
 
     def folders(self) -> list[str]:
         """The names of the folders in it, in order."""
-        if not self.is_remote:
-            return sorted(path.name for path in self.path.iterdir() if path.is_dir()) if self.path.is_dir() else []
-        from pyarrow.fs import FileSelector, FileType
-
-        filesystem, root = open_filesystem(self.location)
-        infos = filesystem.get_file_info(FileSelector(root, allow_not_found=True))
-        return sorted(info.base_name for info in infos if info.type == FileType.Directory)
+        return [info.base_name for info in self._list() if not info.is_file]
 
     def used(self) -> tuple[int, int]:
         """Bytes and number of all files in it."""
-        if not self.is_remote:
-            sizes = [path.stat().st_size for path in self.path.rglob("*") if path.is_file()]
-        else:
-            from pyarrow.fs import FileSelector, FileType
-
-            filesystem, root = open_filesystem(self.location)
-            infos = filesystem.get_file_info(FileSelector(root, allow_not_found=True, recursive=True))
-            sizes = [info.size for info in infos if info.type == FileType.File]
+        sizes = [info.size for info in self._list(recursive=True) if info.is_file]
         return sum(sizes), len(sizes)
 
     def remove(self, name: str) -> None:
         """Removes a file, if there is one."""
-        if not self.is_remote:
-            (self.path / name).unlink(missing_ok=True)
-            return
-        if self.stamp(name):
-            filesystem, root = open_filesystem(self.location)
+        filesystem, root = open_filesystem(self.location)
+        with suppress(FileNotFoundError):
             filesystem.delete_file(f"{root}/{name}")
 
     def copy_down(self, folder: str, target: Path) -> None:
         """Copies the files of a folder, without its folders, to `target` on this machine."""
-        for name in self._list(folder):
+        for name in self.stamps(folder):
             _write_file(target / name, self.read(f"{folder}/{name}" if folder else name))
 
-    def _list(self, folder: str) -> dict[str, tuple[int, int]]:
-        if not self.is_remote:
-            try:
-                with os.scandir(self.path / folder) as entries:
-                    states = [(entry.name, entry.stat()) for entry in entries if entry.name[0] != "." and entry.is_file()]
-            except FileNotFoundError:
-                return {}
-            return {name: (state.st_mtime_ns, state.st_size) for name, state in sorted(states)}
-        from pyarrow.fs import FileSelector, FileType
+    def _list(self, folder: str = "", recursive: bool = False) -> list[Any]:
+        from pyarrow.fs import FileSelector
 
         filesystem, root = open_filesystem(self.location)
-        infos = filesystem.get_file_info(FileSelector(f"{root}/{folder}".rstrip("/"), allow_not_found=True))
-        files = [info for info in infos if info.type == FileType.File and not info.base_name.startswith(".")]
-        return {info.base_name: (info.mtime_ns, info.size) for info in sorted(files, key=lambda info: info.base_name)}
+        with suppress(NotADirectoryError):
+            infos = filesystem.get_file_info(
+                FileSelector(f"{root}/{folder}".rstrip("/"), recursive=recursive, allow_not_found=True)
+            )
+            return sorted(infos, key=lambda info: str(info.path))
+        return []
 
 
 @lru_cache(maxsize=64)
 def open_filesystem(location: str) -> tuple[Any, str]:
-    """The pyarrow file system of a URI, and the path in it.
+    """The pyarrow file system of a path or URI, and the path in it.
 
     Raises:
-        ConfigError: the URI holds a password, or is of a kind that is not known.
+        ConfigError: the URI holds a password, or is of an unknown kind.
     """
     from pyarrow import ArrowException, fs
 
+    if not is_remote(location):
+        return fs.LocalFileSystem(), location
     scheme, _, rest = location.partition("://")
     if "@" in rest.split("/", 1)[0]:
         raise ConfigError(f"results: a {scheme}:// location must not hold credentials; give them in the environment")
@@ -200,10 +172,3 @@ def _write_file(path: Path, content: bytes | memoryview) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
-
-
-def free_bytes(path: Path) -> int:
-    """What is free on the file system of a folder, or of the nearest one above it that exists."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

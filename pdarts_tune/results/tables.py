@@ -16,10 +16,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,6 +28,9 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.manifest import DEFINITION, count_difference, definition_difference
 from pdarts_tune.results.schemas import PRIMARY_KEYS, SCHEMA_VERSION, SCHEMAS
 from pdarts_tune.results.storage import Storage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # No separators, no character that file systems or shells treat in a special way, no leading dot.
 _TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,199}")
@@ -322,14 +324,15 @@ def _check_rows(rows: Any, table: str, files: Sequence[str], origins: NDArray[np
     for name in PRIMARY_KEYS[table][1:]:  # the first is trial_id
         values, distinct = _encode(rows[name])
         if size * len(distinct) >= 2**63:
-            keys, uniques = pd.factorize(keys)
+            uniques, keys = np.unique(keys, return_inverse=True)
             size = len(uniques)
         keys, size = keys * len(distinct) + values, size * len(distinct)
     if (keys[1:] > keys[:-1]).all():  # the order in which rows are written, which is quick to see
         return
-    twice = pd.Series(keys).duplicated().to_numpy()
-    if twice.any():
-        row = int(twice.argmax())
+    order = np.argsort(keys, kind="stable")
+    again = order[1:][keys[order][1:] == keys[order][:-1]]
+    if len(again):
+        row = int(again.min())
         described = ", ".join(f"{name}={rows[name][row].as_py()}" for name in PRIMARY_KEYS[table])
         raise ConfigError(f"{files[origins[row]]}: two rows have the same key ({described}); take out what was added to it")
 

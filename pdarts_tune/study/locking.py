@@ -1,9 +1,8 @@
-"""What protects a running study: one driver a folder, signals that stop it cleanly, and what is said when a disk is full."""
+"""What protects a running study: one driver a folder, signals that stop it cleanly, and a message when a disk is full."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import signal
@@ -26,48 +25,49 @@ class ClusterLostError(RuntimeError):
 
 @contextmanager
 def exclusive(storage: Storage) -> Iterator[None]:
-    """Holds a study's folder against a second driver, which would run every trial twice. Freed when the process ends.
+    """Holds a study's folder against a second driver, which would run every trial twice. The system frees it with the process.
 
-    An object store has no locks: there the guard is against drivers of the same user on the same machine alone.
+    An object store has no locks. There it holds off drivers of the same user on the same machine alone.
 
     Raises:
         ConfigError: another process holds it, or the folder cannot be written.
     """
+    from filelock import FileLock, Timeout  # imports asyncio, which --help does not need
+
     if storage.is_remote:
         name = hashlib.sha256(storage.location.encode()).hexdigest()[:16]
         path = Path(tempfile.gettempdir()) / f"pdarts_tune-{os.getuid()}-{name}.lock"
     else:
         path = storage.path / ".lock"
+    lock = FileLock(path, timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"{storage}: another process is running this study here; wait for it or name another folder") from None
     except OSError as error:
         raise ConfigError(f"results: {path.parent} cannot be written ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{storage}: another process is running this study here; wait for it or name another folder"
-            ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 class Signals:
-    """Ctrl-C, and SIGTERM, which clusters send before they take a node away: the first stops the study, the second at once."""
+    """Ctrl-C, and SIGTERM, which clusters send before they take a node away. The first stops the study, the second at once."""
 
     def __init__(self) -> None:
         self.received = 0
 
     def install(self) -> None:
-        """To be called again after what installs handlers of its own, as Ray's start does."""
+        """Sets the handlers. Call it again after what sets handlers of its own, as Ray's start does."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
     def _stop(self, *_: object) -> None:
         self.received += 1
         if self.received > 1:
-            # Whatever is under way can be left: files are replaced as a whole, and Ray's processes end with this one.
+            # Nothing can be lost: files are replaced as a whole, and Ray's processes end with this one.
             os.write(2, b"\nstopped at once; the same command continues the study\n")
             os._exit(STOPPED)
         print("\nstopping; Ctrl-C once more stops at once", file=sys.stderr, flush=True)
@@ -89,7 +89,7 @@ def stop_on_signals() -> Iterator[Signals]:
 
 
 def explain_storage_error(error: OSError) -> str | None:
-    """One line, where it is the disk or the permissions that are at fault; None: something else is wrong."""
+    """One line, where the disk or the permissions are the cause; None: the cause is another."""
     if error.errno not in _OF_STORAGE and not (error.errno is None and "S3" in str(error)):
         return None
     where = f" ({error.filename})" if error.filename else ""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from test_results import genotype_row
+from test_tables import genotype_row
 
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.storage import Storage, open_filesystem
