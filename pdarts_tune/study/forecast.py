@@ -1,4 +1,8 @@
-"""How long a step takes on the device at hand: three of them are timed, on noise in the shape of the images."""
+"""What a study will take: bytes and seconds of every stage, GPU-hours, disk, trials on one GPU.
+
+Bytes are predicted from shapes. Seconds come from three steps of each distinct stage on this device, on noise in the shape of the
+images. The mobile setting's limit on multiply-adds is kept here too, before a training starts.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +36,6 @@ from pdarts_tune.search.diagnostics import look_every, look_steps
 from pdarts_tune.search.steps import build_steps
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
 from pdarts_tune.study.sweep import gpu_fraction, trials_that_fit
-
-# MERGED DOCSTRING
-# The mobile setting's limit on multiply-adds, kept before a training starts and not found out after it.
-# MERGED DOCSTRING
-# What a study will take, before it is started: bytes and seconds of every stage, GPU-hours, disk, trials on one GPU.
-#
-# Bytes are predicted from shapes; seconds from three steps of each distinct stage on the device at hand.
 
 STEPS = 3
 
@@ -125,9 +122,9 @@ def _time(step: Callable[[], object], device: torch.device) -> float:
 
 
 def refuse_large(trials: Sequence[EvalTrial], folder: Storage) -> list[EvalTrial]:
-    """Those of the trials whose networks the mobile setting allows; the others get a row that says why they were not trained.
+    """The trials whose networks the mobile setting allows. Each other one gets a row with the reason.
 
-    Genotypes that are given are refused before a study starts. Those that it finds or draws are known only here.
+    Given genotypes are refused before a study starts. Genotypes of searches are known only here.
     """
     allowed = []
     for trial in trials:
@@ -146,16 +143,16 @@ def refuse_large(trials: Sequence[EvalTrial], folder: Storage) -> list[EvalTrial
     return allowed
 
 
-# Measured on the tables of a small study: what a trial's files take whatever is in them, and each further row of alphas and epochs.
+# Measured on the tables of a small study: a trial's files without rows, and each row of alphas and epochs.
 SEARCH_TABLE_BYTES, ALPHA_ROW_BYTES, EPOCH_ROW_BYTES, EVALUATION_TABLE_BYTES = 45_000, 21, 400, 16_000
 MIRROR_BYTES = 250_000  # of a trial in MLflow
-EIGENVALUE_STEPS = 13  # of the weights: what an estimate takes, 9 to 16 as measured
+EIGENVALUE_STEPS = 13  # of the weights: the time of one estimate, 9 to 16 as measured
 KNOWN_GPU_BYTES = {"16 GB": 16 * 10**9, "24 GB": 24 * 10**9, "80 GB": 80 * 10**9}
 
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One stage of a variant's searches. `seconds` is None where nothing was timed."""
+    """One stage of a variant's searches. `seconds` is None where nothing is timed."""
 
     needed_bytes: int
     seconds: float | None  # of training and validation alone, as in the tables
@@ -165,16 +162,16 @@ class StageForecast:
 
 @dataclass
 class Forecaster:
-    """Predicts and times; stages of one shape are looked at once.
+    """Predicts bytes and times steps, once for stages of one shape.
 
-    `patience` are the seconds that probing may take in all. What is not reached by then is scaled from what was.
+    `patience` is the limit of all probes in seconds. Later stages are scaled from the timed ones.
     """
 
     device: torch.device
     patience: float
     _bytes: dict[str, int] = field(default_factory=dict)
     _times: dict[str, StepTimes] = field(default_factory=dict)
-    _per_work: list[float] = field(default_factory=list)  # of what was timed: seconds of a weight step per unit of work
+    _per_work: list[float] = field(default_factory=list)  # seconds of a weight step per unit of work, of each timed stage
     _spent: float = 0.0
 
     def search_bytes(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> int:
@@ -202,7 +199,7 @@ class Forecaster:
         key = _shape(config, stage, info)
         work = stage.cells * (stage.operations + CELL_OVERHEAD) * config.batch_size * config.channels * info.image_size**2
         if key not in self._times and self._spent < self.patience:
-            self._times[key] = self._watch(lambda: probe_stage(config, stage, info, self.device))
+            self._times[key] = self._probe(lambda: probe_stage(config, stage, info, self.device))
             self._per_work.append(self._times[key].weights / work)
         if key in self._times:
             return self._times[key], True
@@ -216,7 +213,7 @@ class Forecaster:
         needed = predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config)
         if self._spent >= self.patience:
             return StageForecast(needed, None, False)
-        times = self._watch(lambda: probe_evaluation(genotype, config, info, self.device))
+        times = self._probe(lambda: probe_evaluation(genotype, config, info, self.device))
         images = config.train_images or info.train_images
         held_out = round(config.validation_fraction * images)
         steps = math.ceil((images - held_out) / config.batch_size)
@@ -226,7 +223,7 @@ class Forecaster:
             needed, config.epochs * (steps * times.weights + validation * times.forward) + test * times.forward, True
         )
 
-    def _watch(self, probe: Callable[[], StepTimes]) -> StepTimes:
+    def _probe(self, probe: Callable[[], StepTimes]) -> StepTimes:
         started = time.perf_counter()
         times = probe()
         self._spent += time.perf_counter() - started
@@ -238,9 +235,9 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
 
     Args:
         infos: of every data set and resolution, by `data_key`.
-        gpu_bytes: memory of the GPU at hand; None: what would fit on usual ones is told.
+        gpu_bytes: memory of this machine's GPU; None: the text is about usual sizes.
     """
-    lines, total, looking, unknown, needs = [], 0.0, 0.0, False, {}
+    lines, total, diagnostics, unknown, needs = [], 0.0, 0.0, False, {}
     counts = {variant.name: sum(trial.variant == variant.name for trial in plan.searches()) for variant in plan.variants}
     width = max(len(name) for name in counts)
     disk = 0
@@ -250,15 +247,15 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
         needs[variant.name] = max((stage.needed_bytes for stage in stages), default=0)
         disk += counts[variant.name] * (_table_bytes(config) + MIRROR_BYTES)
         seconds = None if any(stage.seconds is None for stage in stages) else sum(stage.seconds or 0.0 for stage in stages)
-        looks = counts[variant.name] * sum(stage.diagnostic_seconds for stage in stages)
-        looking += looks
-        total += counts[variant.name] * (seconds or 0.0) + looks
+        own_diagnostics = counts[variant.name] * sum(stage.diagnostic_seconds for stage in stages)
+        diagnostics += own_diagnostics
+        total += counts[variant.name] * (seconds or 0.0) + own_diagnostics
         unknown |= seconds is None
         parts = "   ".join(f"{show_bytes(stage.needed_bytes)} {_show_seconds(stage)}" for stage in _distinct(stages))
         lines.append(f"  {variant.name:{width}}  {parts or 'nothing is trained'}")
     searches = "time not probed"
     if not unknown:
-        searches = f"{show_duration(total)} of one device, of which diagnostics take {show_duration(looking)}"
+        searches = f"{show_duration(total)} of one device, of which diagnostics take {show_duration(diagnostics)}"
     lines.append(
         f"searches: {searches}; predicted peak bytes and seconds of each stage's training, {forecaster.device.type} (~: scaled)"
     )
@@ -282,7 +279,7 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
 
 
 def forecast_here(plan: Plan, patience: float) -> str:
-    """The forecast for the device at hand, of which a trial has one: a GPU, or one core of a CPU."""
+    """The forecast for this machine. A trial has a GPU, or one core of the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     configs: list[SearchConfig | EvalConfig] = [plan.base, *(variant.search for variant in plan.variants), *plan.recipes]
     infos = {data_key(config): _info(config) for config in configs}
@@ -297,7 +294,7 @@ def forecast_here(plan: Plan, patience: float) -> str:
 
 
 def predict_needs(trials: Sequence[SearchTrial | EvalTrial]) -> dict[str, int]:
-    """The device memory that each trial is predicted to take, in bytes, by trial id; 0 for those that train nothing."""
+    """The predicted device memory of each trial in bytes, by trial id; 0 for a trial that trains nothing."""
     forecaster = Forecaster(torch.device("cpu"), 0.0)
     needs = {}
     for trial in trials:
@@ -361,7 +358,7 @@ def _rounds(config: SearchConfig) -> tuple[Stage, ...]:
 
 
 def _distinct(stages: list[StageForecast]) -> list[StageForecast]:
-    """Candidates of a random search are all alike: one of them is shown."""
+    """Candidates of a random search are all alike, so one is shown."""
     return stages[:1] if len(set(stages)) == 1 and len(stages) > 4 else stages
 
 
@@ -379,7 +376,7 @@ def _batches(config: SearchConfig, info: DatasetInfo) -> tuple[int, int]:
 
 
 def _diagnostic_steps(config: SearchConfig, stage: Stage, steps: int, validation: int) -> float:
-    """What the diagnostics of a stage take, in steps of the weights; a random search has none."""
+    """The time of a stage's diagnostics, in steps of the weights; 0 for a random search."""
     if not trains_alphas(config.method):
         return 0.0
     looks = math.ceil(stage.epochs / look_every(config, steps, validation))
@@ -395,9 +392,9 @@ def _table_bytes(config: SearchConfig) -> int:
 
 
 def _example(plan: Plan) -> Genotype:
-    """A genotype to size evaluations by: the first that is known, or one drawn with two skip-connects."""
-    known = [v.search.method.genotype for v in plan.variants if isinstance(v.search.method, Given)]
-    return Genotype.parse(known[0]) if known else random_genotype(random.Random(0), 2, exactly=True)
+    """A genotype to size evaluations by: the first given one, or a random one with two skip-connects."""
+    given = [v.search.method.genotype for v in plan.variants if isinstance(v.search.method, Given)]
+    return Genotype.parse(given[0]) if given else random_genotype(random.Random(0), 2, exactly=True)
 
 
 def _show_seconds(stage: StageForecast) -> str:

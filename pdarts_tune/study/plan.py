@@ -20,9 +20,6 @@ from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
 from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, content_id, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 
-# MERGED DOCSTRING
-# A plan in words: what each variant changes, and every trial of a study.
-
 Made = TypeVar("Made")
 HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds none out to choose by
 

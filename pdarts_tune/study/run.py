@@ -1,4 +1,10 @@
-"""What a study's tables say of it: which of its trials are finished, which are missing, and what they found."""
+"""Runs what is missing of a study: which trials its tables lack, what other studies have finished, and the sweep of the rest.
+
+Studies share variants: P-DARTS itself is the base of RQ1, RQ2 and RQ3. With `--reuse` a search is taken over where its whole
+configuration is the same, seeds included, and an evaluation where genotype and configuration are. Rows are copied as they are, with
+commit, device and times of where they ran, under this study's names. A published copy names data in files by their folder alone
+(`parquet:cifar10`): the same name is taken for the same data.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +16,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.methods import paired_variant
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
@@ -21,18 +25,10 @@ from pdarts_tune.results.tables import final_genotypes, read_rows, read_table, w
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pdarts_tune.study.locking import Signals
     from pdarts_tune.study.mlflow_mirror import Mirror
-
-# MERGED DOCSTRING
-# Takes over from other studies what they have finished and this one would only do again.
-#
-# Studies share arms: P-DARTS itself is the base of RQ1, RQ2 and RQ3. A search is taken over where its whole configuration, seeds
-# included, is the same; an evaluation where genotype and configuration are. Rows come as they are, with commit, device and times of
-# where they ran, under this study's names. A published copy calls data in files by their folder's name alone (`parquet:cifar10`),
-# so there the same name is taken for the same data.
-# MERGED DOCSTRING
-# Puts the trials that a study lacks into a Ray session. Ray and torch are imported only if there are some.
 
 _STATE = {
     "trials": ("trial_id", "status", "error", "max_skips"),
@@ -41,13 +37,13 @@ _STATE = {
 
 
 def missing_trials(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:
-    """Those of the trials that the table does not hold as completed or over their limit."""
+    """The trials that the table does not hold as completed or over their memory limit."""
     finished = _finished(folder, table) | (over_limit(folder) if table == "trials" else set())
     return [trial for trial in trials if trial.trial_id not in finished]
 
 
 def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
-    """The distinct genotypes (id to text) that the plan's finished searches ended with, at the skip limits of their variants."""
+    """The distinct genotypes (id to text) that the plan's finished searches end with, at the skip limits of their variants."""
     trials = read_columns(Storage(folder), "trials", *_STATE["trials"])
     finished = set(trials.trial_id[trials.status == "completed"])
     if not finished:
@@ -78,23 +74,24 @@ def _finished(folder: Path | Storage, table: str) -> set[str]:
 
 
 def over_limit(folder: Path | Storage) -> set[str]:
-    """The searches that were ended because a stage would take more than their memory limit, as another attempt's would."""
+    """The searches that ended because a stage needs more than their memory limit. Another attempt would end the same way."""
     rows = read_columns(Storage(folder), "trials", *_STATE["trials"])
     return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError").fillna(False)])
 
 
 def failed_tables(folder: Path | Storage) -> list[str]:
-    """The tables that say why trials have failed."""
-    counts = {
-        table: set(rows.trial_id[rows.status.isin(["failed", "out_of_memory"])])
-        for table, rows in ((table, read_columns(Storage(folder), table, *columns)) for table, columns in _STATE.items())
-    }
-    counts["trials"] -= over_limit(folder)
-    return [table for table, trials in counts.items() if trials]
+    """The tables that hold failed trials, with their errors."""
+    tables = []
+    for table, columns in _STATE.items():
+        rows = read_columns(Storage(folder), table, *columns)
+        failed = set(rows.trial_id[rows.status.isin(["failed", "out_of_memory"])])
+        if failed - (over_limit(folder) if table == "trials" else set()):
+            tables.append(table)
+    return tables
 
 
 def read_columns(folder: Storage, table: str, *columns: str, max_skips: tuple[int, ...] | None = None) -> pd.DataFrame:
-    """These columns of a table, read again only when one of its files has changed; no rows where there are no files.
+    """These columns of a table, read again only when one of its files changes. No rows where there are no files.
 
     Args:
         max_skips: of `genotypes`, the rows at these limits alone.
@@ -108,41 +105,49 @@ def _read_once(
 ) -> pd.DataFrame:
     folder = Storage(location)
     if not stamps:
+        import pandas as pd
+
         return pd.DataFrame({column: pd.Series(dtype=str) for column in columns})
     return read_table(folder, table, columns, only={} if max_skips is None else {"max_skips": max_skips})
 
 
 def image_warnings(folder: Path | Storage) -> list[str]:
-    """What the evaluations found wrong with the images of their data sets: the processes that saw it have no terminal."""
-    columns = ["data", "left_out", "shared"]
-    counts = read_columns(Storage(folder), "evaluations", *_STATE["evaluations"])[columns].groupby("data").max()
-    says = {
+    """Problems with the images of the data sets. The worker processes that notice them have no terminal to print them on."""
+    messages = {
         "left_out": "images of {} cannot be used and were left out",
         "shared": "of {}'s test images are among its training images too",
     }
+    rows = read_columns(Storage(folder), "evaluations", *_STATE["evaluations"])
+    counts = rows[["data", *messages]].groupby("data").max()
     return [
-        f"{row[column]:.0f} {says[column].format(name)}" for name, row in counts.iterrows() for column in says if row[column] > 0
+        f"{row[column]:.0f} {message.format(name)}"
+        for name, row in counts.iterrows()
+        for column, message in messages.items()
+        if row[column] > 0
     ]
 
 
 def forget_checkpoints(folder: Storage) -> None:
-    """Removes what trials left that were killed between their last row and the end."""
-    names = folder.stamps("checkpoints")
-    if names:
-        finished = _finished(folder, "trials") | _finished(folder, "evaluations")
-        for name in names:
-            if name.removesuffix(".pt") in finished:
-                folder.remove(f"checkpoints/{name}")
+    """Removes the checkpoints of finished trials. A trial that is killed after its last row leaves one."""
+    finished = _finished(folder, "trials") | _finished(folder, "evaluations")
+    for name in folder.stamps("checkpoints"):
+        if name.removesuffix(".pt") in finished:
+            folder.remove(f"checkpoints/{name}")
 
 
-_TABLES = ("epochs", "alphas", "genotypes", "trials")  # of a search; the row that says it is finished comes last
+_TABLES = (
+    "epochs",
+    "alphas",
+    "genotypes",
+    "trials",
+)  # of a search; trials comes last: it says that the search is finished
 
 
 def open_sources(reuse: str | None, folder: Storage) -> list[Storage]:
-    """The study folders that a command line names, separated by commas.
+    """The study folders that `--reuse` names, separated by commas.
 
     Raises:
-        ConfigError: one of them is no study's folder, or the study's own.
+        ConfigError: one of them is not a study's folder, or is the study's own.
     """
     sources = [Storage(name) for name in reuse.split(",")] if reuse else []
     for source in sources:
@@ -157,7 +162,7 @@ Same = tuple[SearchTrial | EvalTrial, Storage, str]
 
 
 def find_same(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage]) -> list[Same]:
-    """Those of the trials that a source has finished, with the first such source and the trial's id there.
+    """The trials that a source has finished, with the first such source and the trial's id there.
 
     Raises:
         ConfigError: a source's table cannot be read.
@@ -169,7 +174,7 @@ def find_same(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Stora
         for trial in trials:
             for data in (trial.config.data, short_name(trial.config.data)):
                 if isinstance(trial, SearchTrial) and paired_variant(trial.config.method):
-                    there = None  # it follows from another search too, which need not be the same there
+                    there = None  # it depends on another search too, which can differ there
                 elif isinstance(trial, SearchTrial):
                     there = searches.get(config_id(replace(trial.config, data=data)))
                 else:
@@ -180,7 +185,7 @@ def find_same(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Stora
 
 
 def _finished_searches(source: Storage) -> dict[str, str]:
-    """Trial ids by what names the configuration."""
+    """Trial ids by config_id."""
     rows = read_columns(source, "trials", "trial_id", "status", "config_id")
     rows = rows[rows.status == "completed"]
     return dict(zip(rows.config_id, rows.trial_id, strict=True))
@@ -195,7 +200,7 @@ def _finished_evaluations(source: Storage) -> dict[tuple[str, EvalConfig], str]:
 
 
 def take_over(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage], folder: Storage) -> int:
-    """Writes the rows of those of the trials that a source has finished, and returns how many they are.
+    """Copies the rows of the trials that a source has finished, and returns how many trials these are.
 
     Raises:
         ConfigError: a source's table cannot be read.
@@ -214,16 +219,16 @@ def take_over(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Stora
 
 def _copy(source: Storage, there: str, folder: Storage, table: str, trial_id: str, names: dict[str, Any]) -> None:
     rows = [row | names | {"trial_id": trial_id} for row in read_rows(source, table, there)]
-    if rows:  # a drawn genotype has no epochs
+    if rows:  # a random genotype has no epochs
         write_rows(folder, table, trial_id, rows)
 
 
-_NAMES = 8  # of missing trials that are printed
+NAMES_SHOWN = 8  # of missing trials
 
 
 @dataclass(frozen=True)
 class Demands:
-    """How trials are run, which no result depends on."""
+    """How trials run. No result depends on it."""
 
     address: str | None
     gpus_per_trial: float | None
@@ -233,8 +238,7 @@ class Demands:
 
 
 def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, signals: Signals) -> int:
-    """Runs the trials that the tables do not hold, and returns how many failed. Starts Ray only if there are some."""
-
+    """Runs the trials that the tables lack, and returns how many failed. Ray and torch start only if there are some."""
     if plan.study.adaptive:
         return _run_adaptive(plan, demands, folder, mirror, signals)
 
@@ -272,8 +276,8 @@ def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, s
             missing = [*searches, *refuse_large([trial for trial in missing if isinstance(trial, EvalTrial)], folder)]
             refused -= len(missing)
             if 0 < len(missing) < len(trials):
-                names = ", ".join(trial.trial_id for trial in missing[:_NAMES])
-                more = f" and {len(missing) - _NAMES} more" if len(missing) > _NAMES else ""
+                names = ", ".join(trial.trial_id for trial in missing[:NAMES_SHOWN])
+                more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
                 print(f"missing {what}: {names}{more}", flush=True)
             needs = predict_needs(missing) if sweep.grants.gpu_bytes else {}
             needed = [needs.get(trial.trial_id, 0) for trial in missing]
@@ -292,7 +296,7 @@ def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, s
 
 
 def _run_adaptive(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, signals: Signals) -> int:
-    """Runs schedules until as many are finished as the plan has, and returns how many failed."""
+    """Runs schedules until the plan's number of them is finished, and returns how many failed."""
     from pdarts_tune.study.mlflow_mirror import BackgroundMirror
     from pdarts_tune.study.schedule_search import run_schedules
     from pdarts_tune.study.sweep import open_sweep
@@ -310,18 +314,14 @@ def _spec(
 ) -> dict[str, Any]:
     from pdarts_tune.study.trainable import TrialSpec
 
-    if isinstance(trial, SearchTrial):
-        variant, genotype = trial.variant, ""
-    else:
-        variant, genotype = "", trial.genotype
     return asdict(
         TrialSpec(
             trial_id=trial.trial_id,
             study=plan.study.name,
-            variant=variant,
+            variant=trial.variant if isinstance(trial, SearchTrial) else "",
             study_dir=str(folder),
             config=to_dict(trial.config),
-            genotype=genotype,
+            genotype=trial.genotype if isinstance(trial, EvalTrial) else "",
             threads=threads,
             commit=_commit(),
             needed_bytes=needed_bytes,
@@ -332,19 +332,15 @@ def _spec(
 
 @cache
 def _commit() -> str:
-    """The commit of the code that runs, with + if it was changed; `unknown` where no repository holds this file.
+    """The commit of the code that runs, with + if it is changed; `unknown` where no repository holds this file.
 
-    A package that is installed below somebody else's repository, as in a `.venv`, is not of that repository's commit.
+    A package in a `.venv` below somebody else's repository is not of that repository's commit.
     """
     here = Path(__file__)
-    for command in (
-        ["ls-files", "--error-unmatch", here.name],
-        ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-    ):
-        try:
-            done = subprocess.run(["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=False)
-        except OSError:
-            return "unknown"
-        if done.returncode:
-            return "unknown"
-    return done.stdout.strip()
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

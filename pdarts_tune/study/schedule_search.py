@@ -1,8 +1,16 @@
-"""Schedules of P-DARTS as points of a search space with conditional dimensions: 2, 3 or 4 stages, each with its depth, the
-operations dropped before it and its dropout, and the limit on skip-connects.
+"""The search of schedules of P-DARTS: Optuna through Ray Tune, for a small evaluation error, short searches and little memory.
 
-The space is a function that asks a trial for one value after the other (Optuna's define-by-run), so that a third stage's depth
-exists only where there is a third stage.
+A schedule is a point of a space with conditional dimensions: 2, 3 or 4 stages, each with its depth, its dropout and the operations
+dropped before it, and the limit on skip-connects. The space is a function that asks a trial for one value after the other (Optuna's
+define-by-run), so a third stage's depth exists only where there is a third stage.
+
+Optuna's state is in `<study>/optuna.db`, written after every trial, so the same command continues a study whose driver is killed.
+Trials that were under way continue from their own checkpoints; Ray's experiment state is not used.
+
+ASHA stops trainings from scratch that are behind others after the same number of epochs, because all follow one recipe. It never
+compares searches by epochs: weights start anew in each stage, and networks of different depth and operations cannot be compared.
+ASHA takes one figure and Optuna's pruners refuse several objectives, so ASHA takes the validation error. Optuna gets a stopped
+trial with its error at that time, which is too high rather than too low.
 """
 
 from __future__ import annotations
@@ -26,20 +34,8 @@ from pdarts_tune.study.plan import Plan
 from pdarts_tune.study.sweep import Sweep
 from pdarts_tune.study.trainable import EVALUATED, OBJECTIVES, TrialSpec, run_schedule
 
-# MERGED DOCSTRING
-# The search of schedules: Optuna through Ray Tune, for a small evaluation error, short searches and little memory at once.
-#
-# What Optuna knows lives in `<study>/optuna.db`, written as it happens, so a driver that is killed loses nothing: the same command
-# goes on. Schedules that were under way are taken up again from their checkpoints, and Ray's own experiment state is not used.
-#
-# ASHA stops trainings from scratch that are behind others after the same number of epochs. There alone it is sound: they all follow
-# one recipe. It never compares searches by epochs: weights start anew in each stage, and accuracies of networks of another depth,
-# with other operations left or a stage fewer say nothing about which schedule is ahead. ASHA goes by one figure and
-# Optuna's pruners refuse several objectives, so it goes by the validation error, and a trial that it stops is told to Optuna with the error that it
-# had then: too high rather than too low.
-
 FEWEST_STAGES, MOST_STAGES = 2, 4
-FEWEST_OPERATIONS = 2  # of one there is nothing left to choose
+FEWEST_OPERATIONS = 2  # with one operation there is no choice
 MOST_DROPPED = 5  # operations between two stages
 MOST_DROPOUT = 0.8
 MOST_SKIPS = 4
@@ -48,7 +44,7 @@ Point = Mapping[str, int | float]
 
 
 class Suggester(Protocol):
-    """What is asked for values: an `optuna.Trial`, or anything like it."""
+    """Suggests values: an `optuna.Trial`, or a test's own."""
 
     def suggest_int(self, name: str, low: int, high: int) -> int: ...
 
@@ -70,8 +66,10 @@ def depth_range(stages: Stages) -> DepthRange:
 
 
 def suggest_schedule(trial: Suggester, base: SearchConfig) -> SearchConfig:
-    """A configuration that differs from the base in its schedule alone. A stage has the epochs of the base's at its place, stages
-    beyond the base's have those of its last."""
+    """A configuration that differs from the base in its schedule alone.
+
+    A stage has the epochs of the base's stage at its place; further stages have those of the base's last.
+    """
     depths = depth_range(base.stages)
     stages: list[Stage] = []
     operations = base.stages[0].operations
@@ -91,7 +89,7 @@ def suggest_schedule(trial: Suggester, base: SearchConfig) -> SearchConfig:
 
 
 def point_of(config: SearchConfig) -> dict[str, int | float]:
-    """The point at which `suggest_schedule` gives this configuration: what the search is seeded with."""
+    """The point at which `suggest_schedule` gives this configuration. The search starts with the base's."""
     point: dict[str, int | float] = {"stages": len(config.stages), "max_skips": config.max_skips}
     for index, stage in enumerate(config.stages):
         point |= {f"depth_{index + 1}": stage.cells, f"skip_dropout_{index + 1}": stage.skip_dropout}
@@ -106,14 +104,14 @@ STUDY_NAME = "schedules"
 
 
 def run_schedules(plan: Plan, folder: Storage, sweep: Sweep, commit: str) -> int:
-    """Tries schedules until `plan.samples` of them are finished, the base's own first; returns how many failed for good."""
+    """Tries schedules until `plan.samples` of them are finished, the base's first. Returns how many failed for good."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder.path / 'optuna.db'}")
-    known = optuna.create_study(
+    study = optuna.create_study(
         storage=storage, study_name=STUDY_NAME, directions=["minimize"] * len(OBJECTIVES), load_if_exists=True
     )
-    take_up_again(known)
-    trials = known.get_trials(deepcopy=False)
+    retry_trials(study)
+    trials = study.get_trials(deepcopy=False)
     done = sum(trial.state == TrialState.COMPLETE for trial in trials)
     template = TrialSpec("", plan.study.name, "", str(folder), to_dict(plan.base), "", sweep.threads(0), commit)
     constants = {"trial": asdict(template), "evaluation": to_dict(plan.evaluation)}
@@ -124,7 +122,8 @@ def run_schedules(plan: Plan, folder: Storage, sweep: Sweep, commit: str) -> int
         points_to_evaluate=[] if trials else [point_of(plan.base)],
         study_name=STUDY_NAME,
         storage=storage,
-        seed=derive_seed(0, f"schedules after {len(trials)}") % 2**32,  # anew after a restart, or it would repeat itself
+        seed=derive_seed(0, f"schedules after {len(trials)}")
+        % 2**32,  # else a restart repeats the first trials
     )
     epochs = plan.evaluation.epochs
     grace = max(1, epochs // 4)
@@ -133,21 +132,21 @@ def run_schedules(plan: Plan, folder: Storage, sweep: Sweep, commit: str) -> int
 
 
 def suggest_trial(trial: Any, constants: dict[str, Any]) -> dict[str, Any]:
-    """Asks the trial for a schedule; what the worker needs to know of it goes into the trial's configuration."""
+    """Asks the trial for a schedule. Returns the settings of the worker."""
     config = suggest_schedule(trial, from_dict(SearchConfig, constants["trial"]["config"]))
     name = config_id(config)
     spec = constants["trial"] | {"trial_id": f"schedule-{name}", "variant": name, "config": to_dict(config)}
     return {"trial": spec, "evaluation": constants["evaluation"]}
 
 
-def take_up_again(study: optuna.Study) -> None:
-    """Trials that have failed, or were under way when a driver died, are asked for again, first of all."""
+def retry_trials(study: optuna.Study) -> None:
+    """Asks first for the schedules of failed trials, and of those that were under way when a driver died."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-    known = [trial.params for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-    known += [trial.system_attrs.get("fixed_params") for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
+    planned = [trial.params for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+    planned += [trial.system_attrs.get("fixed_params") for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
     for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-        # The last value that a schedule asks for: it was complete.
-        if "max_skips" in trial.params and trial.params not in known:
+        # max_skips is the last value that a schedule asks for, so this schedule is complete.
+        if "max_skips" in trial.params and trial.params not in planned:
             study.enqueue_trial(trial.params)
-            known.append(trial.params)
+            planned.append(trial.params)

@@ -1,4 +1,8 @@
-"""How many trials share a GPU: from the memory that one is predicted to take."""
+"""A Ray session and the sweep of a study's trials over it, through Ray Tune.
+
+`Grants` says what each trial gets of the cluster: its share of a GPU, by its predicted memory, and the CPUs that go with it.
+`Display` receives Tune's reports. It shows progress, informs the mirror, and ends a sweep that cannot go on.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +34,9 @@ from pdarts_tune.study.locking import ClusterLostError
 from pdarts_tune.study.progress import Progress
 from pdarts_tune.study.trainable import TrialRow, TrialSpec, evaluation_job, run_trial, spent_so_far
 
-# MERGED DOCSTRING
-# What a trial is given of a cluster: its share of a GPU and the CPUs that go with it.
-# MERGED DOCSTRING
-# What a sweep does when Ray Tune reports: shows progress, tells the mirror, ends a sweep that can do no better.
-# MERGED DOCSTRING
-# A Ray session, and one sweep of trials over it through Ray Tune.
-
 HEADROOM = 1.25  # over the prediction: workspaces of the convolution library, fragments, an epoch's images
-PROCESS_BYTES = 600_000_000  # what a process takes before its first tensor: the CUDA context and loaded kernels
-MOST_TRIALS = 16  # on one GPU; more take turns rather than run side by side
+PROCESS_BYTES = 600_000_000  # of a process before its first tensor: the CUDA context and loaded kernels
+MOST_TRIALS = 16  # on one GPU; more would take turns on it
 
 
 def trials_that_fit(needed: int, gpu_bytes: int) -> int:
@@ -48,7 +45,7 @@ def trials_that_fit(needed: int, gpu_bytes: int) -> int:
 
 
 def gpu_fraction(needed: int, gpu_bytes: int) -> float:
-    """The share of a GPU that a trial asks for, such that all that share one fit; the whole GPU if it may be too large for it.
+    """The share of a GPU that a trial gets, so that all trials on it fit; 1 if not even one may fit.
 
     Rounded down to Ray's resolution, a ten-thousandth, so that three thirds are not more than one.
     """
@@ -57,14 +54,14 @@ def gpu_fraction(needed: int, gpu_bytes: int) -> float:
 
 @dataclass(frozen=True)
 class Grants:
-    """What a trial is given of the cluster."""
+    """What a trial gets of the cluster."""
 
-    nodes: Sequence[Mapping[str, float]]  # what each has
-    gpus_per_trial: float | None  # None: as follows from the memory that a trial needs
-    gpu_bytes: int | None  # of the smallest GPU, where that is known
+    nodes: Sequence[Mapping[str, float]]  # the resources of each
+    gpus_per_trial: float | None  # None: by the memory that a trial needs
+    gpu_bytes: int | None  # of the smallest GPU; None: not known
 
     def resources(self, needed_bytes: int) -> dict[str, float]:
-        """For a trial that needs so many bytes on its device; 0: nobody knows. Raises ConfigError: no node has so much."""
+        """For a trial that needs so many bytes on its device; 0: not known. ConfigError if no node has so much."""
         gpus = self.gpus_per_trial
         if gpus is None:
             gpus = gpu_fraction(needed_bytes, self.gpu_bytes) if self.gpu_bytes and needed_bytes else 1.0
@@ -72,10 +69,10 @@ class Grants:
 
 
 def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float) -> dict[str, float]:
-    """What one trial asks of the cluster: GPUs where there are any, otherwise one CPU.
+    """What one trial gets of the cluster: GPUs where there are any, otherwise one CPU.
 
     Raises:
-        ConfigError: no node can ever give so much; Ray would wait for ever.
+        ConfigError: no node has so much, so Ray would wait for ever.
     """
     most = max((node.get("GPU", 0) for node in nodes), default=0)
     cpus = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) == most), default=0)
@@ -85,20 +82,20 @@ def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float)
         return {"cpu": 1}
     if gpus_per_trial > most:
         raise ConfigError(f"gpus_per_trial: {gpus_per_trial} asked, the largest node has {most:g}")
-    # CPUs go with the GPUs; one process that keeps its images on the device has no use for more than four.
+    # CPUs go with the GPUs. A process that keeps its images on the device uses at most four.
     share = min(node.get("CPU", 0) * gpus_per_trial / node["GPU"] for node in nodes if node.get("GPU", 0) >= gpus_per_trial)
     return {"gpu": gpus_per_trial, "cpu": max(1, min(4, int(share)))}
 
 
 DIED = "the process of the trial died (killed, or its node was lost)"
 
-_PROBE, _PROBE_BYTES = ".probe", 2**20  # written where a trial failed: enough to tell a full disk from one with a little room
+_PROBE, _PROBE_BYTES = ".probe", 2**20  # written after a failure: a full disk often has room for a few small files
 
 
-class Display(TrialProgressCallback):  # else Tune adds one of its own, which prints at times, whatever its verbosity
+class Display(TrialProgressCallback):  # else Tune adds its own, which prints at any verbosity
     """Shows what Tune reports, and calls `changed` with the id of each trial that may have new rows.
 
-    `storage_error` is set before a callback raises because the study's folder cannot be written.
+    `storage_error` is the error of a callback that cannot write the study's folder.
     """
 
     def __init__(self, progress: Progress, changed: Callable[[str], None], storage: Storage) -> None:
@@ -109,7 +106,7 @@ class Display(TrialProgressCallback):  # else Tune adds one of its own, which pr
         self.watch = NodeWatch()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored, and a display cannot be pickled
+        return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.started(trial_id(trial))
@@ -140,7 +137,7 @@ class Display(TrialProgressCallback):  # else Tune adds one of its own, which pr
         self.changed(trial_id(trial))
 
     def _reason(self, trial: Any) -> str | None:
-        """Why the trial failed, in one line; its table has the traceback. None: the tables have it as completed."""
+        """Why the trial failed, in one line; its table has the traceback. None: the tables say that it is completed."""
         try:
             reason = record_failure(trial.config, _python_error(trial))
             self.storage.write(_PROBE, bytes(_PROBE_BYTES))
@@ -152,17 +149,17 @@ class Display(TrialProgressCallback):  # else Tune adds one of its own, which pr
 
 
 def record_failure(settings: dict[str, Any], error: BaseException | None) -> str | None:
-    """Called by the driver when an attempt at a trial has failed: makes sure that its table says so, and returns the reason.
+    """Makes sure that a trial's table records a failed attempt, and returns the reason. The driver calls it.
 
-    A trial that failed in Python has written its own row; one whose process was killed could not, and may not even have begun
-    one. A completed row is never touched. Of a trial that searches and then trains what it found, one failure is either's.
+    A trial that fails in Python writes its own row. One whose process is killed cannot, and may have no row at all. A completed row
+    never changes. A trial of the schedule search has two rows: once its search is completed, the failure is its evaluation's.
 
     Args:
-        settings: the trial's, as Tune has them.
-        error: what its Python code raised; None: its process died.
+        settings: the trial's settings in Tune.
+        error: the error of its Python code; None: its process died.
 
     Returns:
-        None if all that the trial is for is completed: its process died after its last row.
+        None if the trial is completed: its process died after its last row.
     """
     spec = TrialSpec(**settings["trial"])
     job = spec.eval_job if spec.genotype else None
@@ -183,7 +180,7 @@ def record_failure(settings: dict[str, Any], error: BaseException | None) -> str
     reason, now = DIED if error is None else error_text(error), datetime.now(UTC)
     if status == "running":
         write_rows(spec.study_dir, table, name, [rows[0] | {"status": "failed", column: reason, "finished": now}])
-    elif job is None:  # this attempt did not come as far as its row
+    elif job is None:  # this attempt wrote no row
         TrialRow(spec, from_dict(SearchConfig, spec.config)).write("failed", *spent_so_far(spec), error=reason)
     else:
         started, attempts = (rows[0]["started"], rows[0]["attempts"] + 1) if rows else (now, 1)
@@ -192,12 +189,12 @@ def record_failure(settings: dict[str, Any], error: BaseException | None) -> str
 
 
 def _python_error(trial: Any) -> BaseException | None:
-    """What ended one of Tune's trials, if its own code raised it; None: its process died."""
+    """The error of one of Tune's trials, if its own code raised it; None: its process died."""
     if trial.pickled_error_file is None:
         return None
     try:  # its get_pickled_error() looks in the experiment's folder, which has the file only later
         error = pickle.loads(Path(trial.pickled_error_file).read_bytes())  # noqa: S301  (Tune has just written it)
-    except Exception as unreadable:  # an error whose class takes other arguments; Ray's own can be read
+    except Exception as unreadable:  # its class takes other arguments
         return unreadable
     if isinstance(error, RayActorError):
         return None
@@ -205,20 +202,20 @@ def _python_error(trial: Any) -> BaseException | None:
 
 
 class NodeWatch(tune.Callback):
-    """Ends the sweep with ClusterLostError when the last node is lost; looks every so many seconds."""
+    """Ends the sweep with ClusterLostError when the last node is lost. Checks every `every` seconds."""
 
     def __init__(self, every: float = 15.0) -> None:
-        self.every = every  # seconds
-        self.looked = time.monotonic()
+        self.every = every
+        self.checked = time.monotonic()
         self.error: ClusterLostError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self.looked < self.every:
+        if time.monotonic() - self.checked < self.every:
             return
-        self.looked = time.monotonic()
+        self.checked = time.monotonic()
         if not any(node["Alive"] for node in ray.nodes()):
             self.error = ClusterLostError(
                 "no node of the Ray cluster is alive any more; the same command continues the study on a new one"
@@ -232,7 +229,7 @@ def trial_id(trial: Any) -> str:
 
 
 for _name, _value in {
-    "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine is the one that verbose=0 silences
+    "RAY_AIR_NEW_OUTPUT": "0",  # verbose=0 silences the old output engine alone
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # a driver under `uv run` would make every worker resolve an environment
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables are the log
@@ -245,7 +242,7 @@ for _name, _value in {
 class Sweep:
     """An open Ray session that runs the trials of one study.
 
-    `changed` is called with a trial's id whenever its tables may have new rows; it must not block.
+    `changed` gets a trial's id whenever its tables may have new rows. It must not block.
     """
 
     storage: Storage
@@ -258,17 +255,17 @@ class Sweep:
         return int(self.grants.resources(needed_bytes)["cpu"])
 
     def slots(self, specs: Sequence[dict[str, Any]]) -> int:
-        """How many of the trials run at the same time, if all were like the smallest."""
+        """How many trials run at the same time, if all are like the smallest."""
         resources = self.grants.resources(min((spec["needed_bytes"] for spec in specs), default=0))
         device = "gpu" if resources.get("gpu") else "cpu"
         return max(1, int(ray.cluster_resources().get(device.upper(), 1) / resources[device]))
 
     def run(self, specs: Sequence[dict[str, Any]], what: str, total: int) -> int:
-        """Runs the trials and returns how many failed for good. `total` counts those of the study, finished ones included.
+        """Runs the trials and returns how many failed for good. `total` is the study's number of trials, with finished ones.
 
         Raises:
-            OSError: a trial failed, and the study's folder cannot be written: no other trial could do better.
-            ClusterLostError: no node is left, and Ray would wait for ever.
+            OSError: a trial failed, and the study's folder cannot be written, so every other trial would fail too.
+            ClusterLostError: no node is left, so Ray would wait for ever.
         """
         with Progress(what, total, total - len(specs), self.slots(specs)) as progress:
             if not specs:
@@ -284,7 +281,7 @@ class Sweep:
         return progress.failed
 
     def run_adaptive(self, trainable: Callable[..., None], searcher: Any, scheduler: Any, what: str, total: int, done: int) -> int:
-        """Runs trials that `searcher` chooses as results come in, until `total` are done; `scheduler` may stop them early."""
+        """Runs trials that `searcher` chooses by the results so far, until `total` are done. `scheduler` may stop them early."""
         slots = self.slots([])
         with Progress(what, total, min(done, total), slots) as progress:
             if done >= total:
@@ -296,7 +293,7 @@ class Sweep:
                     search_alg=searcher,
                     scheduler=scheduler,
                     num_samples=total - done,
-                    max_concurrent_trials=slots,  # without it a searcher has one trial under way at a time
+                    max_concurrent_trials=slots,  # the default is one
                     trial_name_creator=trial_id,
                     trial_dirname_creator=_trial_dirname,
                 ),
@@ -325,13 +322,13 @@ class Sweep:
 
 
 def tune_request(grants: Grants, config: dict[str, Any]) -> Any:
-    """What a trial is given, in the form in which Tune asks for each; pickled with the trial."""
-    asked = grants.resources(config["trial"]["needed_bytes"])
-    return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in asked.items()}])
+    """What a trial gets, in Tune's form; pickled with the trial."""
+    resources = grants.resources(config["trial"]["needed_bytes"])
+    return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in resources.items()}])
 
 
 def _tune_storage(storage: Storage) -> dict[str, Any]:
-    """Where Tune keeps its own state, which all nodes must reach; none of it is worth keeping."""
+    """Where Tune keeps its own state. All nodes must reach it; none of it is worth keeping."""
     if not storage.is_remote:
         return {"storage_path": str(storage.path / "ray")}
     filesystem, root = open_filesystem(storage.location)
@@ -348,7 +345,7 @@ def _forget_tune_state(storage: Storage) -> None:
 
 
 def _trial_dirname(trial: Any) -> str:
-    """A folder for Tune's own files; a searcher may choose the same point twice."""
+    """A folder for Tune's own files, apart for each trial: a searcher may choose the same point twice."""
     return f"{trial_id(trial)}-{trial.trial_id}"
 
 
@@ -361,12 +358,12 @@ def open_sweep(
     Raises:
         ConfigError: there is no cluster at `address`, or none of its nodes can ever run a trial.
     """
-    # Ray's own state of an earlier run is never continued: the tables and our checkpoints decide what is left to do.
+    # Ray's state of an earlier run is never used: our tables and checkpoints decide what is left to do.
     _forget_tune_state(storage)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what goes wrong is shown by the display and kept in the tables
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the display and the tables have the errors
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        ray.init("local", include_dashboard=False, **quiet)  # never a cluster that somebody else started on this machine
+        ray.init("local", include_dashboard=False, **quiet)  # never somebody else's cluster on this machine
     else:
         try:
             ray.init(address, runtime_env={"py_modules": [str(Path(__file__).parents[1])]}, **quiet)
@@ -375,7 +372,7 @@ def open_sweep(
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         grants = Grants(nodes, gpus_per_trial, _smallest_gpu_bytes() if gpus_per_trial is None else None)
-        grants.resources(0)  # refuses what no node has before anything runs
+        grants.resources(0)  # raises, before anything runs, if no node has so much
         yield Sweep(storage, grants, max_failures, changed)
     finally:
         ray.shutdown()
@@ -383,13 +380,13 @@ def open_sweep(
 
 
 def _smallest_gpu_bytes() -> int | None:
-    """The memory of the smallest of the nodes' GPUs; None where there are none, or none that CUDA knows."""
-    asked = [
+    """The memory of the smallest of the nodes' GPUs; None where CUDA knows none."""
+    tasks = [
         _gpu_bytes.options(num_gpus=0.01, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU")
     ]
-    sizes = ray.get(asked)
+    sizes = ray.get(tasks)
     return min(sizes) if sizes and None not in sizes else None
 
 

@@ -1,9 +1,11 @@
 """A trial: configuration in, rows and checkpoints out. These are the functions that Ray Tune schedules over the cluster.
 
-Tables and checkpoints are written here, by the process that has the figures, and not taken from Ray's own metric history (which
-forgets epochs when a worker dies). Each trial keeps one checkpoint, `<study>/checkpoints/<trial_id>.pt`, replaced after every
-epoch. It is ours rather than a `tune.Checkpoint`, because a study must also continue after its driver died or its grid grew,
-where Ray's experiment snapshots lag behind or refuse; a trial that Ray restarts finds it all the same.
+The process that computes the figures writes tables and checkpoints itself: Ray's metric history forgets epochs when a worker dies.
+Each trial keeps one checkpoint, `<study>/checkpoints/<trial_id>.pt`, replaced after every epoch. It is no `tune.Checkpoint`,
+because a study must also continue after its driver dies or its grid grows, where Ray's experiment snapshots lag behind or refuse.
+
+A trial of the schedule search (`run_schedule`) is a search and then the training of the genotype that it ends with, with three
+objectives. Its error is that on the validation images of the training from scratch: test images choose nothing.
 """
 
 from __future__ import annotations
@@ -47,12 +49,6 @@ from pdarts_tune.search.loop import Search
 from pdarts_tune.search.records import EpochRecord, alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.study.plan import search_id, stage_columns
 
-# MERGED DOCSTRING
-# A trial of the schedule search: a search, then the training of what it found, as one Ray Tune trial with three objectives.
-#
-# Nothing here is chosen by test images: the error that the search of schedules sees is that on the validation images of the
-# training from scratch. Test images are read once, after its last epoch, and stand in the table.
-
 
 @dataclass(frozen=True)
 class TrialSpec:
@@ -88,7 +84,7 @@ def run_search(spec: TrialSpec) -> None:
     """Runs or continues one search; writes `trials`, `epochs`, `alphas` and `genotypes`, reports once an epoch."""
     config = from_dict(SearchConfig, spec.config)
     trial = TrialRow(spec, config)
-    if trial.before == "completed":  # only its process did not live to say so
+    if trial.before == "completed":  # its process died before it could report so
         tune.report({"finished": True})
         return
     trial.write("running", *spent_so_far(spec))  # before anything that can fail
@@ -102,7 +98,7 @@ def run_search(spec: TrialSpec) -> None:
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
             write_rows(spec.study_dir, "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
             spent, peak = (0.0, 0.0), None
-    except MemoryLimitError as error:  # a result: another attempt would find the same
+    except MemoryLimitError as error:  # a result: another attempt would end the same way
         trial.write("out_of_memory", *spent_so_far(spec), peak=error.needed, error=error_text(error))
         Storage(spec.study_dir).remove(spec.checkpoint)
         tune.report({"finished": True})
@@ -111,18 +107,18 @@ def run_search(spec: TrialSpec) -> None:
         needed = error.needed if isinstance(error, StageMemoryError) else None
         trial.write(failure_status(error), *spent_so_far(spec), peak=needed, error=error_text(error))
         raise
-    trial.write("completed", *spent, peak=peak)  # what fails after it leaves it so
+    trial.write("completed", *spent, peak=peak)  # a later failure does not change it
     Storage(spec.study_dir).remove(spec.checkpoint)
     if genotype is not None:
         tune.report({"finished": True})
 
 
 def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: TrialRow) -> tuple[tuple[float, float], int]:
-    """Searches to the end, and returns what was spent and the peak of the memory."""
+    """Searches to the end. Returns seconds of training and of diagnostics, and peak bytes."""
     trial.write("running", *spent_so_far(spec))
     storage = Storage(spec.study_dir)
     rows = _SearchRows(spec, config)
-    # To the CPU: Adam keeps its step counts there, and would wait for a GPU at every step to read them.
+    # To the CPU: Adam reads its step counts at every step, and waits for a GPU if they are there.
     saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
     search = Search(config, device, settled_moments(storage, "trials", config, saved))
     trial.row |= moment_columns(search.dataset)
@@ -147,6 +143,7 @@ def _spent(records: Iterable[EpochRecord]) -> tuple[float, float]:
 
 
 def spent_so_far(spec: TrialSpec) -> tuple[float, float]:
+    """The same of the epochs in the table, over all attempts."""
     rows = read_rows(spec.study_dir, "epochs", spec.trial_id)
     return sum(row["seconds"] for row in rows), sum(row["diagnostic_seconds"] for row in rows)
 
@@ -159,21 +156,21 @@ def _settled_genotype(spec: TrialSpec, config: SearchConfig) -> Genotype | None:
     if isinstance(method, RandomSampling):
         rng, pair = random.Random(derive_seed(config.seed, "genotype")), paired_variant(method)
         if pair is not None:
-            return random_genotype(rng, _skips_found(spec.study_dir, search_id(pair, config.seed)), exactly=True)
+            return random_genotype(rng, _final_skips(spec.study_dir, search_id(pair, config.seed)), exactly=True)
         return random_genotype(rng, config.max_skips, method.exactly)
     return None
 
 
-def _skips_found(study_dir: str, trial_id: str) -> int:
-    """The skip-connects of the normal cell that a search of the study ended with, at its own skip limit."""
+def _final_skips(study_dir: str, trial_id: str) -> int:
+    """The skip-connects of the normal cell that another search of the study ends with, at its own skip limit."""
     trials = read_rows(study_dir, "trials", trial_id)
-    found = final_genotype(trials[0], read_rows(study_dir, "genotypes", trial_id)) if trials else None
-    if found is None:
+    genotype = final_genotype(trials[0], read_rows(study_dir, "genotypes", trial_id)) if trials else None
+    if genotype is None:
         status = trials[0]["status"] if trials else "not there"
         raise RuntimeError(
             f"search {trial_id} is {status}, so its skip-connects are not known; they are drawn once it is completed"
         )
-    return int(found["skips"])
+    return int(genotype["skips"])
 
 
 def run_evaluation(spec: TrialSpec) -> None:
@@ -183,7 +180,7 @@ def run_evaluation(spec: TrialSpec) -> None:
 
 
 def training_progress(epoch: EvalEpoch, epochs: int) -> dict[str, Any]:
-    """What Tune is told of an epoch of a training from scratch."""
+    """What Tune's display shows of an epoch of a training from scratch."""
     held_out = not math.isnan(epoch.validation_accuracy)
     return {
         "position": f"epoch {epoch.epoch + 1}/{epochs}",
@@ -195,12 +192,12 @@ def training_progress(epoch: EvalEpoch, epochs: int) -> dict[str, Any]:
 
 
 class TrialRow:
-    """The row in `trials` of an attempt at a search, rewritten whenever its status changes; attempts count on over restarts."""
+    """The row in `trials` of an attempt at a search, rewritten when its status changes. Attempts are counted over restarts."""
 
     def __init__(self, spec: TrialSpec, config: SearchConfig) -> None:
         self.spec = spec
         before = read_rows(spec.study_dir, "trials", spec.trial_id, ("status", "started", "attempts"))
-        self.before = before[0]["status"] if before else None  # how an earlier attempt left it
+        self.before = before[0]["status"] if before else None  # the status after an earlier attempt
         self.row: dict[str, Any] = {
             "study": spec.study,
             "variant": spec.variant,
@@ -237,7 +234,7 @@ class TrialRow:
 
 
 def prepare(spec: TrialSpec) -> torch.device:
-    """The device that a trial was given, its threads and its memory peak set to the trial's."""
+    """The trial's device. Sets the threads of this process and starts a new memory peak."""
     torch.set_num_threads(spec.threads)
     keep_freed_memory()
     give_back_freed_memory()  # of the trial that this process ran before
@@ -247,28 +244,28 @@ def prepare(spec: TrialSpec) -> torch.device:
 
 
 class _SearchRows:
-    """The rows of a search in `epochs`, `alphas` and `genotypes`. After an epoch only what is new is made and checked."""
+    """The rows of a search in `epochs`, `alphas` and `genotypes`. After an epoch only new rows are made and checked."""
 
     def __init__(self, spec: TrialSpec, config: SearchConfig) -> None:
         self.spec, self.config = spec, config
         self.epochs, self.alphas = (GrowingTable(spec.study_dir, table, spec.trial_id) for table in ("epochs", "alphas"))
-        self.done = 0  # records
+        self.written = 0  # records
 
     def write(self, records: list[EpochRecord]) -> None:
-        """Brings the tables up to all records of the search so far."""
-        new = records[self.done :]
+        """Writes the rows of all records of the search so far."""
+        new = records[self.written :]
         self.epochs.add(self._named(map(epoch_row, new)))
         self.alphas.add(self._named(row for record in new for row in alpha_rows(record)))
-        if self.done == 0 or any(record.derived_epoch is not None for record in new):  # a stage has ended
+        if self.written == 0 or any(record.derived_epoch is not None for record in new):  # a stage has ended
             write_rows(self.spec.study_dir, "genotypes", self.spec.trial_id, self._named(genotype_rows(records, self.config)))
-        self.done = len(records)
+        self.written = len(records)
 
     def _named(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"trial_id": self.spec.trial_id} | row for row in rows]
 
 
 def _progress(records: list[EpochRecord], config: SearchConfig) -> dict[str, Any]:
-    """What Tune is told of the last epoch."""
+    """What Tune's display shows of the last epoch of a search."""
     record, rounds = records[-1], plan_rounds(config.method, config.stages)
     epochs = rounds[record.stage - 1].epochs
     noun = "candidate" if isinstance(config.method, RandomSearch) else "stage"
@@ -284,17 +281,17 @@ def _progress(records: list[EpochRecord], config: SearchConfig) -> dict[str, Any
 
 
 def _warning(records: list[EpochRecord]) -> str:
-    """What a person should know of the last epoch, told once: a cell that has just collapsed, a stage that was ended early."""
-    record, told = records[-1], []
-    here = [earlier for earlier in records[:-1] if earlier.stage == record.stage]
-    if _collapsed(record) and not any(map(_collapsed, here)):
-        told.append(f"{_skips(record)} of the normal cell's 8 operations are skip-connects now; the search goes on")
+    """A warning about the last epoch, once a stage: the cell has collapsed, or the stage ends early."""
+    record, warnings = records[-1], []
+    earlier = [other for other in records[:-1] if other.stage == record.stage]
+    if _collapsed(record) and not any(map(_collapsed, earlier)):
+        warnings.append(f"{_skips(record)} of the normal cell's 8 operations are skip-connects now; the search goes on")
     if record.derived_epoch is not None and record.derived_epoch != record.epoch:
-        told.append(
+        warnings.append(
             f"the stage ends early, the Hessian's eigenvalue has grown too much; what counts are the alphas of epoch "
             f"{record.derived_epoch + 1}"
         )
-    return f"stage {record.stage}, epoch {record.epoch + 1}: " + "; ".join(told) if told else ""
+    return f"stage {record.stage}, epoch {record.epoch + 1}: " + "; ".join(warnings) if warnings else ""
 
 
 def _skips(record: EpochRecord) -> int:
@@ -302,7 +299,7 @@ def _skips(record: EpochRecord) -> int:
 
 
 def _collapsed(record: EpochRecord) -> bool:
-    """While alphas are frozen a cell is as drawn, whatever it looks like."""
+    """Never while alphas are frozen: then the cell is as it was initialised."""
     return record.phase == "both" and has_collapsed(record.genotype(max_skips=8).normal)
 
 
@@ -310,28 +307,28 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__}
 
 
-OBJECTIVES = ("evaluation_error", "search_seconds", "peak_bytes")  # percent, seconds, bytes; all to be small
-EVALUATED = "evaluated_epochs"  # of the training from scratch; what a trial may be stopped by
+OBJECTIVES = ("evaluation_error", "search_seconds", "peak_bytes")  # percent, seconds, bytes; all minimised
+EVALUATED = "evaluated_epochs"  # of the training from scratch; ASHA compares trials at the same number
 
 
 def run_schedule(settings: dict[str, Any]) -> None:
-    """The function that Ray Tune runs in a worker. Continues, or only reports, what the tables and checkpoints already have."""
+    """The function that Ray Tune runs in a worker: a search and its evaluation. Continues from tables and checkpoints."""
     spec = TrialSpec(**settings["trial"])
     folder = spec.study_dir
     run_search(spec)
     (trial,) = read_rows(folder, "trials", spec.trial_id)
     costs = {"search_seconds": trial["seconds"], "peak_bytes": trial["peak_bytes"] or 0}
-    if trial["status"] != "completed":  # over its memory limit: nothing came out of it
+    if trial["status"] != "completed":  # over its memory limit: there is no genotype
         tune.report({"evaluation_error": 100.0, **costs})
         return
     config, job = from_dict(EvalConfig, settings["evaluation"]), evaluation_job(spec, settings["evaluation"])
 
     def report(epoch: EvalEpoch) -> None:
-        done = training_progress(epoch, config.epochs)
-        done["position"] = f"evaluation, {done['position']}"
-        # Of the last epoch nobody asks whether to go on: only the test is left.
-        asked = {EVALUATED: epoch.epoch + 1} if epoch.epoch + 1 < config.epochs else {}
-        tune.report(done | asked | {"evaluation_error": 100 * (1 - epoch.validation_accuracy)} | costs)
+        progress = training_progress(epoch, config.epochs)
+        progress["position"] = f"evaluation, {progress['position']}"
+        # After the last epoch only the test is left, so ASHA is not asked.
+        compared = {EVALUATED: epoch.epoch + 1} if epoch.epoch + 1 < config.epochs else {}
+        tune.report(progress | compared | {"evaluation_error": 100 * (1 - epoch.validation_accuracy)} | costs)
 
     run_eval_job(job, prepare(spec), report)
     (evaluation,) = read_rows(folder, "evaluations", job.trial_id)
@@ -341,7 +338,7 @@ def run_schedule(settings: dict[str, Any]) -> None:
 
 
 def evaluation_job(spec: TrialSpec, evaluation: dict[str, Any]) -> EvalJob:
-    """The training of what a finished search found. Two trials that find the same genotype each train it."""
+    """The training of a completed search's genotype. Two trials with the same genotype each train it."""
     (trial,) = read_rows(spec.study_dir, "trials", spec.trial_id)
     genotype = final_genotype(trial, read_rows(spec.study_dir, "genotypes", spec.trial_id))
     assert genotype is not None  # the trial is completed

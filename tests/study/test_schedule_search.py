@@ -50,7 +50,7 @@ def test_a_trial_that_was_under_way_is_asked_for_again_before_any_other():
     known.enqueue_trial(point_of(SMOKE.search))
     first = schedule_search.suggest_trial(known.ask(), constants)
     known.ask()  # killed before it was asked for anything
-    schedule_search.take_up_again(known)
+    schedule_search.retry_trials(known)
     assert [trial.state.name for trial in known.trials] == ["FAIL", "FAIL", "WAITING"]
     again = schedule_search.suggest_trial(known.ask(), constants)
     assert again == first
@@ -120,11 +120,11 @@ def test_a_schedule_that_failed_is_asked_for_again_until_it_is_complete():
     first = schedule_search.suggest_trial(known.ask(), constants)
     known.tell(0, state=TrialState.FAIL)
     for _ in range(2):  # a driver that asks for none of them leaves no second one
-        schedule_search.take_up_again(known)
+        schedule_search.retry_trials(known)
     assert [trial.state.name for trial in known.trials] == ["FAIL", "WAITING"]
     assert schedule_search.suggest_trial(known.ask(), constants) == first
     known.tell(1, [1.0, 1.0, 1.0])
-    schedule_search.take_up_again(known)
+    schedule_search.retry_trials(known)
     assert [trial.state.name for trial in known.trials] == ["FAIL", "COMPLETE"]
 
 
