@@ -1,4 +1,4 @@
-"""What looking into a search costs: the diagnostics of `pdarts_tune/examination.py`, beside the epochs that they look at.
+"""What looking into a search costs: the diagnostics of `pdarts_tune/search/diagnostics.py`, beside the epochs that they look at.
 
     python benchmarks/diagnostics.py --threads 1 --preset laptop
 
@@ -19,7 +19,7 @@ import torch
 
 from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.config.serialize import derive_seed
-from pdarts_tune.search.diagnostics import examine
+from pdarts_tune.search.diagnostics import diagnose
 from pdarts_tune.search.loop import Search
 
 
@@ -32,7 +32,7 @@ def eigenvalue_seconds(search: Search, repeats: int) -> float:
     for repeat in range(repeats):
         started = time.perf_counter()
         seed = derive_seed(search.config.seed, f"benchmark {repeat}")
-        examine(search.config, search.network, genotype, batches, *shape, seed, look=False, eigenvalue=True)
+        diagnose(search.config, search.network, genotype, batches, *shape, seed, look=False, eigenvalue=True)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

@@ -16,16 +16,17 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.networks.build import build_optimizers, clip_gradients
-from pdarts_tune.networks.cost import operator_count, saved_bytes
+from pdarts_tune.networks.cost import saved_bytes
 from pdarts_tune.networks.runtime import keep_freed_memory
 from pdarts_tune.networks.supernet import Supernet
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, CellOps, SearchSpace
@@ -77,6 +78,28 @@ def random_space(operations: int) -> SearchSpace:
         return tuple(tuple(sorted(rng.sample(PRIMITIVES, operations), key=PRIMITIVES.index)) for _ in EDGES)
 
     return SearchSpace(cell(), cell())
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators that launch work: no views, allocations and detaches."""
+
+    _NO_WORK = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "_unsafe_view"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = [value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns]
+        name = func._schema.name.removeprefix("aten::")
+        self.count += not (name in self._NO_WORK or (views and all(views)))
+        return func(*args, **(kwargs or {}))
+
+
+def operator_count(step: Callable[[], Any]) -> int:
+    with OperatorCounter() as counter:
+        step()
+    return counter.count
 
 
 def measure(name: str, repeats: int) -> list[dict[str, object]]:

@@ -38,10 +38,10 @@ from pdarts_tune.evaluation.job import (
 )
 from pdarts_tune.evaluation.training import evaluate
 from pdarts_tune.networks.checkpoint import load_checkpoint
-from pdarts_tune.networks.cost import network_cost, network_shape, peak_bytes, reset_peak_bytes
+from pdarts_tune.networks.cost import network_cost, network_shape
 from pdarts_tune.networks.darts_weights import load_darts_state_dict
 from pdarts_tune.networks.evaluation_network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
-from pdarts_tune.networks.runtime import keep_freed_memory
+from pdarts_tune.networks.runtime import keep_freed_memory, peak_bytes, reset_peak_bytes
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.storage import Storage

@@ -23,8 +23,7 @@ from pdarts_tune.evaluation.job import EvalJob, epoch_line, run_eval_job, write_
 from pdarts_tune.evaluation.training import (
     EvalEpoch,
 )
-from pdarts_tune.networks.cost import reset_peak_bytes
-from pdarts_tune.networks.runtime import keep_freed_memory
+from pdarts_tune.networks.runtime import keep_freed_memory, reset_peak_bytes
 from pdarts_tune.results.tables import read_rows
 
 # MERGED DOCSTRING

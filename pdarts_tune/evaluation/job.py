@@ -28,8 +28,7 @@ from pdarts_tune.data.normalisation import Moments, sample_moments
 from pdarts_tune.data.streaming import StreamedSet
 from pdarts_tune.evaluation.training import ALONE, EvalEpoch, Evaluation, TestResult
 from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from pdarts_tune.networks.cost import peak_bytes
-from pdarts_tune.networks.runtime import is_out_of_memory
+from pdarts_tune.networks.runtime import is_out_of_memory, peak_bytes
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.storage import Storage

@@ -29,9 +29,9 @@ from pdarts_tune.data.batches import Batches, Workers
 from pdarts_tune.data.datasets import load_dataset
 from pdarts_tune.data.normalisation import Moments
 from pdarts_tune.data.splits import split_train
+from pdarts_tune.networks.build import first_not_finite
 from pdarts_tune.networks.cost import network_cost, network_shape
 from pdarts_tune.networks.evaluation_network import EvalNetwork
-from pdarts_tune.networks.operations import first_not_finite
 from pdarts_tune.pdarts.genotype import Genotype
 
 ALONE = Workers()

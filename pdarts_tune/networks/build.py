@@ -1,11 +1,12 @@
-"""The search network that a configuration asks for, and what updates it."""
+"""The search network of a configuration, its optimizers, and what training does to gradients and weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pdarts_tune.config.methods import PartialChannels
 from pdarts_tune.config.search import SearchConfig
@@ -15,7 +16,7 @@ from pdarts_tune.pdarts.space import SearchSpace
 
 
 def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_classes: int, in_channels: int, seed: int) -> Supernet:
-    """The search network of the configuration's method, its weights and alphas drawn from `seed` alone."""
+    """The search network of the configuration's method. Its weights and alphas come from `seed` alone."""
     method, execution, shape = config.method, config.execution, (space, cells, config.channels, num_classes, in_channels)
     network: Supernet
     with torch.random.fork_rng(devices=[]):
@@ -42,12 +43,9 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
 
 
 def build_optimizers(config: SearchConfig, network: Supernet) -> tuple[torch.optim.SGD, torch.optim.Adam]:
-    """Those of the weights and of the alphas (paper, section 4.2.1).
-
-    Fused: one call for a thousand small tensors, where PyTorch's default makes thousands on a CPU.
-    """
+    """SGD of the weights, Adam of the alphas (paper, section 4.2.1)."""
     weights, alphas = network.weight_parameters(), network.arch_parameters()
-    fused = _in_one_call(weights)
+    fused = _fused(weights)
     return (
         torch.optim.SGD(weights, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused),
         torch.optim.Adam(
@@ -62,9 +60,17 @@ def build_optimizers(config: SearchConfig, network: Supernet) -> tuple[torch.opt
 
 def clip_gradients(parameters: Sequence[nn.Parameter], norm: float) -> None:
     """Scales all gradients so that their common norm is at most `norm`."""
-    nn.utils.clip_grad_norm_(parameters, norm, foreach=_in_one_call(parameters))
+    nn.utils.clip_grad_norm_(parameters, norm, foreach=_fused(parameters))
 
 
-def _in_one_call(parameters: Sequence[nn.Parameter]) -> bool | None:
-    """Whether PyTorch has such kernels for the parameters' device; None, its own choice, where it may not."""
+def _fused(parameters: Sequence[nn.Parameter]) -> bool | None:
+    """Whether to use kernels that take all tensors in one call, which PyTorch does not by default on a CPU. None: it decides."""
     return True if parameters[0].device.type in ("cpu", "cuda") else None
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with nan or an infinity; None if all are finite. Waits for a GPU once if all are."""
+    numbers = [tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.numel()]
+    if not numbers or math.isfinite(nn.utils.get_total_norm(numbers, math.inf).item()):
+        return None
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)

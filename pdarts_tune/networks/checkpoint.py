@@ -1,4 +1,4 @@
-"""Checkpoints: nested states of thousands of tensors, saved after every epoch, so in few pieces."""
+"""Checkpoints: nested states of thousands of tensors, in few pieces, since they are saved after every epoch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _FLAT, _STATE, _TENSOR = "flat tensors", "state", "kind, shape and strides of a 
 
 
 def save_checkpoint(state: Mapping[str, Any], storage: Storage, name: str) -> None:
-    """Replaces the checkpoint as a whole: a reader, or a process that takes over after a kill, never sees half a file.
+    """Replaces the whole checkpoint, so that no process ever reads half a file.
 
-    `torch.save` spends some 40 microseconds on each tensor, which is most of an epoch's writing where a search network has 7,000
-    small ones. Tensors are therefore saved end to end, in one for each kind and device, with their shapes in the state, and with
-    their strides: a fused optimizer goes through a weight and its momentum in the order of memory.
+    `torch.save` spends some 40 microseconds on each tensor, and a search network has up to 7,000. So all tensors of a type and
+    device are saved as one, and the state holds their shapes and strides. Strides matter: a fused optimizer goes through a weight
+    and its momentum in the order of memory.
     """
     parts: dict[str, list[Tensor]] = {}
 
@@ -41,28 +41,27 @@ def save_checkpoint(state: Mapping[str, Any], storage: Storage, name: str) -> No
 
 
 def save_whole(state: Mapping[str, Any], storage: Storage, name: str) -> None:
-    """Writes a state as `torch.save` does, as one whole file: for others to read."""
+    """Writes a state as `torch.save` does, for others to read."""
     content = io.BytesIO()
     torch.save(state, content)
     storage.write(name, content.getbuffer())
 
 
 def save_weights(network: nn.Module, mean: Sequence[float], std: Sequence[float], storage: Storage, name: str) -> None:
-    """Keeps a network's weights for others to read, with the mean and deviation that its images were normalised with."""
-    state = {"state_dict": network.state_dict(), "mean": list(mean), "std": list(std)}
-    save_whole(state, storage, name)
+    """Saves a network's weights for others to read, with the mean and deviation of its images' normalisation."""
+    save_whole({"state_dict": network.state_dict(), "mean": list(mean), "std": list(std)}, storage, name)
 
 
 def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[str, Any] | None:
-    """What was saved last, each tensor with memory of its own on `device`; None if there is nothing."""
+    """The last state saved, each tensor with memory of its own on `device`; None if there is no file."""
     try:
         content = storage.read(name)
     except FileNotFoundError:
         return None
     saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     if _FLAT not in saved:
-        return saved  # of an earlier release
-    flat, at = saved[_FLAT], dict.fromkeys(saved[_FLAT], 0)
+        return saved  # by plain `torch.save`
+    flat, start = saved[_FLAT], dict.fromkeys(saved[_FLAT], 0)
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
@@ -70,8 +69,9 @@ def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[s
                 return {key: restore(item) for key, item in value.items()}
             kind, shape, strides = value[_TENSOR]
             count = torch.Size(shape).numel()
-            start, at[kind] = at[kind], at[kind] + count
-            return flat[kind][start : at[kind]].clone().as_strided(shape, strides)
+            values = flat[kind][start[kind] : start[kind] + count]
+            start[kind] += count
+            return values.clone().as_strided(shape, strides)
         if isinstance(value, list | tuple):
             return type(value)(map(restore, value))
         return value
@@ -81,7 +81,7 @@ def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[s
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether its elements fill a block of memory, in whatever order: images that are channels-last do."""
+    """Whether the elements fill a block of memory in any order, as channels-last images do."""
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
         if stride != expected:

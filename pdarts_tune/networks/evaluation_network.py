@@ -1,6 +1,6 @@
-"""The evaluation networks: a genotype's cells, stacked and trained from scratch (Liu et al., 2019, section 3.2).
+"""The evaluation network: a genotype's cells, stacked, for training from scratch (Liu et al., 2019, section 3.2).
 
-Two settings: images of CIFAR's size behind one 3x3 convolution, and ImageNet's behind three of stride 2 (the mobile setting).
+The stem has one 3x3 convolution for images of CIFAR's size, and three of stride 2 for ImageNet's (the mobile setting).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pdarts_tune.pdarts.progressive_depth import reduction_cells
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The shape of an evaluation network, all but its cells.
+    """The shape of an evaluation network, without its cells.
 
     Raises:
         ConfigError: a value out of range.
@@ -49,7 +49,7 @@ IMAGENET_MOBILE = NetworkConfig(48, 14, 1000, 224, "imagenet")
 
 
 class Cell(nn.Module):
-    """One cell of a derived network: two operations per node, added; the nodes of `concat` concatenated."""
+    """A cell of a derived network: a node is the sum of two operations, the output is the nodes of `concat` concatenated."""
 
     def __init__(
         self, genotype: CellGenotype, before2: int, before1: int, channels: int, reduction: bool, reduction_before: bool
@@ -66,7 +66,7 @@ class Cell(nn.Module):
         )
 
     def forward(self, before2: Tensor, before1: Tensor, drop_path: Tensor | None) -> Tensor:
-        """`drop_path` has a factor for each edge and image, (edges, batch, 1, 1, 1); identity skip-connects are never dropped."""
+        """`drop_path` has a factor for each edge and image, (edges, batch, 1, 1, 1). It leaves identity skip-connects alone."""
         states = [self.preprocess0(before2), self.preprocess1(before1)]
         outputs = []
         for edge, (operation, (_, source)) in enumerate(zip(self.operations, self.genotype.edges, strict=True)):
@@ -80,9 +80,9 @@ class Cell(nn.Module):
 
 
 class EvalNetwork(nn.Module):
-    """The network of a genotype, to be trained from scratch.
+    """The network of a genotype.
 
-    Weights are drawn from PyTorch's global generator: seed it first. Drop path is off until `set_drop_path`; its masks come from
+    Weights are drawn from PyTorch's global generator: seed it first. Drop path is off until `set_drop_path`. Its masks come from
     `drop_path_generator`, which the caller owns and saves (None: the global generator).
 
     Raises:
@@ -108,7 +108,7 @@ class EvalNetwork(nn.Module):
             )
             self.stem1 = nn.Sequential(nn.ReLU(), *_conv_bn(channels, channels, 2))
             size = -(-config.image_size // 8)
-        # The second part of the imagenet stem halves the image like a reduction cell, which the first cell must know.
+        # The second part of the imagenet stem halves the image, so for the first cell it is like a reduction cell.
         reduction_before = config.stem == "imagenet"
         reductions = reduction_cells(config.cells)
         self.cells = nn.ModuleList()
@@ -125,7 +125,7 @@ class EvalNetwork(nn.Module):
         self.classifier = nn.Linear(before1, config.num_classes)
 
     def set_drop_path(self, rate: float) -> None:
-        """From now on, in training mode, drop each edge's output for each image with this probability, and scale up the others.
+        """In training mode, drops each edge's output for each image with this probability, and scales the others up.
 
         Raises:
             ValueError: a rate outside [0, 1).
@@ -135,16 +135,16 @@ class EvalNetwork(nn.Module):
         self.drop_path = rate
 
     def set_share(self, start: int, total: int) -> None:
-        """Until told otherwise, the images are those from `start` on of a batch of `total`, which several processes share.
+        """The next images are those from `start` on of a batch of `total`, which several processes share.
 
-        Drop-path masks are drawn for the whole batch, so that each image gets the mask that it would get in one process.
+        Drop-path masks are drawn for the whole batch, so that each image gets the same mask as in one process.
         """
         self._share = (start, total)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (N, in_channels, image_size, image_size) to the logits (N, num_classes) and the auxiliary head's.
+        """Images (N, in_channels, image_size, image_size) to logits (N, num_classes), and to those of the auxiliary head.
 
-        The latter in training mode only, and if there is such a head; else None.
+        The latter are None in evaluation mode, and without an auxiliary head.
         """
         if self.config.stem == "cifar":
             before2 = before1 = self.stem(images)
@@ -160,7 +160,7 @@ class EvalNetwork(nn.Module):
         return self.classifier(before1.mean(dim=(2, 3))), auxiliary
 
     def _drop_path_factors(self, images: Tensor) -> Tensor | None:
-        """0 or 1 / (1 - rate), a factor for each cell, edge and image, drawn in one go: (cells, edges, N, 1, 1, 1)."""
+        """Factors 0 or 1 / (1 - rate) for each cell, edge and image, (cells, edges, N, 1, 1, 1)."""
         if not self.training or self.drop_path == 0.0:
             return None
         edges = max(len(self.genotype.normal.edges), len(self.genotype.reduce.edges))
@@ -174,11 +174,11 @@ class EvalNetwork(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier after the last reduction cell, for training only: it brings the loss closer to the early cells."""
+    """A second classifier after the last reduction cell, for training only. It shortens the way from the loss to early cells."""
 
     def __init__(self, channels: int, size: int, num_classes: int) -> None:
         super().__init__()
-        # Average pools to 2x2 as the field's networks have them for maps of 8 pixels (CIFAR) and of 7 (ImageNet).
+        # Average pools to 2x2: the field's own for maps of 8 pixels (CIFAR) and of 7 (ImageNet).
         pools: dict[int, nn.Module] = {8: nn.AvgPool2d(5, stride=3), 7: nn.AvgPool2d(5, stride=2)}
         self.features = nn.Sequential(
             nn.ReLU(),

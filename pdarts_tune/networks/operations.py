@@ -1,16 +1,15 @@
-"""The candidate operations, one module each: conventional DARTS operations (Liu et al., 2019, section 3.1.1).
+"""The candidate operations, one module each: those of DARTS (Liu et al., 2019, section 3.1.1).
 
-Convolutions are ReLU, convolution, batch norm. With `affine=False` an operation is as the search network needs it: its batch
-norms have no scale and shift, which the mixing weights would otherwise compete with, and pools are followed by one too, so that
-every candidate (but `none` and the identity) enters the weighted sum at unit variance. With `affine=True` it is as the
-evaluation network needs it: learned scale and shift, bare pools.
+Convolutions are ReLU, convolution, batch norm. With `affine=False` an operation is for the search network: batch norms have no
+scale and shift, which would compete with the mixing weights. A batch norm follows pools too, so every candidate but `none` and the
+identity enters the weighted sum at unit variance. With `affine=True` it is for the evaluation network: batch norms have scale and
+shift, pools are bare.
 
 Every operation maps (batch, channels, height, width) to (batch, channels, ceil(height / stride), ceil(width / stride)).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812  (the name that every PyTorch
 
 
 class Zero(nn.Module):
-    """`none`: no connection. It takes probability away from the other candidates and adds nothing."""
+    """`none`: no connection. It takes probability from the other candidates and adds nothing."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -30,7 +29,7 @@ class Zero(nn.Module):
 
 
 class PoolBN(nn.Module):
-    """3x3 max or average pool, then an affine-free batch norm. Averages count the pixels inside the image only."""
+    """3x3 max or average pool, then a batch norm without scale and shift. Averages count pixels inside the image only."""
 
     def __init__(self, kind: str, channels: int, stride: int) -> None:
         super().__init__()
@@ -43,7 +42,7 @@ class PoolBN(nn.Module):
 
 
 class ReLUConvBN(nn.Module):
-    """ReLU, 1x1 convolution, batch norm: brings the outputs of the cells before to the width of a cell."""
+    """ReLU, 1x1 convolution, batch norm: brings the output of an earlier cell to the width of a cell."""
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
         super().__init__()
@@ -56,12 +55,12 @@ class ReLUConvBN(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the image without discarding pixels: two 1x1 convolutions of stride 2, the second one pixel down and right.
+    """Halves the image: two 1x1 convolutions of stride 2, the second one a pixel further down and right.
 
     In an image of odd size the second one reads zeros beyond the last row and column.
 
     Raises:
-        ValueError: an odd number of output channels, which two equal halves cannot make.
+        ValueError: an odd number of output channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool) -> None:
@@ -79,9 +78,9 @@ class FactorizedReduce(nn.Module):
 
 
 def _halve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution of stride 2. Channels-last on a CPU, the pixels are chosen first.
+    """A 1x1 convolution of stride 2. On a CPU channels-last images are subsampled first.
 
-    With fewer than 8 channels and without AVX-512 oneDNN's kernel (torch 2.14.1) writes past the end of its memory in backward.
+    There oneDNN's kernel (torch 2.14.1), with fewer than 8 channels and without AVX-512, writes past its memory in backward.
     """
     if x.device.type == "cpu" and x.stride(1) == 1:
         return F.conv2d(x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), conv.weight)
@@ -122,7 +121,7 @@ class DilConv(nn.Module):
 
 
 class Conv7x1And1x7(nn.Module):
-    """A 7x7 convolution taken apart: 1x7, then 7x1, across all channels (AmoebaNet's cells have it)."""
+    """A factorized 7x7 convolution: 1x7, then 7x1, across all channels (AmoebaNet's cells have it)."""
 
     def __init__(self, channels: int, stride: int, affine: bool) -> None:
         super().__init__()
@@ -136,7 +135,7 @@ class Conv7x1And1x7(nn.Module):
 
 
 def shift(x: Tensor) -> Tensor:
-    """The image moved one pixel up and left, so that even positions read what was at odd ones; zeros beyond an odd size."""
+    """Moves the image one pixel up and left, so that even positions hold the odd pixels; zeros beyond an odd size."""
     height, width = x.shape[-2:]
     x = x[:, :, 1:, 1:]
     return F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
@@ -153,40 +152,20 @@ def _pool(kind: str, stride: int) -> nn.Module:
     return nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
 
 
-def _max_pool(channels: int, stride: int, affine: bool) -> nn.Module:
-    return _pool("max", stride) if affine else PoolBN("max", channels, stride)
-
-
-def _avg_pool(channels: int, stride: int, affine: bool) -> nn.Module:
-    return _pool("avg", stride) if affine else PoolBN("avg", channels, stride)
-
-
-def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
-    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
-
-
 # From PRIMITIVES names to (channels, stride, affine) -> module.
 OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "none": lambda channels, stride, affine: Zero(stride),  # noqa: ARG005
-    "max_pool_3x3": _max_pool,
-    "avg_pool_3x3": _avg_pool,
-    "skip_connect": _skip,
+    "max_pool_3x3": lambda channels, stride, affine: _pool("max", stride) if affine else PoolBN("max", channels, stride),
+    "avg_pool_3x3": lambda channels, stride, affine: _pool("avg", stride) if affine else PoolBN("avg", channels, stride),
+    "skip_connect": lambda channels, stride, affine: nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine),
     "sep_conv_3x3": lambda channels, stride, affine: SepConv(channels, 3, stride, affine),
     "sep_conv_5x5": lambda channels, stride, affine: SepConv(channels, 5, stride, affine),
     "dil_conv_3x3": lambda channels, stride, affine: DilConv(channels, 3, stride, affine),
     "dil_conv_5x5": lambda channels, stride, affine: DilConv(channels, 5, stride, affine),
 }
 
-# Operations of published cells that are not in the search space (see cell.FURTHER_OPERATIONS), for evaluation networks alone.
+# Operations of published cells outside the search space (see `pdarts/genotype.py`), for evaluation networks alone.
 FURTHER_OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
     "conv_7x1_1x7": Conv7x1And1x7,
 }
-
-
-def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds nan or an infinity; None if none does. Waits for a GPU once if all is well."""
-    numbers = [tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.numel()]
-    if not numbers or math.isfinite(nn.utils.get_total_norm(numbers, math.inf).item()):
-        return None
-    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)

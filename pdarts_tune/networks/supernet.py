@@ -1,7 +1,7 @@
-"""The search network: every edge of every cell is a weighted sum of its candidate operations (Liu et al., 2019, section 2.2).
+"""The search network: every edge of a cell is a weighted sum of its candidate operations (Liu et al., 2019, section 2.2).
 
-The weights of the sum are the softmax of the edge's alphas; all cells of a type (normal, reduction) share their alphas. An edge
-keeps the operations that the search space gives it, so stages after pruning use the same network.
+The weights of the sum are the softmax of the edge's alphas. All cells of a type (normal, reduction) share their alphas. The search
+space says which operations an edge has, so every stage of P-DARTS uses this network.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pdarts_tune.pdarts.progressive_depth import reduction_cells
 from pdarts_tune.pdarts.space import EDGES, NUM_NODES, CellOps, SearchSpace
 
 Mixing = tuple[Tensor, Tensor]  # weights of the candidate operations, normal and reduction, shaped like the alphas
+NODE_EDGES = [[edge for edge, (_, end) in enumerate(EDGES) if end == node] for node in range(NUM_NODES)]
 
 
 class Cell(nn.Module):
@@ -40,7 +41,8 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.operations = operations
-        self.channels = channels // share  # that operations work on; `partial.py` lets the rest pass by
+        self.share = share
+        self.channels = channels // share  # of the operations; in `networks/partial_channels.py` the others pass by
         self.reduction = reduction
         self.reduction_before = reduction_before
         adapt = FactorizedReduce if reduction_before else ReLUConvBN
@@ -51,7 +53,7 @@ class Cell(nn.Module):
             for edge, names in enumerate(operations)
         )
 
-        self.recompute = False  # keep less for backward, see `cell_backward`
+        self.recompute = False  # keep less for backward
         self.dropout_on_reduce = False  # skip dropout also acts on skip-connects of stride 2
         self._plans = plan_states(self.edges, reduction)
         order, inverse, incidence = mixing_order(self._plans, operations)
@@ -65,35 +67,41 @@ class Cell(nn.Module):
 
     @property
     def skip_edges(self) -> list[int]:
-        """The edges whose skip-connect skip dropout acts on: those of stride 1, with `dropout_on_reduce` those of stride 2 too."""
+        """The edges with skip dropout: their skip-connect has stride 1, or any stride with `dropout_on_reduce`."""
         skips = [e for e, names in enumerate(self.operations) if "skip_connect" in names]
         return [e for e in skips if self.dropout_on_reduce or self.stride(e) == 1]
 
     def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float | Tensor) -> Tensor:
-        """The plain evaluation: one module per operation, each edge on its own.
+        """The plain evaluation: one module per operation, edge by edge.
 
-        `weights` has a row per edge, `skip_masks` a mask per skip edge (None: no dropout), `kept` the share of ones in them.
+        Args:
+            before2: output of the cell before the last one, (batch, channels, height, width).
+            before1: output of the last cell.
+            weights: a row per edge, a column per operation.
+            skip_masks: a mask per edge of `skip_edges`; None: no dropout.
+            kept: the share of ones in the masks.
         """
         states = [self.preprocess0(before2), self.preprocess1(before1)]
         masks = {} if skip_masks is None else dict(zip(self.skip_edges, skip_masks, strict=True))
-        edge = 0
-        for node in range(NUM_NODES):
-            total: Tensor | None = None
-            for source in range(node + 2):
-                for index, (name, operation) in enumerate(self.edges[edge].items()):  # type: ignore[operator]
-                    out = operation(states[source])
-                    if name == "skip_connect" and edge in masks:
-                        out = out * masks[edge] / kept
-                    out = weights[edge, index] * out
-                    total = out if total is None else total + out
-                edge += 1
-            assert total is not None
-            states.append(total)
+        for node, edges in enumerate(NODE_EDGES):
+            states.append(self.node(dict(zip(edges, states[: node + 2], strict=True)), weights, masks, kept))
         return torch.cat(states[-NUM_NODES:], dim=1)
 
+    def node(self, inputs: dict[int, Tensor], weights: Tensor, masks: dict[int, Tensor], kept: float | Tensor) -> Tensor:
+        """The weighted sum of all operations on the edges into a node. `inputs` and `masks` are by edge."""
+        total: Tensor | None = None
+        for edge, state in inputs.items():
+            for index, (name, operation) in enumerate(self.edges[edge].items()):  # type: ignore[operator]
+                out = operation(state)
+                if name == "skip_connect" and edge in masks:
+                    out = out * masks[edge] / kept
+                out = weights[edge, index] * out
+                total = out if total is None else total + out
+        assert total is not None
+        return total
+
     def fast(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
-        """The same, evaluated by `cell_backward`. Inputs and the output are (nodes, batch, height, width, channels): where the
-        plain evaluation concatenates nodes along the channels, this one keeps them one after the other."""
+        """The same, by the hand-written pass of a whole cell. Inputs and output are (nodes, batch, height, width, channels)."""
         parameters = [parameter for plan in self._plans for parameter in plan.parameters()]
         settings = Settings(self.training, self.recompute, kept)
         constants = self.mixing_order, self.mixing_inverse, self.incidence, self.unit
@@ -109,12 +117,11 @@ class Cell(nn.Module):
 class Supernet(nn.Module):
     """The search network of one stage.
 
-    Alphas are two tensors with a row per edge and a column per kept operation, in the order of the search space. Where edges
-    keep different numbers of operations, shorter rows are padded at the end: the padding is zero, has weight zero in the mixing
-    and gradient zero, and so stays zero under any of the field's optimizers.
+    Alphas are two tensors with a row per edge and a column per operation, in the order of the search space. Shorter rows are padded
+    with zeros at the end. The padding has weight zero in the mixing and gradient zero, so no optimizer of the field moves it.
 
-    Weights and alphas are drawn from PyTorch's global generator: seed it first. Skip dropout is off until `set_skip_dropout`;
-    its masks come from `dropout_generator`, which the caller owns and saves (None: the global generator).
+    Weights and alphas are drawn from PyTorch's global generator: seed it first. Skip dropout is off until `set_skip_dropout`. Its
+    masks come from `dropout_generator`, which the caller owns and saves (None: the global generator).
     """
 
     alphas_normal: nn.Parameter
@@ -143,8 +150,8 @@ class Supernet(nn.Module):
         self.space = space
         self.dropout_generator: torch.Generator | None = None
         self.skip_dropout = 0.0
-        self.precision: Precision = "fp32"  # bf16: mixed precision, see `execution`
-        self.channels_last = False  # memory layout of the plain evaluation; the fast one has its own
+        self.precision: Precision = "fp32"  # bf16: mixed precision, see `config/execution.py`
+        self.channels_last = False  # memory layout of the plain evaluation; the fast one is always channels-last
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
         before2 = before1 = 3 * channels
         reduction_before = False
@@ -174,7 +181,7 @@ class Supernet(nn.Module):
         return [parameter for name, parameter in self.named_parameters() if not name.startswith("alphas_")]
 
     def set_skip_dropout(self, rate: float) -> None:
-        """From now on, in training mode, zero each element that passes a stride-1 skip-connect with this probability.
+        """In training mode, zeroes each element that passes a stride-1 skip-connect with this probability.
 
         Raises:
             ValueError: a rate outside [0, 1).
@@ -198,7 +205,7 @@ class Supernet(nn.Module):
         return _by_name(self.space.normal, normal), _by_name(self.space.reduce, reduce)
 
     def one_hot_mixing(self, genotype: Genotype) -> Mixing:
-        """The mixing weights that make this network the genotype's: one for its operations, zero for all else.
+        """The mixing weights that make this network the genotype's: one for its operations, zero for the others.
 
         Raises:
             ValueError: the genotype uses an operation that its edge does not offer.
@@ -217,8 +224,11 @@ class Supernet(nn.Module):
         return [mixing[cell.reduction] for cell in self._cells()]
 
     def forward(self, images: Tensor, mixing: Mixing | list[Tensor] | None = None) -> Tensor:
-        """Logits. `mixing` replaces the softmax of the alphas, e.g. by `one_hot_mixing`; its padding must be zero. A list has the
-        weights of every cell, as from `spread`."""
+        """Images (batch, in_channels, height, width) to logits (batch, num_classes).
+
+        `mixing` replaces the softmax of the alphas, e.g. by `one_hot_mixing`. Its padding must be zero. A list has the weights of
+        every cell, as from `spread`.
+        """
         if self.precision == "bf16":
             with torch.autocast(images.device.type, torch.bfloat16):
                 return self._logits(images, mixing).to(self.classifier.weight.dtype)
@@ -236,11 +246,11 @@ class Supernet(nn.Module):
         kept = 1.0 - self.skip_dropout
         for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
             masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if fast else before1)
-            # The fast evaluation never has the output of a stride-2 skip-connect in memory, so it cannot drop elements of it.
+            # The fast evaluation never holds the output of a stride-2 skip-connect, so it cannot drop elements of it.
             if fast and not (cell.reduction and cell.dropout_on_reduce and masks is not None):
                 out = cell.fast(before2, before1, weights, masks, kept)
             else:
-                share = torch.full((), kept, dtype=weights.dtype, device=weights.device)  # compiled code is good for every rate
+                share = torch.full((), kept, dtype=weights.dtype, device=weights.device)  # one compiled code for every rate
                 images2, images1 = (joined(before2), joined(before1)) if fast else (before2, before1)
                 out = cell(images2, images1, weights, masks, share)
                 out = as_nodes(out) if fast else out
@@ -255,10 +265,10 @@ class Supernet(nn.Module):
             yield cell
 
     def _skip_masks(self, cell: Cell, before1: Tensor) -> Tensor | None:
-        """A mask of kept elements per skip edge, drawn in one go so that every way to evaluate a cell uses the same masks."""
+        """A mask of kept elements per skip edge. One draw for all edges gives every evaluation of a cell the same masks."""
         if not self.training or self.skip_dropout == 0.0 or not cell.skip_edges:
             return None
-        scale = 2 if cell.reduction else 1  # in a reduction cell all skip-connects end at half the resolution
+        scale = 2 if cell.reduction else 1  # every node of a reduction cell has half the resolution
         batch, _, height, width = before1.shape
         shape = (len(cell.skip_edges), batch, -(-height // scale), -(-width // scale), cell.channels)
         masks = torch.empty(shape, dtype=torch.bool, device=before1.device)
@@ -272,7 +282,7 @@ def as_nodes(images: Tensor) -> Tensor:
 
 
 def joined(nodes: Tensor) -> Tensor:
-    """Nodes, (nodes, batch, height, width, channels), as images: side by side along the channels."""
+    """Nodes (nodes, batch, height, width, channels) as images, concatenated along the channels."""
     return nodes.permute(1, 0, 4, 2, 3).flatten(1, 2)
 
 

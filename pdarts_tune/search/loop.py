@@ -1,8 +1,8 @@
 """The stage loop of P-DARTS (paper, section 3): search, drop operations, grow deeper, search again.
 
-A `Search` is an iterator of epoch records whose whole state can be saved after any epoch. A search that is resumed on the same
-machine with the same number of threads gives the same bits as one that was never interrupted. How one step goes is the method's
-business (`steps.py`); random search runs through the same loop, a network per candidate in place of one per stage.
+A `Search` is an iterator of epoch records. Its whole state can be saved after any epoch. On the same machine with the same number
+of threads a resumed search gives the same bits as an uninterrupted one. `search/steps.py` has the step of each method. A random
+search runs through the same loop, with a candidate in place of a stage.
 """
 
 from __future__ import annotations
@@ -25,25 +25,43 @@ from pdarts_tune.data.batches import Batches
 from pdarts_tune.data.datasets import load_dataset
 from pdarts_tune.data.normalisation import Moments
 from pdarts_tune.data.splits import split_train
-from pdarts_tune.networks.build import build_network, build_optimizers
-from pdarts_tune.networks.cost import peak_bytes, predict_stage_bytes, reset_peak_bytes
-from pdarts_tune.networks.operations import first_not_finite
+from pdarts_tune.networks.build import build_network, build_optimizers, first_not_finite
+from pdarts_tune.networks.cost import predict_stage_bytes
 from pdarts_tune.networks.partial_channels import PartialSupernet
-from pdarts_tune.networks.runtime import check_limit, compile_cells, give_back_freed_memory, is_out_of_memory, stage_error, switched
+from pdarts_tune.networks.runtime import (
+    compile_cells,
+    give_back_freed_memory,
+    is_out_of_memory,
+    peak_bytes,
+    reset_peak_bytes,
+    switched,
+)
 from pdarts_tune.pdarts.approximation import draw_operations, keep_choice, prune
 from pdarts_tune.pdarts.genotype import random_genotype, softmax
 from pdarts_tune.pdarts.progressive_depth import Stage, cosine_rate
 from pdarts_tune.pdarts.regularization import skip_dropout
 from pdarts_tune.pdarts.space import SearchSpace
-from pdarts_tune.search.diagnostics import WINDOW, Examination, evaluate, examine, has_sharpened, look_every, only
+from pdarts_tune.search.diagnostics import WINDOW, Diagnostics, diagnose, evaluate, genotype_space, has_sharpened, look_every
 from pdarts_tune.search.records import CELLS, Choice, EpochRecord
 from pdarts_tune.search.steps import build_steps
 
 
-class Search:
-    """One search, by any method but random sampling (which trains nothing).
+class StageMemoryError(MemoryError):
+    """A stage (counted from 1) found too little memory. `needed` is its memory by prediction, in bytes."""
 
-    `moments` are what images are normalised with; None: those of a new run.
+    def __init__(self, stage: int, needed: int, reason: str) -> None:
+        super().__init__(f"stage {stage}: takes {needed:,} bytes by prediction{reason}")
+        self.needed = needed
+
+
+class MemoryLimitError(StageMemoryError):
+    """A stage would take more than the search's `memory_limit`. Another attempt would end alike."""
+
+
+class Search:
+    """One search, by any method that trains a network.
+
+    `moments` normalise the images; None: those of a new run.
 
     Raises:
         ConfigError: the data set is unknown, unreadable or too small.
@@ -54,7 +72,7 @@ class Search:
         self.device = device
         self.rounds = plan_rounds(config.method, config.stages)
         self.records: list[EpochRecord] = []
-        self._texts: list[str] = []  # of the records, as far as they were saved
+        self._texts: list[str] = []  # of the saved records
         self.dataset = load_dataset(config, moments)
         split = split_train(self.dataset.train, config.split_seed, config.validation_fraction)
 
@@ -64,8 +82,8 @@ class Search:
         self.weight_batches = batches(split.weights, True)
         self.alpha_batches = batches(split.alphas, True)
         self.validation_batches = batches(split.validation, False)
-        # One generator for each purpose: the images that weights see in a given epoch do not depend on the network's depth, on the
-        # method or on whether alphas train, so that variants with the same seed can be compared as pairs.
+        # With one generator for each purpose, the weights' images in an epoch do not depend on depth, method or training of alphas,
+        # so variants with the same seed are pairs.
         self.generators = {
             purpose: torch.Generator(device).manual_seed(derive_seed(config.seed, purpose))
             for purpose in ("weight batches", "alpha batches", "skip dropout", "architectures")
@@ -77,7 +95,7 @@ class Search:
         return self.rounds[self.stage_index]
 
     def epochs(self) -> Iterator[EpochRecord]:
-        """Runs the search from where it is, a record after each epoch.
+        """Runs the search from its present state, a record after each epoch.
 
         Raises:
             FloatingPointError: a loss, a weight or an alpha is not finite; the message names the stage and the epoch.
@@ -93,14 +111,15 @@ class Search:
                     record = self._run_epoch()
             except Exception as error:
                 if is_out_of_memory(error):
-                    raise stage_error(self.stage_index + 1, self._stage_bytes(), error) from error
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    raise StageMemoryError(self.stage_index + 1, self._stage_bytes(), f"; {reason}") from error
                 raise
             self.epoch += 1
             self.records.append(record)
             yield record
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on, and the records so far; loads with `torch.load(weights_only=True)`."""
+        """Everything that the next epoch depends on, and the records; loads with `torch.load(weights_only=True)`."""
         return {
             "config_id": config_id(self.config),
             "stage_index": self.stage_index,
@@ -128,42 +147,40 @@ class Search:
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         for purpose, generator in self.generators.items():
             generator.set_state(state["generators"][purpose].cpu())
-        # Older checkpoints hold them as dicts.
-        records = [json.loads(record) if isinstance(record, str) else record for record in state["records"]]
-        self.records, self._texts = [EpochRecord(**_of_training_alone(record)) for record in records], []
+        self.records, self._texts = [_load_record(text) for text in state["records"]], []
         self.dataset.left_out.update(state["left_out"])
 
     def _records_as_text(self) -> list[str]:
-        """A line of JSON each: pickled, their thousands of numbers would take as long as an epoch of a small search."""
+        """A line of JSON each. Pickling their thousands of numbers would take as long as an epoch of a small search."""
         self._texts += [json.dumps(asdict(record)) for record in self.records[len(self._texts) :]]
         return list(self._texts)
 
     def _space(self, index: int) -> SearchSpace:
-        """What a round's network offers: everything, what is left of the round before, or one candidate's operations."""
+        """The operations of a round's network: all, those that the round before keeps, or those of a candidate."""
         if isinstance(self.config.method, RandomSearch):
             rng = random.Random(derive_seed(self.config.seed, f"candidate {index + 1}"))
-            return only(random_genotype(rng, self.config.max_skips))
+            return genotype_space(random_genotype(rng, self.config.max_skips))
         keep = self.rounds[index].operations
         before = SearchSpace.full() if index == 0 else self.network.space
         if index == 0 or self.config.dropping == "random":
             rng = random.Random(derive_seed(self.config.seed, f"operations {index + 1}"))
             return SearchSpace(draw_operations(rng, before.normal, keep), draw_operations(rng, before.reduce, keep))
         last = self.records[-1]
-        (kept,) = (r for r in self.records if (r.stage, r.epoch) == (last.stage, last.derived_epoch))
-        normal, reduce = (tuple(kept.probabilities[cell]) for cell in CELLS)
+        (derived,) = (r for r in self.records if (r.stage, r.epoch) == (last.stage, last.derived_epoch))
+        normal, reduce = (tuple(derived.probabilities[cell]) for cell in CELLS)
         return SearchSpace(keep_choice(normal, prune(normal, keep)), keep_choice(reduce, prune(reduce, keep)))
 
     def _start_stage(self, index: int, space: SearchSpace) -> None:
-        """A new network with new weights and new alphas: nothing but the kept operations passes from stage to stage."""
+        """Makes a new network with new weights and new alphas. Only the kept operations pass from stage to stage."""
         config = self.config
         self.stage_index, self.epoch, self.space = index, 0, space
-        if config.memory_limit is not None:
-            check_limit(index + 1, self._stage_bytes(), config.memory_limit)
+        if config.memory_limit is not None and (needed := self._stage_bytes()) > config.memory_limit:
+            raise MemoryLimitError(index + 1, needed, f", memory_limit is {config.memory_limit:,}")
         shape = self.stage.cells, self.dataset.num_classes, self.dataset.in_channels
         self.network = build_network(config, space, *shape, derive_seed(config.seed, f"stage {index + 1}")).to(self.device)
         self.network.dropout_generator = self.generators["skip dropout"]
         if config.execution.compile:
-            compile_cells(self.network)
+            compile_cells(self.network.cells)
         self.weight_optimizer, self.alpha_optimizer = build_optimizers(config, self.network)
         self.steps = build_steps(
             config,
@@ -174,7 +191,7 @@ class Search:
             self.generators["architectures"],
         )
         if self.device.type == "cpu":
-            give_back_freed_memory()  # of the stage before, whose network is gone: each stage's peak is its own
+            give_back_freed_memory()  # of the last stage's network, so that each stage has its own peak
 
     def _stage_bytes(self) -> int:
         shape = self.dataset.image_size, self.dataset.num_classes, self.dataset.in_channels
@@ -194,17 +211,16 @@ class Search:
         trained = time.perf_counter() - started
         sampler = self.steps.sampler(derive_seed(self.config.seed, f"validation {self.stage_index} {self.epoch}"))
         validation_loss, validation_accuracy = evaluate(self.network, self.validation_batches, sampler)
+        place = f"stage {self.stage_index + 1}, epoch {self.epoch}"
         for name, loss in (("training", train_loss), ("validation", validation_loss)):
             if not math.isfinite(loss):
-                raise FloatingPointError(f"stage {self.stage_index + 1}, epoch {self.epoch}: {name} loss is {loss}")
-        wrong = first_not_finite(self.network.state_dict())  # what the last step did no training loss of this epoch has seen
-        if wrong is not None:
-            raise FloatingPointError(f"stage {self.stage_index + 1}, epoch {self.epoch}: {wrong} is not finite after the last step")
+                raise FloatingPointError(f"{place}: {name} loss is {loss}")
+        tensor = first_not_finite(self.network.state_dict())  # no training loss comes after the last step
+        if tensor is not None:
+            raise FloatingPointError(f"{place}: {tensor} is not finite after the last step")
         measured, peak = time.perf_counter(), peak_bytes(self.device)
-        alphas = dict(zip(CELLS, self._alphas_by_name(), strict=True))
-        probabilities = {cell: [softmax(edge) for edge in edges] for cell, edges in alphas.items()}
-        choice = Choice(alphas, probabilities, self._edge_weights())
-        examination = self._examine(choice, validation_accuracy)
+        choice = self._choice()
+        diagnostics = self._diagnose(choice, validation_accuracy)
         finished = time.perf_counter()
         return EpochRecord(
             stage=self.stage_index + 1,
@@ -222,12 +238,15 @@ class Search:
             peak_bytes=peak,
             finished=time.time(),
             **asdict(choice),
-            **asdict(examination),
-            derived_epoch=self._derived_epoch(both, examination.hessian_eigenvalue),
+            **asdict(diagnostics),
+            derived_epoch=self._derived_epoch(both, diagnostics.hessian_eigenvalue),
         )
 
     def _train(self, both: bool) -> tuple[float, float, int]:
-        """One pass over the weights' half; before each weight step, in the phase for both, one alpha step."""
+        """One pass over the weights' images, in the phase for both with a step of the alphas before each of the weights.
+
+        Returns the mean loss, the accuracy (fraction) and the number of images.
+        """
         self.network.train()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
@@ -238,7 +257,7 @@ class Search:
                 self.steps.train_alphas(next(alpha_batches), batch)
             loss, logits = self.steps.train_weights(batch, both)
             labels = batch[1]
-            # Summed on the device: reading a number back after each step would stall a GPU.
+            # Sums stay on the device, since reading a number after each step would stall a GPU.
             loss_sum += loss * len(labels)
             correct += (logits.argmax(dim=1) == labels).sum()
             images_seen += len(labels)
@@ -248,12 +267,25 @@ class Search:
         while True:
             yield from self.alpha_batches.epoch(self.generators["alpha batches"])
 
-    def _examine(self, choice: Choice, validation_accuracy: float) -> Examination:
+    def _choice(self) -> Choice:
+        """The present architecture parameters, by name."""
+        network = self.network
+        spaces, alphas = (network.space.normal, network.space.reduce), (network.alphas_normal, network.alphas_reduce)
+        by_name = {
+            cell: [dict(zip(names, row, strict=False)) for names, row in zip(operations, values.tolist(), strict=True)]
+            for cell, operations, values in zip(CELLS, spaces, alphas, strict=True)
+        }
+        edge_weights = None
+        if isinstance(network, PartialSupernet):
+            edge_weights = dict(zip(CELLS, (weights.tolist() for weights in network.edge_weights()), strict=True))
+        return Choice(by_name, {cell: [softmax(edge) for edge in edges] for cell, edges in by_name.items()}, edge_weights)
+
+    def _diagnose(self, choice: Choice, validation_accuracy: float) -> Diagnostics:
         if isinstance(self.config.method, RandomSearch):  # no alphas, and the network is the derived one
-            return Examination(inherited_accuracy=validation_accuracy)
-        done, every = self.epoch + 1, self.config.eigenvalue_every
+            return Diagnostics(inherited_accuracy=validation_accuracy)
+        epochs, every = self.epoch + 1, self.config.eigenvalue_every
         between = look_every(self.config, len(self.weight_batches), len(self.validation_batches))
-        return examine(
+        return diagnose(
             self.config,
             self.network,
             choice.genotype(self.config.max_skips),
@@ -261,35 +293,24 @@ class Search:
             self.dataset.num_classes,
             self.dataset.in_channels,
             derive_seed(self.config.seed, f"diagnostics {self.stage_index} {self.epoch}"),
-            # Counted back from the stage's last epoch, which is always looked at.
-            look=done == self.stage.epochs or (done >= between and (self.stage.epochs - done) % between == 0),
-            eigenvalue=every > 0 and done % every == 0,
+            # Counted back from the stage's last epoch, which always has one.
+            look=epochs == self.stage.epochs or (epochs >= between and (self.stage.epochs - epochs) % between == 0),
+            eigenvalue=every > 0 and epochs % every == 0,
         )
 
     def _derived_epoch(self, both: bool, eigenvalue: float | None) -> int | None:
-        """At the end of a stage, the epoch whose alphas count: the last one, or after an early stop the one before the rise."""
+        """The epoch whose alphas count: at the end of a stage the last one, after an early stop the one before the rise."""
         ratio = self.config.early_stop_ratio
         if ratio is not None and both and eigenvalue is not None:
-            here = [r for r in self.records if r.stage == self.stage_index + 1 and r.phase == "both"]
-            known = [r.hessian_eigenvalue for r in here if r.hessian_eigenvalue is not None]
-            if has_sharpened([*known, eigenvalue], ratio):
+            before = [r.hessian_eigenvalue for r in self.records if r.stage == self.stage_index + 1 and r.phase == "both"]
+            if has_sharpened([*(value for value in before if value is not None), eigenvalue], ratio):
                 return self.epoch - WINDOW
         return self.epoch if self.epoch + 1 == self.stage.epochs else None
 
-    def _alphas_by_name(self) -> Iterator[list[dict[str, float]]]:
-        spaces = (self.network.space.normal, self.network.space.reduce)
-        for operations, alphas in zip(spaces, (self.network.alphas_normal, self.network.alphas_reduce), strict=True):
-            rows = alphas.detach().tolist()
-            yield [dict(zip(names, row, strict=False)) for names, row in zip(operations, rows, strict=True)]
 
-    def _edge_weights(self) -> dict[str, list[float]] | None:
-        if not isinstance(self.network, PartialSupernet):
-            return None
-        return dict(zip(CELLS, (weights.tolist() for weights in self.network.edge_weights()), strict=True))
-
-
-def _of_training_alone(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of a release whose seconds held the diagnostics, as this one has them."""
-    if "diagnostic_peak_bytes" in record:
-        return record
-    return record | {"seconds": record["seconds"] - record["diagnostic_seconds"], "diagnostic_peak_bytes": None}
+def _load_record(text: str) -> EpochRecord:
+    """A record of a checkpoint. In earlier releases `seconds` included the diagnostics."""
+    record = json.loads(text)
+    if "diagnostic_peak_bytes" not in record:
+        record |= {"seconds": record["seconds"] - record["diagnostic_seconds"], "diagnostic_peak_bytes": None}
+    return EpochRecord(**record)

@@ -1,7 +1,7 @@
-"""DARTS' second order: the gradient of the alphas through one unrolled step of the weights (Liu et al., 2019, section 2.3).
+"""The step of each search method: how weights and alphas train on a batch.
 
-Both functions take losses as functions without arguments, so that they know nothing of networks. A loss must be the same function
-at each call (same images, same dropout masks): a finite difference of two different draws would be noise over a small number.
+The stage loop calls `train_alphas` and `train_weights` without knowing the method. `Alternating` serves P-DARTS, DARTS' first
+order, PC-DARTS and random search; `Unrolled` serves DARTS' second order, `Sampled` SNAS.
 """
 
 from __future__ import annotations
@@ -20,106 +20,43 @@ from pdarts_tune.networks.supernet import Mixing, Supernet
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.search.snas import PENALTY_WEIGHTS, expected_cost, relative_costs, sample_mixing, temperature
 
-# MERGED DOCSTRING
-# What a search method brings to the stage loop: how one step of weights and alphas goes.
-#
-# The loop calls `train_alphas` and `train_weights` and need not know which method it runs.
-
-Loss = Callable[[], Tensor]
+Batch = tuple[Tensor, Tensor]  # images, labels
+Loss = Callable[[], Tensor]  # the same function at each call: same images, same dropout masks
 
 
-def mixed_product(
-    loss: Loss, weights: Sequence[nn.Parameter], alphas: Sequence[nn.Parameter], vector: Sequence[Tensor], distance: float
-) -> list[Tensor]:
-    """The second derivative of the loss by alphas and weights, times a vector shaped like the weights (equation 8).
-
-    A central difference of the alphas' gradient: weights are moved by `distance` to either side along the vector, and put back to
-    the very bits. Only first derivatives are taken, so any evaluation of the network will do. Returns a tensor for each of the
-    alphas.
-
-    On smooth networks it is within 1e-4 of the exact product at the paper's distance, 0.01. A search network is not smooth: at each
-    ReLU whose sign changes on the way, the alphas' gradient jumps, and of jumps the exact product at a point knows nothing. On new
-    networks of the laptop preset (8 operations, batch 64) the two have a cosine of 0.3 at 0.01 and are four to five times the
-    product's norm apart; a smaller distance divides fewer jumps by a smaller number and is further off, in float64 as well.
-    """
-    saved = [weight.detach().clone() for weight in weights]
-    norm = torch.stack([part.norm() for part in vector]).norm()
-    # A vector of zeros has the product zero; the smallest positive number keeps 0 / 0 out of it.
-    step = distance / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-    sides = []
-    for sign in (1, -1):
-        _assign(weights, [weight + sign * step * part for weight, part in zip(saved, vector, strict=True)])
-        sides.append(torch.autograd.grad(loss(), list(alphas)))
-    _assign(weights, saved)
-    return [(above - below) / (2 * step) for above, below in zip(*sides, strict=True)]
-
-
-def unrolled_gradient(
-    train_loss: Loss,
-    validation_loss: Loss,
-    weights: Sequence[nn.Parameter],
-    alphas: Sequence[nn.Parameter],
-    update: Callable[[Sequence[Tensor]], Sequence[Tensor]],
-    learning_rate: float,
-    distance: float,
-) -> list[Tensor]:
-    """The alphas' gradient of the validation loss at the weights that one training step would lead to (equation 7).
+def build_steps(
+    config: SearchConfig,
+    stage: Stage,
+    network: Supernet,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    image_size: int,
+    generator: torch.Generator,
+) -> Alternating:
+    """The steps of the configuration's method.
 
     Args:
-        update: what the weights' optimizer makes of a gradient before it multiplies by the learning rate (momentum, weight
-            decay), a tensor for each weight.
-        learning_rate: the step of the weights, xi in the paper.
-        distance: see `mixed_product`.
-
-    Returns:
-        A tensor for each of the alphas. The weights are as before.
+        optimizers: of weights and of alphas.
+        image_size: side of the images, in pixels.
+        generator: draws architectures.
     """
-    saved = [weight.detach().clone() for weight in weights]
-    steps = update(torch.autograd.grad(train_loss(), list(weights)))
-    _assign(weights, [weight - learning_rate * step for weight, step in zip(saved, steps, strict=True)])
-    gradients = torch.autograd.grad(validation_loss(), [*alphas, *weights])
-    at_alphas, at_weights = gradients[: len(alphas)], gradients[len(alphas) :]
-    _assign(weights, saved)
-    products = mixed_product(train_loss, weights, alphas, at_weights, distance)
-    return [direct - learning_rate * product for direct, product in zip(at_alphas, products, strict=True)]
-
-
-def _assign(weights: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for weight, value in zip(weights, values, strict=True):
-            weight.copy_(value)
-
-
-@contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Passes in training mode that leave the batch norms' running statistics and counters as they are."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, counter
-
-
-Batch = tuple[Tensor, Tensor]  # images, labels
+    if isinstance(config.method, SecondOrder):
+        return Unrolled(config, network, optimizers)
+    if isinstance(config.method, Snas):
+        return Sampled(config, network, optimizers, config.method, stage, image_size, generator)
+    return Alternating(config, network, optimizers)
 
 
 class Alternating:
-    """Weights and alphas take turns, each step with the other group fixed: P-DARTS, DARTS' first order, PC-DARTS."""
+    """Weights and alphas take turns, each step with the other group fixed."""
 
     trains_alphas_apart = True  # on images of their own, before each step of the weights
 
     def __init__(
-        self, network: Supernet, weight_optimizer: torch.optim.Optimizer, alpha_optimizer: torch.optim.Optimizer, clip: float
+        self, config: SearchConfig, network: Supernet, optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
     ) -> None:
+        self.config = config
         self.network = network
-        self.weight_optimizer = weight_optimizer
-        self.alpha_optimizer = alpha_optimizer
-        self.clip = clip  # largest norm of a gradient, for weights and for alphas
+        self.weight_optimizer, self.alpha_optimizer = optimizers
         self.weights = network.weight_parameters()
         self.alphas = network.arch_parameters()
 
@@ -127,15 +64,15 @@ class Alternating:
         """Called before the steps of an epoch, counted from 0 in its stage."""
 
     def sampler(self, seed: int) -> Callable[[], Mixing] | None:  # noqa: ARG002
-        """What draws the mixing weights that the network is validated with; None: they are the softmax of the alphas."""
+        """Draws mixing weights for a batch of validation; None: they are the softmax of the alphas."""
         return None
 
     def train_alphas(self, batch: Batch, weight_batch: Batch) -> None:  # noqa: ARG002
-        """One step of the alphas on their own images; `weight_batch` is what the weights train on next."""
+        """One step of the alphas on their own images. `weight_batch` is the weights' next one."""
         self._step(batch, self.alpha_optimizer, self.alphas, self.weights)
 
     def train_weights(self, batch: Batch, both: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """One step of the weights; `both` where alphas train in this epoch. Returns the loss (scalar) and the logits."""
+        """One step of the weights, and the loss (scalar) and logits before it. `both`: alphas train in this epoch."""
         return self._step(batch, self.weight_optimizer, self.weights, self.alphas)
 
     def _step(
@@ -148,26 +85,16 @@ class Alternating:
         logits = self.network(images)
         loss = cross_entropy(logits, labels)
         loss.backward()
-        clip_gradients(trained, self.clip)
+        clip_gradients(trained, self.config.gradient_clip)
         optimizer.step()
         return loss.detach(), logits.detach()
 
 
 class Unrolled(Alternating):
-    """DARTS' second order. An alpha step takes four passes forward and back through the network where first order takes one."""
-
-    def __init__(
-        self,
-        network: Supernet,
-        weight_optimizer: torch.optim.Optimizer,
-        alpha_optimizer: torch.optim.Optimizer,
-        clip: float,
-        method: SecondOrder,
-    ) -> None:
-        super().__init__(network, weight_optimizer, alpha_optimizer, clip)
-        self.method = method
+    """DARTS' second order. A step of the alphas takes four passes forward and back, where first order takes one."""
 
     def train_alphas(self, batch: Batch, weight_batch: Batch) -> None:
+        assert isinstance(self.config.method, SecondOrder)
         require_gradients(self.weights, True)
         require_gradients(self.alphas, True)
         generator = self.network.dropout_generator
@@ -175,7 +102,7 @@ class Unrolled(Alternating):
         before = after = generator.get_state()
 
         def train_loss() -> Tensor:
-            generator.set_state(before)  # the same masks at each call: else their noise would be divided by the small step
+            generator.set_state(before)  # the same masks at each call
             return cross_entropy(self.network(weight_batch[0]), weight_batch[1])
 
         def validation_loss() -> Tensor:
@@ -192,16 +119,16 @@ class Unrolled(Alternating):
                 self.alphas,
                 self._update,
                 self.weight_optimizer.param_groups[0]["lr"],
-                self.method.finite_difference,
+                self.config.method.finite_difference,
             )
         generator.set_state(after)
         for parameter, gradient in zip(self.alphas, gradients, strict=True):
             parameter.grad = gradient
-        clip_gradients(self.alphas, self.clip)
+        clip_gradients(self.alphas, self.config.gradient_clip)
         self.alpha_optimizer.step()
 
     def _update(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """What momentum and weight decay make of a gradient (PyTorch's SGD)."""
+        """The step that momentum and weight decay make of a gradient (PyTorch's SGD)."""
         (group,) = self.weight_optimizer.param_groups
         steps = []
         for weight, gradient in zip(self.weights, gradients, strict=True):
@@ -211,23 +138,80 @@ class Unrolled(Alternating):
         return steps
 
 
+def unrolled_gradient(
+    train_loss: Loss,
+    validation_loss: Loss,
+    weights: Sequence[nn.Parameter],
+    alphas: Sequence[nn.Parameter],
+    update: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    learning_rate: float,
+    distance: float,
+) -> list[Tensor]:
+    """The alphas' gradient of the validation loss after one training step of the weights (Liu et al., 2019, equation 7).
+
+    Args:
+        update: the weights' optimizer without its learning rate: from gradients to steps, a tensor for each weight.
+        learning_rate: of the weights' step, xi in the paper.
+        distance: see `mixed_product`.
+
+    Returns:
+        A tensor for each of the alphas. The weights are as before.
+    """
+    saved = [weight.detach().clone() for weight in weights]
+    steps = update(torch.autograd.grad(train_loss(), list(weights)))
+    _assign(weights, [weight - learning_rate * step for weight, step in zip(saved, steps, strict=True)])
+    gradients = torch.autograd.grad(validation_loss(), [*alphas, *weights])
+    at_alphas, at_weights = gradients[: len(alphas)], gradients[len(alphas) :]
+    _assign(weights, saved)
+    products = mixed_product(train_loss, weights, alphas, at_weights, distance)
+    return [direct - learning_rate * product for direct, product in zip(at_alphas, products, strict=True)]
+
+
+def mixed_product(
+    loss: Loss, weights: Sequence[nn.Parameter], alphas: Sequence[nn.Parameter], vector: Sequence[Tensor], distance: float
+) -> list[Tensor]:
+    """The second derivative of the loss by alphas and weights, times a vector shaped like the weights (equation 8).
+
+    It is a central difference of the alphas' gradient: weights move by `distance` to either side along the vector, and come back to
+    the same bits. It takes first derivatives only, so any evaluation of the network will do. Returns a tensor per alpha tensor.
+
+    On smooth networks the error is below 1e-4 at the paper's distance, 0.01. A search network is not smooth: the alphas' gradient
+    jumps where a ReLU changes its sign. On new networks of the laptop preset (8 operations, batch 64), at 0.01, the cosine with the
+    exact product is 0.3 and the error four to five times its norm. Smaller distances are worse, in float64 as well.
+    """
+    saved = [weight.detach().clone() for weight in weights]
+    norm = torch.stack([part.norm() for part in vector]).norm()
+    step = distance / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # the product with zeros is zero, and not 0 / 0
+    sides = []
+    for sign in (1, -1):
+        _assign(weights, [weight + sign * step * part for weight, part in zip(saved, vector, strict=True)])
+        sides.append(torch.autograd.grad(loss(), list(alphas)))
+    _assign(weights, saved)
+    return [(above - below) / (2 * step) for above, below in zip(*sides, strict=True)]
+
+
+def _assign(weights: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)
+
+
 class Sampled(Alternating):
-    """SNAS: a step samples an architecture, and weights and alphas descend the same loss on the same images."""
+    """SNAS: each step samples an architecture, and weights and alphas descend the same loss on the same images."""
 
     trains_alphas_apart = False
 
     def __init__(
         self,
+        config: SearchConfig,
         network: Supernet,
-        weight_optimizer: torch.optim.Optimizer,
-        alpha_optimizer: torch.optim.Optimizer,
-        clip: float,
+        optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
         method: Snas,
         stage: Stage,
         image_size: int,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(network, weight_optimizer, alpha_optimizer, clip)
+        super().__init__(config, network, optimizers)
         self.method = method
         self.stage = stage
         self.generator = generator
@@ -239,7 +223,7 @@ class Sampled(Alternating):
         self.temperature = temperature(self.method, self.stage, epoch)
 
     def sampler(self, seed: int) -> Callable[[], Mixing] | None:
-        """Architectures sampled at this epoch's temperature: the weights were trained in such, and in no average of them."""
+        """Samples architectures at this epoch's temperature, since the weights train in such and not in their average."""
         generator = torch.Generator(self.generator.device).manual_seed(seed)
         return lambda: sample_mixing(self.network, self.temperature, generator)
 
@@ -255,38 +239,29 @@ class Sampled(Alternating):
         if both and self.penalty:
             total = loss + self.penalty * expected_cost(self.network.mixing(), self.costs)
         total.backward()
-        clip_gradients(self.weights, self.clip)
+        clip_gradients(self.weights, self.config.gradient_clip)
         self.weight_optimizer.step()
         if both:
-            clip_gradients(self.alphas, self.clip)
+            clip_gradients(self.alphas, self.config.gradient_clip)
             self.alpha_optimizer.step()
         return loss.detach(), logits.detach()
-
-
-def build_steps(
-    config: SearchConfig,
-    stage: Stage,
-    network: Supernet,
-    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
-    image_size: int,
-    generator: torch.Generator,
-) -> Alternating:
-    """The steps of the configuration's method.
-
-    Args:
-        optimizers: of weights and of alphas.
-        image_size: side of the images, in pixels.
-        generator: of sampled architectures.
-    """
-    method, (weight_optimizer, alpha_optimizer) = config.method, optimizers
-    clip = config.gradient_clip
-    if isinstance(method, SecondOrder):
-        return Unrolled(network, weight_optimizer, alpha_optimizer, clip, method)
-    if isinstance(method, Snas):
-        return Sampled(network, weight_optimizer, alpha_optimizer, clip, method, stage, image_size, generator)
-    return Alternating(network, weight_optimizer, alpha_optimizer, clip)
 
 
 def require_gradients(parameters: Sequence[nn.Parameter], on: bool) -> None:
     for parameter in parameters:
         parameter.requires_grad_(on)
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Passes in training mode leave the batch norms' running statistics and counters as they are."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter

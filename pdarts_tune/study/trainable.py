@@ -39,13 +39,12 @@ from pdarts_tune.evaluation.job import (
 )
 from pdarts_tune.evaluation.training import EvalEpoch
 from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from pdarts_tune.networks.cost import reset_peak_bytes
-from pdarts_tune.networks.runtime import MemoryLimitError, StageMemoryError, give_back_freed_memory, keep_freed_memory
+from pdarts_tune.networks.runtime import give_back_freed_memory, keep_freed_memory, reset_peak_bytes
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import GrowingTable, final_genotype, read_rows, write_rows
 from pdarts_tune.search.diagnostics import has_collapsed
-from pdarts_tune.search.loop import Search
+from pdarts_tune.search.loop import MemoryLimitError, Search, StageMemoryError
 from pdarts_tune.search.records import EpochRecord, alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.study.plan import search_id, stage_columns
 

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from pdarts_tune import SearchConfig, Stage
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.networks import runtime
-from pdarts_tune.networks.runtime import switched
+from pdarts_tune.networks.runtime import peak_bytes, switched
 from pdarts_tune.search.loop import Search
 
 CPU = torch.device("cpu")
@@ -165,8 +166,7 @@ print(freshly, faults())
 def test_the_memory_of_a_stage_that_is_over_does_not_count_for_the_next():
     script = """
 import torch
-from pdarts_tune.networks.runtime import give_back_freed_memory, keep_freed_memory
-from pdarts_tune.networks.cost import peak_bytes, reset_peak_bytes
+from pdarts_tune.networks.runtime import give_back_freed_memory, keep_freed_memory, peak_bytes, reset_peak_bytes
 cpu = torch.device("cpu")
 def peak():
     reset_peak_bytes(cpu)
@@ -182,3 +182,18 @@ print(kept - before, peak() - before)
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     kept, given_back = map(int, said.split())
     assert given_back < 20 * 2**20 < 200 * 2**20 < kept
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's own figure is read from Linux's /proc")
+def test_peak_memory_is_the_kernels_high_water_mark_in_bytes():
+    status = Path("/proc/self/status").read_text()
+    kibibytes = int(status.split("VmHWM:")[1].split()[0])
+    assert 1024 * kibibytes <= peak_bytes(torch.device("cpu")) < 2**44
+
+
+@pytest.mark.gpu
+def test_peak_memory_on_cuda_is_what_pytorch_allocated():
+    device = torch.device("cuda")
+    torch.cuda.reset_peak_memory_stats()
+    block = torch.ones(2**20, device=device)
+    assert peak_bytes(device) >= block.nbytes

@@ -114,16 +114,14 @@ def test_cells_that_agree_have_an_agreement_of_one(factors, expected):
     torch.manual_seed(0)
     network = Linear(SearchSpace.full(), 5, 2, 4, 1)
     network.factors = factors
-    found = measure_agreement(network, IMAGES, LABELS)
-    assert (found.normal_pairs, found.normal_first_last, found.reduce_pairs) == pytest.approx(expected, abs=1e-5)
+    measured = measure_agreement(network, IMAGES, LABELS)
+    assert tuple(measured.values()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_agreement_is_within_bounds_and_absent_where_there_is_no_pair():
-    found = measure_agreement(build(), IMAGES, LABELS)
-    assert all(-1 <= value <= 1 for value in (found.normal_pairs, found.normal_first_last, found.reduce_pairs))
+    assert all(-1 <= value <= 1 for value in measure_agreement(build(), IMAGES, LABELS).values())
     alone = measure_agreement(build(cells=3), IMAGES, LABELS)
-    assert alone.normal_pairs is None
-    assert alone.normal_first_last is None
+    assert alone["normal_agreement"] is alone["normal_first_last"] is None
 
 
 def test_the_largest_eigenvalue_is_numpys():

@@ -18,14 +18,13 @@ from pdarts_tune.evaluation import job as evaluation_job
 from pdarts_tune.evaluation.job import failure_status
 from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint
 from pdarts_tune.networks.cost import predict_stage_bytes
-from pdarts_tune.networks.runtime import StageMemoryError
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import read_rows, read_table
 from pdarts_tune.search import steps as search_steps
-from pdarts_tune.search.loop import Search
+from pdarts_tune.search.loop import Search, StageMemoryError
 from pdarts_tune.search.steps import Alternating
 from pdarts_tune.study import trainable
 from pdarts_tune.study.sweep import DIED, record_failure

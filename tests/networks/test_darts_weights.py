@@ -1,4 +1,4 @@
-"""Evaluation networks that DARTS-family code saved load by name, to the same logits, or the message says which tensor is wrong."""
+"""Weights that DARTS-family code saved load by name, to the same logits, or the message says which tensor is wrong."""
 
 import json
 from dataclasses import replace
@@ -7,16 +7,85 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pdarts_tune.networks.darts_weights import load_darts_state_dict
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
+from pdarts_tune.networks.supernet import Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.pdarts.space import SearchSpace
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 META = json.loads((GOLDEN / "evalnet_cifar.json").read_text())
 GENOTYPE = Genotype.parse(json.dumps(META["genotype"]))
 CONFIG = NetworkConfig(META["channels"], META["cells"], META["num_classes"], META["image_size"], "cifar")
+
+
+@pytest.fixture
+def state():
+    with np.load(GOLDEN / "supernet_ops8.npz") as arrays:
+        return {name[6:]: torch.from_numpy(array) for name, array in arrays.items() if name.startswith("state/")}
+
+
+@pytest.fixture
+def network():
+    return Supernet(SearchSpace.full(), 5, 4, 10).double()
+
+
+def test_weights_load_under_our_names_with_or_without_a_wrapper_prefix(state, network):
+    load_darts_state_dict(network, {f"module.{name}": tensor for name, tensor in state.items()})
+    edge = network.cells[1].edges[0]
+    assert torch.equal(edge["sep_conv_5x5"].depthwise2.weight, state["cells.1.cell_ops.0.m_ops.5.op.5.weight"])
+    assert torch.equal(edge["skip_connect"].conv2.weight, state["cells.1.cell_ops.0.m_ops.3.conv_2.weight"])
+    assert torch.equal(network.alphas_reduce, state["alphas_reduce"])
+
+
+def test_positions_are_those_among_the_kept_operations(state):
+    kept = (("skip_connect", "dil_conv_3x3"),) * 14
+    network = Supernet(SearchSpace(kept, kept), 5, 4, 10).double()
+    pruned = {}
+    for name, tensor in state.items():
+        if name.startswith("alphas"):
+            pruned[name] = tensor[:, [3, 6]]
+        elif "m_ops.3" in name or "m_ops.6" in name:
+            pruned[name.replace("m_ops.3", "m_ops.0").replace("m_ops.6", "m_ops.1")] = tensor
+        elif "m_ops" not in name:
+            pruned[name] = tensor
+    load_darts_state_dict(network, pruned)
+    assert torch.equal(network.cells[0].edges[5]["dil_conv_3x3"].pointwise.weight, state["cells.0.cell_ops.5.m_ops.6.op.2.weight"])
+
+
+def test_running_statistics_load_too_when_there_are_any(state, network):
+    mean = torch.rand(4, dtype=torch.double)
+    with pytest.raises(ValueError, match="missing tensor"):
+        load_darts_state_dict(network, {**state, "cells.0.cell_ops.0.m_ops.1.1.running_mean": mean})
+    theirs = {f"cells.0.cell_ops.0.m_ops.1.1.{name}": value for name, value in (("running_mean", mean),)}
+    ours = {name: tensor for name, tensor in network.state_dict().items() if name.endswith(("_mean", "_var", "_tracked"))}
+    del ours["cells.0.edges.0.max_pool_3x3.bn.running_mean"]
+    load_darts_state_dict(network, {**state, **theirs, **ours})
+    assert torch.equal(network.cells[0].edges[0]["max_pool_3x3"].bn.running_mean, mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("classifier.bias"), r"^classifier.bias: missing tensor \(1 of"),
+        (lambda s: s.update({"cells.9.cell_ops.0.m_ops.4.op.1.weight": torch.zeros(1)}), r"^cells.9\S+: unexpected tensor"),
+        (lambda s: s.update({"alphas_normal": torch.zeros(14, 5)}), r"^alphas_normal: shape \(14, 5\), .* \(14, 8\)$"),
+    ],
+)
+def test_a_wrong_tensor_is_named_and_nothing_is_loaded(state, network, change, message):
+    before = network.alphas_reduce.clone()
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        load_darts_state_dict(network, state)
+    assert torch.equal(network.alphas_reduce, before)
+
+
+def test_other_modules_are_refused(state):
+    with pytest.raises(TypeError, match="Linear"):
+        load_darts_state_dict(nn.Linear(2, 2), state)
 
 
 @pytest.fixture
@@ -26,7 +95,7 @@ def golden():
 
 
 @pytest.fixture
-def state(golden):
+def evaluation_state(golden):
     return {name.removeprefix("state/"): tensor for name, tensor in golden.items() if name.startswith("state/")}
 
 
@@ -35,27 +104,27 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_loaded_weights_give_the_reference_logits(golden, state, prefix):
+def test_loaded_weights_give_the_reference_logits(golden, evaluation_state, prefix):
     network = EvalNetwork(GENOTYPE, CONFIG).double()
-    load_darts_state_dict(network, {prefix + name: tensor for name, tensor in state.items()})
+    load_darts_state_dict(network, {prefix + name: tensor for name, tensor in evaluation_state.items()})
     close(network.eval()(golden["input"])[0], golden["eval_logits"])
     logits, auxiliary = network.train()(golden["input"])
     close(logits, golden["train_logits"])
     close(auxiliary, golden["train_aux_logits"])
 
 
-def test_a_network_without_auxiliary_head_leaves_the_heads_weights_out(golden, state):
+def test_a_network_without_auxiliary_head_leaves_the_heads_weights_out(golden, evaluation_state):
     network = EvalNetwork(GENOTYPE, CONFIG, auxiliary=False).double()
-    load_darts_state_dict(network, state)
+    load_darts_state_dict(network, evaluation_state)
     close(network.eval()(golden["input"])[0], golden["eval_logits"])
 
 
-def test_a_network_with_an_auxiliary_head_needs_its_weights(state):
+def test_a_network_with_an_auxiliary_head_needs_its_weights(evaluation_state):
     with pytest.raises(
         ValueError, match=r"^auxiliary_head\S+: missing tensor \(14 of \d+ are\), this network needs its shape \(128, 96, 1, 1\)$"
     ):
         load_darts_state_dict(
-            EvalNetwork(GENOTYPE, CONFIG), {name: tensor for name, tensor in state.items() if "auxiliary" not in name}
+            EvalNetwork(GENOTYPE, CONFIG), {name: tensor for name, tensor in evaluation_state.items() if "auxiliary" not in name}
         )
 
 
@@ -111,9 +180,9 @@ def darts_name(name, network):
         ),
     ],
 )
-def test_a_checkpoint_of_another_genotype_or_width_is_refused_by_tensor_and_shape(state, genotype, config, message):
+def test_a_checkpoint_of_another_genotype_or_width_is_refused_by_tensor_and_shape(evaluation_state, genotype, config, message):
     network = EvalNetwork(genotype, config)
     before = network.classifier.weight.clone()
     with pytest.raises(ValueError, match=message):
-        load_darts_state_dict(network, state)
+        load_darts_state_dict(network, evaluation_state)
     assert torch.equal(network.classifier.weight, before)
