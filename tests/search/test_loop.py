@@ -451,13 +451,10 @@ def test_an_early_stop_ends_the_stage_and_takes_the_alphas_from_before_the_rise(
     ("values", "message"),
     [
         ({"early_stop_ratio": 1.3}, "early_stop_ratio: needs an eigenvalue every epoch, set eigenvalue_every to 1"),
-        ({"early_stop_ratio": 1.0, "eigenvalue_every": 1}, "early_stop_ratio: 1.0 is wrong, it must be more than 1"),
-        ({"eigenvalue_every": -1}, "eigenvalue_every: -1 is wrong"),
-        ({"diagnostics_every": 0}, "diagnostics_every: 0 is wrong"),
         ({"eigenvalue_every": 1, "method": RandomSearch(2), "stages": CANDIDATES}, "method random_search has no alphas"),
     ],
 )
-def test_wrong_diagnostics_are_refused(values, message):
+def test_diagnostics_that_the_search_cannot_have_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         replace(SHORT, **values)
 
