@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pdarts_tune.pdarts.space import PRIMITIVES
 
@@ -97,10 +98,10 @@ def with_skip_dropout(stages: Stages, rates: Sequence[float]) -> Stages:
     return _with(stages, "skip_dropout", rates)
 
 
-def _with(stages: Stages, field: str, values: Sequence[float]) -> Stages:
+def _with(stages: Stages, setting: str, values: Sequence[Any]) -> Stages:
     if len(values) != len(stages):
-        raise ValueError(f"{field}: {len(values)} given for {len(stages)} stages")
-    return tuple(replace(stage, **{field: value}) for stage, value in zip(stages, values, strict=True))
+        raise ValueError(f"{setting}: {len(values)} given for {len(stages)} stages")
+    return tuple(replace(stage, **{setting: value}) for stage, value in zip(stages, values, strict=True))
 
 
 # The cost of a cell apart from its candidate operations (preprocessing, sums, kernel launches), in operations. Fitted to the
