@@ -99,6 +99,8 @@ def _explain(error: ValidationError, kind: Any) -> str:
             return f"{path}: is missing"
     right = first["msg"].removeprefix("Input should be ")
     problem = f"it must be {right}" if right != first["msg"] else right[0].lower() + right[1:]
+    problem = problem.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    problem = problem.replace("greater than", "more than")
     if choices := [choice.name for choice in typing.get_args(kind) if hasattr(choice, "name")]:
         problem = f"it must be settings with a name, one of {', '.join(choices)}"
     return f"{path or kind.__name__}: {first['input']!r} is wrong, {problem}"

@@ -93,7 +93,7 @@ def test_warm_up_comes_before_the_cosine_too():
         ("stem", "mnist", "'cifar' or 'imagenet'"),
         ("schedule", "step", "'cosine' or 'linear'"),
         ("precision", "fp16", "'fp32' or 'bf16'"),
-        ("image_size", 0, "greater than or equal to 1"),
+        ("image_size", 0, "at least 1"),
         ("warmup_epochs", 600, r"less than epochs \(600\)"),
         ("label_smoothing", 1.0, "less than 1"),
     ],

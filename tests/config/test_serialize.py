@@ -79,7 +79,7 @@ def test_a_recipe_is_named_apart_from_data_and_seeds():
         ({"stages": [5]}, "stages[0]: 5 is wrong, it must be an object"),
         ({"channels": "16"}, "channels: '16' is wrong, it must be a valid integer"),
         ({"channels": True}, "channels: True is wrong, it must be a valid integer"),
-        ({"channels": 0}, "channels: 0 is wrong, it must be greater than or equal to 1"),
+        ({"channels": 0}, "channels: 0 is wrong, it must be at least 1"),
         ({"alpha_betas": [0.5]}, "alpha_betas[1]: is missing"),
         ({"alpha_betas": [2, 0.5]}, "alpha_betas[0]: 2 is wrong, it must be less than 1"),
         ({"learning_rate": float("nan")}, "learning_rate: nan is wrong, it must be a finite number"),

@@ -210,7 +210,7 @@ def test_a_definition_that_cannot_be_read_is_named(tmp_path):
         ),
         (
             lambda base: replace(base, method=Snas(temperature=-1.0)),
-            "variants of own: temperature: -1.0 is wrong, it must be greater than 0",
+            "variants of own: temperature: -1.0 is wrong, it must be more than 0",
         ),
         (lambda base: replace(base, method=PartialChannels(3)), "method.k: 3 does not divide the 4 channels; take a divisor"),
         (lambda base: replace(base, method=RandomSearch()), "stages: method random_search cannot use 3 stages, its candidates"),
