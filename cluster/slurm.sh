@@ -52,7 +52,7 @@ ulimit -n 65535 2>/dev/null || ulimit -n "$(ulimit -Hn)"
 marker() { # exit code 0 if the study is complete; --remove forgets an earlier completion
   "$python" -c '
 import sys
-from pdarts_tune.storage import Storage
+from pdarts_tune.results.storage import Storage
 folder, remove = Storage(sys.argv[1]), sys.argv[2:] == ["--remove"]
 sys.exit(folder.remove("completed.json") if remove else not folder.stamp("completed.json"))
 ' "$results/$study" "$@"

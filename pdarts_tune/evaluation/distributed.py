@@ -1,4 +1,9 @@
-"""Several processes, a device each, that train one network together: who takes which images, sums over all, shared statistics."""
+"""Trains one genotype on several devices through Ray Train: a process a device, gradients averaged by PyTorch's DDP.
+
+training.py says what equals one device's training. The first process writes a checkpoint after every epoch to the results folder,
+which all machines must share. When a process dies, Ray starts all of them again from the checkpoint: at most the running epoch is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +25,9 @@ from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict
 from pdarts_tune.data.batches import Workers
 from pdarts_tune.evaluation.job import EvalJob, epoch_line, run_eval_job, write_eval_row
-from pdarts_tune.evaluation.training import (
-    EvalEpoch,
-)
+from pdarts_tune.evaluation.training import EvalEpoch
 from pdarts_tune.networks.runtime import keep_freed_memory, reset_peak_bytes
 from pdarts_tune.results.tables import read_rows
-
-# MERGED DOCSTRING
-# Trains one genotype on several devices through Ray Train: a process a device, gradients averaged by PyTorch's DDP.
-#
-# What is equal to one device's training and what is not stands in training.py. The checkpoint that the first process writes after
-# every epoch lies in the results folder, which all machines must therefore share. When a process dies, Ray starts all of them
-# again and they continue from it: at most the epoch that was running is lost.
 
 for _name, _value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}.items():
     os.environ.setdefault(_name, _value)  # before Ray is imported, which reads them then
@@ -40,12 +36,12 @@ MAX_FAILURES = 2
 
 
 def train_on_devices(job: EvalJob, devices: int, address: str | None = None, show: Callable[[str], None] = print) -> None:
-    """Runs or continues one evaluation on so many GPUs, or CPU processes where the cluster has no GPU; its row says how it went.
+    """Runs or continues one evaluation on so many GPUs, or in CPU processes where the cluster has no GPU.
 
-    Connects to a Ray cluster, or starts Ray on this machine, and leaves it again.
+    Connects to a Ray cluster, or starts Ray on this machine, and disconnects at the end.
 
     Raises:
-        ConfigError: there is no cluster at `address`, or it can never give so many devices.
+        ConfigError: there is no cluster at `address`, or it has too few devices.
         RuntimeError: the training failed more than MAX_FAILURES times; the row has the reason.
     """
     modules = {} if address is None else {"runtime_env": {"py_modules": [str(Path(__file__).parents[1])]}}
@@ -56,10 +52,10 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
         raise ConfigError(f"address: no Ray cluster at {address!r} ({str(error).splitlines()[0]})") from None
     storage = Path(job.folder) / "ray"
     try:
-        offered = ray.cluster_resources()
-        kind = "GPU" if offered.get("GPU", 0) else "CPU"
-        if offered.get(kind, 0) < devices:
-            raise ConfigError(f"devices: {devices} asked for, the cluster has {offered.get(kind, 0):g} of kind {kind}")
+        resources = ray.cluster_resources()
+        kind = "GPU" if resources.get("GPU", 0) else "CPU"
+        if resources.get(kind, 0) < devices:
+            raise ConfigError(f"devices: {devices} asked for, the cluster has {resources.get(kind, 0):g} of kind {kind}")
         show(f"training on {devices} devices of kind {kind}; epochs: {job.log}")
         trainer = TorchTrainer(
             _work,
@@ -74,14 +70,14 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
         )
         try:
             trainer.fit()
-        except Exception as error:  # Ray wraps whatever ended the training
+        except Exception as error:  # Ray wraps errors of all kinds
             rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
             if rows and rows[0]["status"] == "completed":
-                return  # what failed came after the row
+                return  # the failure came after the row
             if not rows or rows[0]["status"] not in ("failed", "out_of_memory") or _reason(error).startswith("ConfigError"):
-                lost = {"status": "failed", "failure": _reason(error)}
+                outcome = {"status": "failed", "failure": _reason(error)}
                 started, attempts = (rows[0]["started"], rows[0]["attempts"]) if rows else (datetime.now(UTC), 1)
-                write_eval_row(job, lost, "unknown", None, started, attempts)
+                write_eval_row(job, outcome, "unknown", None, started, attempts)
                 rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
             raise RuntimeError(str(rows[0]["failure"]).splitlines()[0]) from error
     finally:
@@ -90,17 +86,17 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
 
 
 def _reason(error: Exception) -> str:
-    """What ended a training of whose processes the first could not say it: another one's error, or a process that was killed."""
+    """Why a training ended whose first process could not write it: the error of another process, or a lost process."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    # Ray gives the text of a traceback for an error in our code; the others' then says that a connection was closed.
-    said = [str(failure).strip().splitlines()[-1].removeprefix("pdarts_tune.config.serialize.") for failure in failures]
-    own = [text for text, failure in zip(said, failures, strict=True) if "Traceback" in str(failure)]
-    own.sort(key=lambda text: not text.startswith("ConfigError"))
-    return own[0] if own else "a process of the training died (killed, or its node was lost)"
+    # For an error in our code Ray has the text of a traceback. Other processes then report a closed connection.
+    tracebacks = [str(failure).strip() for failure in failures if "Traceback" in str(failure)]
+    reasons = [text.splitlines()[-1].removeprefix("pdarts_tune.config.serialize.") for text in tracebacks]
+    reasons.sort(key=lambda reason: not reason.startswith("ConfigError"))
+    return reasons[0] if reasons else "a process of the training died (killed, or its node was lost)"
 
 
 def _work(settings: dict[str, Any]) -> None:
-    """What each process runs."""
+    """The training in each process."""
     job = EvalJob(**settings)
     config = from_dict(EvalConfig, job.config)
     context = ray.train.get_context()
@@ -110,7 +106,7 @@ def _work(settings: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
     else:
-        torch.cuda.set_device(device)  # where objects that processes exchange pass through
+        torch.cuda.set_device(device)  # the exchange of objects between processes uses it
     reset_peak_bytes(device)
 
     def report(epoch: EvalEpoch) -> None:

@@ -1,4 +1,4 @@
-"""Genotypes by what a user has: a published name, a text, a file, a seed for a random one, or a study's results."""
+"""Genotypes by source: a published name, a text, a file, the seed of a random one, or a study's results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.tables import final_genotypes, read_table
 
-MAX_SKIPS = "2"  # as P-DARTS refines its cells; random ones are drawn under the same limit, so that they are a fair control
+MAX_SKIPS = "2"  # the limit of P-DARTS; random genotypes have the same, so that they are a fair control
 RANDOM = "random:"
 
 
 def has_limits(source: str) -> bool:
-    """Whether skip limits decide which genotypes a source stands for."""
+    """Whether the genotypes of a source depend on skip limits."""
     return source.startswith(RANDOM) or (not _is_text(source) and Path(source).is_dir())
 
 
@@ -26,14 +26,13 @@ def _is_text(source: str) -> bool:
 
 
 def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Genotype]:
-    """The genotypes that `source` stands for, each distinct one once, under a label to print.
+    """The distinct genotypes of `source`, by a label to print.
 
-    Of a study's results folder all genotypes that its searches ended with are taken, at the skip limits `max_skips` (2, 0,2 or
-    0..8; by default 2). `random:SEED` is drawn from all whose normal cell has no more skip-connects than the limit; several
-    limits, several draws.
+    A study's results folder gives the final genotypes of its searches at the limits `max_skips` (2, 0,2 or 0..8; by default 2).
+    `random:SEED` is a draw from all genotypes whose normal cell has no more skip-connects than the limit, one for each limit.
 
     Raises:
-        ConfigError: no such name, file or text; skip limits that are not between 0 and 8, or for a source that has none.
+        ConfigError: no such name, file or text; skip limits that are not between 0 and 8, or for a source without any.
     """
     is_text = _is_text(source)
     if max_skips is not None and not has_limits(source):
@@ -47,8 +46,8 @@ def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Ge
         seed = source.removeprefix(RANDOM)
         if not seed.isdecimal():
             raise ConfigError(f"genotype: {source!r} is wrong, it must be random: and a whole number")
-        found = [(limit, random_genotype(random.Random(derive_seed(int(seed), "genotype")), limit)) for limit in limits]
-        return {source if max_skips is None else f"{source} M={limit}": genotype for limit, genotype in found}
+        draws = {limit: random_genotype(random.Random(derive_seed(int(seed), "genotype")), limit) for limit in limits}
+        return {source if max_skips is None else f"{source} M={limit}": genotype for limit, genotype in draws.items()}
     if not is_text and not Path(source).is_file():
         raise ConfigError(f"genotype: {source!r} is neither a file nor a published name, known are {', '.join(PUBLISHED)}")
     try:
@@ -59,22 +58,22 @@ def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Ge
 
 
 def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
-    """Those of several sources, each as SOURCE or NAME=SOURCE: genotypes by the name of their variant, with where they are from.
+    """Genotypes of several sources (SOURCE or NAME=SOURCE, with commas), by the name of their variant, each with its origin.
 
     Raises:
         ConfigError: as `find_genotypes`; two have one name.
     """
-    found: dict[str, tuple[str, Genotype]] = {}
+    variants: dict[str, tuple[str, Genotype]] = {}
     for item in sources.split(","):
         name, equals, source = item.rpartition("=")
         genotypes = find_genotypes(source)
         for label, genotype in genotypes.items():
             parts = [name] if equals and len(genotypes) == 1 else [part for part in (name, label.split(" ")[0]) if part]
             variant = re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts)).strip("_.-")
-            if variant in found:
+            if variant in variants:
                 raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
-            found[variant] = (f"{source}: {label}" if label != source else source, genotype)
-    return found
+            variants[variant] = (f"{source}: {label}" if label != source else source, genotype)
+    return variants
 
 
 def parse_limits(text: str) -> list[int]:
@@ -95,8 +94,8 @@ def _from_results(folder: Path, limits: list[int]) -> Mapping[str, Genotype]:
     rows = final_genotypes(read_table(folder, "genotypes"), trials, limits).sort_values(["trial_id", "max_skips"], kind="stable")
     if rows.empty:
         raise ConfigError(f"genotype: {folder} has no genotype of a finished search with skip limits {limits}")
-    found: dict[str, Genotype] = {}
+    genotypes: dict[str, Genotype] = {}
     for text, group in rows.groupby("genotype", sort=False):
         origins = [f"{trial} M={','.join(map(str, part.max_skips))}" for trial, part in group.groupby("trial_id", sort=False)]
-        found["; ".join(origins)] = Genotype.parse(str(text))
-    return found
+        genotypes["; ".join(origins)] = Genotype.parse(str(text))
+    return genotypes

@@ -1,6 +1,6 @@
 """One evaluation from start to row: continues from its checkpoint, trains, tests once, writes its row of `evaluations`.
 
-The same for a trial of a study, a training from the command line, and one on several devices (of whose processes the first writes).
+Trials of studies, trainings from the command line and trainings on several devices all run this way.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import platform
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -37,17 +37,17 @@ from pdarts_tune.results.tables import read_rows, read_table, write_rows
 
 @dataclass(frozen=True)
 class EvalJob:
-    """What to train and where the results go; travels to other processes as a plain dict."""
+    """A training and the place of its results; travels to other processes as a plain dict."""
 
     trial_id: str
     folder: str  # of the study: an absolute path or a URI
     genotype: str  # as text
     config: dict[str, Any]
-    keep_weights: bool = False  # in weights/<trial_id>.pt, with what images were normalised with
+    keep_weights: bool = False  # in weights/<trial_id>.pt, with the moments of the images
 
     @property
     def checkpoint(self) -> str:
-        """A file of the study's folder, replaced after every epoch, gone when the row is written."""
+        """A file of the study's folder, replaced after every epoch, removed after the row is written."""
         return f"checkpoints/{self.trial_id}.pt"
 
     @property
@@ -56,14 +56,15 @@ class EvalJob:
 
     @property
     def log(self) -> Path:
-        """Where a training on several devices writes its lines of progress, which no terminal can show."""
+        """Lines of progress of a training on several devices, whose processes have no terminal."""
         return Path(self.folder) / "checkpoints" / f"{self.trial_id}.log"
 
 
 def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch], None], workers: Workers = ALONE) -> None:
     """Runs or continues one evaluation; calls `report` after each epoch, when its checkpoint is on disk.
 
-    Its row says from the start how it stands; an error goes on to the caller. One that its row has as completed is not run again.
+    The row has the evaluation's status from the start. An error is written there and raised. A completed evaluation does not run
+    again. Of several workers the first writes.
     """
     config = from_dict(EvalConfig, job.config)
     first = workers.rank == 0
@@ -103,52 +104,44 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
 def epoch_line(epoch: EvalEpoch, config: EvalConfig) -> str:
     """One line of progress."""
     held_out = "" if math.isnan(epoch.validation_accuracy) else f", validation {100 * epoch.validation_accuracy:.2f} %"
-    left = epoch.seconds * (config.epochs - epoch.epoch - 1)
+    remaining = epoch.seconds * (config.epochs - epoch.epoch - 1)
     accuracy = f"training {100 * epoch.train_accuracy:.2f} %{held_out}"
     return (
         f"epoch {epoch.epoch + 1}/{config.epochs}: loss {epoch.train_loss:.4f}, {accuracy}, "
-        f"rate {epoch.learning_rate:.4g}, {epoch.seconds:.1f} s, about {left / 60:.0f} min left"
+        f"rate {epoch.learning_rate:.4g}, {epoch.seconds:.1f} s, about {remaining / 60:.0f} min left"
     )
 
 
 def test_columns(result: TestResult) -> dict[str, Any]:
-    """What the test images say, as columns of `evaluations`."""
-    return {
-        "accuracy": result.accuracy,
-        "top5_accuracy": result.top5_accuracy,
-        "error_percent": 100 * (1 - result.accuracy),
-        "loss": result.loss,
-        "correct": result.correct,
-        "params": result.params,
-        "macs": result.macs,
-    }
+    """The test result as columns of `evaluations`."""
+    return asdict(result) | {"error_percent": 100 * (1 - result.accuracy)}
 
 
 def data_columns(dataset: Dataset) -> dict[str, Any]:
-    """What was found wrong with the images, and what they were normalised with, as columns of `evaluations`."""
+    """The numbers of bad and of shared images, and the moments, as columns of `evaluations`."""
     return {"left_out": len(dataset.left_out), "shared": dataset.shared} | moment_columns(dataset)
 
 
 def moment_columns(dataset: Dataset) -> dict[str, list[float]]:
-    """What images were normalised with, as columns of `trials` and `evaluations`."""
+    """The images' moments as columns of `trials` and `evaluations`."""
     return {"mean": list(dataset.mean), "std": list(dataset.std)}
 
 
 def settled_moments(
     storage: Storage, table: str, config: SearchConfig | EvalConfig, saved: Mapping[str, Any] | None
 ) -> Moments | None:
-    """What a run's images are normalised with, where that is settled already; None: as data.py has it for a new run.
+    """The moments of a run that continues, or of a further run of an old study; None: those of a new run (data/normalisation.py).
 
-    A run goes on as its checkpoint `saved` says. Earlier releases said it nowhere; where images stream they took the moments of a
-    sample of them. So does such a run to its end, and so do further runs of a study that has finished such runs on the same data:
-    its figures stay comparable.
+    A checkpoint `saved` holds its run's moments. Those of earlier releases do not; where images stream they were of a sample. Such
+    a run keeps them to its end. So do further runs of a study that has finished such runs on the same data, so that its figures
+    stay comparable.
 
     Raises:
         ConfigError: as `load_dataset`; a table cannot be read.
     """
     if saved is not None and "mean" in saved:
         return tuple(saved["mean"]), tuple(saved["std"])
-    if config.image_size is None or config.data == "imagenet":  # as before
+    if config.image_size is None or config.data == "imagenet":  # the same in all releases
         return None
     if saved is None and not _has_earlier(storage, table, config):
         return None
@@ -158,7 +151,7 @@ def settled_moments(
 
 
 def _has_earlier(storage: Storage, table: str, config: SearchConfig | EvalConfig) -> bool:
-    """Whether a study holds finished runs on streamed images of a data set that do not say what these were normalised with."""
+    """Whether a study holds finished runs on streamed images of the data set whose rows have no moments."""
     if table not in storage.folders():
         return False
     rows = read_table(storage, table, ["data", "status", "seconds", "config", "mean"])
@@ -167,7 +160,7 @@ def _has_earlier(storage: Storage, table: str, config: SearchConfig | EvalConfig
 
 
 def epoch_columns(records: list[EvalEpoch]) -> dict[str, Any]:
-    """What the epochs say, as columns of `evaluations`; the last epoch is what is reported, the best only stands beside it."""
+    """The epochs' figures as columns of `evaluations`. Reports take the last epoch; the best is only there to compare."""
     columns: dict[str, Any] = {
         "train_accuracies": [record.train_accuracy for record in records],
         "seconds": sum(record.seconds for record in records),
@@ -192,7 +185,7 @@ def write_eval_row(
     started: datetime,
     attempts: int,
 ) -> None:
-    """Writes the trial's row of `evaluations`; `outcome` has the columns that tell how it went, all others are null."""
+    """Writes the trial's row of `evaluations`: `outcome` and what is known beforehand; all other columns are null."""
     config = from_dict(EvalConfig, job.config)
     row = dict.fromkeys(SCHEMAS["evaluations"].names) | {
         "genotype_id": Genotype.parse(job.genotype).genotype_id,
@@ -214,21 +207,17 @@ def write_eval_row(
 
 
 def error_text(error: BaseException) -> str:
-    """What the tables keep of an error: what it is in the first line, then the traceback."""
+    """An error as the tables keep it: type and message in the first line, then the traceback."""
     return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
 
 
 def failure_status(error: BaseException) -> str:
-    """Out of memory is a result that studies of memory ask for; everything else has failed."""
+    """The status of a trial with this error. Out of memory has its own, since studies of memory count it."""
     return "out_of_memory" if is_out_of_memory(error) else "failed"
 
 
 def describe_device(device: torch.device, workers: Workers = ALONE) -> str:
-    """The device as its driver names it, and how many there are.
-
-    Of a CPU the instructions that kernels use of it too: virtual machines call different ones alike, and with AVX-512 a search was
-    seen to take 0.7 of its seconds with AVX2.
-    """
+    """The device's name and number, and a CPU's instructions: a search with AVX-512 took 0.7 of its time with AVX2."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -241,6 +230,6 @@ def _processor() -> str:
     with suppress(OSError):  # Linux alone has the file
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
-            if key.strip() == "model name":  # which Arm's have not
+            if key.strip() == "model name":  # Arm CPUs do not report this
                 return value.strip()
     return platform.processor() or platform.machine()

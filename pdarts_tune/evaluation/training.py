@@ -1,12 +1,12 @@
 """Training a genotype from scratch, and testing it once (paper, section 4.3).
 
-An `Evaluation` is an iterator of epoch records whose whole state can be saved after any epoch. One that is resumed on the same
-machine with the same number of threads gives the same bits as one that was never interrupted.
+The whole state of an `Evaluation` can be saved after any epoch. A resumed training gives the same bits as an uninterrupted one, on
+the same machine with the same number of threads.
 
-Several processes can train one network together (`workers`). Every random draw is made for whole batches, in all of them alike:
-batch order, augmentation and drop path are those of one process, whatever the number. Gradients are averaged over the whole
-batch, and with `sync_batch_norm` so are the statistics, so the result equals one process's within rounding. Without it each
-process normalises its share by itself, as in the papers' multi-GPU trainings: another result, that depends on their number.
+Several processes can train one network together (`workers`). All of them draw alike for whole batches, so that batch order,
+augmentation and drop path are those of one process. Gradients are means over the whole batch. With `sync_batch_norm` so are the
+statistics of batch norms, and the result equals one process's within rounding. Without it each process normalises its own share, as
+in the papers' multi-GPU trainings: the result depends on their number.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ ALONE = Workers()
 
 @dataclass(frozen=True)
 class EvalEpoch:
-    """What one epoch of training leaves behind. Accuracies are fractions; `epoch` counts from 0."""
+    """The record of an epoch. Accuracies are fractions; `epoch` counts from 0."""
 
     epoch: int
-    train_loss: float  # of the main head, smoothed labels included, on augmented images, while the weights change
+    train_loss: float  # of the main head with smoothed labels, on augmented images, while the weights change
     train_accuracy: float
     validation_accuracy: float  # nan without a validation part
     learning_rate: float
@@ -51,25 +51,25 @@ class EvalEpoch:
 
 @dataclass(frozen=True)
 class TestResult:
-    """What the trained network makes of the test images."""
+    """A network's result on images that are never augmented."""
 
     accuracy: float  # a fraction; top-1
-    top5_accuracy: float  # the right class among the five most probable ones
+    top5_accuracy: float
     loss: float  # mean cross-entropy
-    correct: list[bool]  # per test image in file order, for paired tests between networks
+    correct: list[bool]  # per image in file order, for paired tests between networks
     params: int  # without the auxiliary head, see cost.Cost
     macs: int
 
 
 class Evaluation:
-    """One training of a genotype. Trains on all training images but the validation part, if the configuration asks for one.
+    """One training of a genotype on all training images but the validation part, if the configuration has one.
 
-    The split, and with `digits` the test part, comes from `split_seed`; initial weights, batch order, augmentation and drop path
-    come from `seed`, each from a generator of its own. `moments` are what images are normalised with; None: as data.py has it.
+    The split, and with `digits` the test part, comes from `split_seed`. Initial weights, batch order, augmentation and drop path
+    come from `seed`, each from a generator of its own. `moments` normalise the images; None: those of a new training.
 
     Raises:
-        ConfigError: the data set is unknown, unreadable or too small, its images are too small for the cutout, or a batch is too
-            small for the workers.
+        ConfigError: the data set is unknown, unreadable or too small; the images are too small for the cutout; a batch is too small
+            for the workers.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class Evaluation:
         return torch.channels_last if self.config.channels_last else torch.contiguous_format
 
     def _prepare_model(self) -> nn.Module:
-        """What training calls: the network itself, or wrapped so that backward averages gradients over the workers."""
+        """The network, wrapped so that backward averages gradients if there are several workers."""
         if self.workers.count > 1 and self.config.sync_batch_norm:
             synchronise_batch_norms(self.network, self.device)
         if self.config.compile:
-            # Cell by cell: cells of one shape share their code, and drop path's masks, which are drawn outside, stay random.
+            # Cell by cell: cells of one shape share their code, and drop path's masks come from outside.
             torch._dynamo.config.recompile_limit = 64
             for cell in self.network.cells:
                 cell.compile()
@@ -132,10 +132,10 @@ class Evaluation:
         return DistributedDataParallel(self.network, device_ids=device_ids, find_unused_parameters=dead_ends)
 
     def epochs(self) -> Iterator[EvalEpoch]:
-        """Trains from where it is to the last epoch, a record after each.
+        """Trains to the last epoch and yields the record of each.
 
         Raises:
-            FloatingPointError: a loss is not finite, or a weight after the epoch; the message names the epoch and the place.
+            FloatingPointError: a loss, or a weight after the epoch, is not finite; the message names the epoch and the place.
         """
         while len(self.records) < self.config.epochs:
             record = self._run_epoch(len(self.records))
@@ -143,7 +143,7 @@ class Evaluation:
             yield record
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on, and the records so far; loads with `torch.load(weights_only=True)`."""
+        """Everything that the next epoch depends on, and the records so far. Plain types and tensors only."""
         return {
             "config_id": config_id(self.config),
             "genotype": str(self.genotype),
@@ -157,10 +157,10 @@ class Evaluation:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a saved state. Raises ValueError if it was saved for another configuration, genotype or normalisation."""
-        for name, ours in (("config_id", config_id(self.config)), ("genotype", str(self.genotype))):
-            if state[name] != ours:
-                raise ValueError(f"the checkpoint is of {name} {state[name]}, this is {ours}")
+        """Continues from a saved state. Raises ValueError if it is of another configuration, genotype or normalisation."""
+        for name, own in (("config_id", config_id(self.config)), ("genotype", str(self.genotype))):
+            if state[name] != own:
+                raise ValueError(f"the checkpoint is of {name} {state[name]}, this is {own}")
         self.dataset.check_saved_moments(state)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -170,10 +170,10 @@ class Evaluation:
         self.dataset.left_out.update(state["left_out"])
 
     def test(self) -> TestResult:
-        """Tests the network as the last epoch left it. Nothing else ever uses the test images.
+        """Tests the network after the last epoch. Nothing else ever uses the test images.
 
         Raises:
-            ValueError: epochs are left to train, so that a choice between them by test accuracy is not even possible.
+            ValueError: not all epochs are trained, so that nobody can choose one of them by its test accuracy.
             FloatingPointError: the loss of an image is not finite.
         """
         if len(self.records) < self.config.epochs:
@@ -192,14 +192,14 @@ class Evaluation:
         self.network.set_drop_path(config.drop_path * epoch / config.epochs)
         loss, accuracy = self._train(epoch)
         self.workers.align_buffers(self.network)
-        name = first_not_finite(self.network.state_dict())  # what the last step did no loss of this epoch has seen
+        name = first_not_finite(self.network.state_dict())  # no loss of this epoch depends on the last step
         if name is not None:
             raise FloatingPointError(f"epoch {epoch}: {name} is not finite after the last step")
         self.dataset.left_out.update(self.workers.union(self.dataset.left_out))
         validation_accuracy = math.nan
         if self.validation_batches is not None:
-            what = f"epoch {epoch}, validation"
-            validation_accuracy = evaluate(self.network, self.validation_batches, config, what, self.workers).accuracy
+            images = f"epoch {epoch}, validation"
+            validation_accuracy = evaluate(self.network, self.validation_batches, config, images, self.workers).accuracy
         return EvalEpoch(epoch, loss, accuracy, validation_accuracy, rate, time.perf_counter() - started)
 
     def _train(self, epoch: int) -> tuple[float, float]:
@@ -215,16 +215,16 @@ class Evaluation:
             self.optimizer.zero_grad()
             with autocast(config, self.device):
                 logits, auxiliary = model(images.contiguous(memory_format=self._memory_format))
-            loss = objective = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=config.label_smoothing)
+            smoothing = config.label_smoothing
+            loss = objective = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
             if auxiliary is not None:
-                smoothing = config.label_smoothing
-                extra = cross_entropy(auxiliary.float(), labels, reduction="sum", label_smoothing=smoothing)
-                objective = loss + config.auxiliary_weight * extra
-            # Workers' gradients are averaged, and their shares may differ by an image.
+                auxiliary_loss = cross_entropy(auxiliary.float(), labels, reduction="sum", label_smoothing=smoothing)
+                objective = loss + config.auxiliary_weight * auxiliary_loss
+            # DDP averages gradients over workers, whose shares may differ by an image.
             (objective * (workers.count / place.total)).backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
             self.optimizer.step()
-            # Kept on the device until the end of the epoch: reading a number back after each step would stall a GPU.
+            # They stay on the device until the end of the epoch: a copy after each step would stall a GPU.
             losses.append(loss.detach())
             objectives.append(objective.detach())
             correct += (logits.argmax(dim=1) == labels).sum()
@@ -236,20 +236,20 @@ class Evaluation:
 
 
 def autocast(config: EvalConfig, device: torch.device) -> torch.autocast:
-    """The precision that the recipe asks for."""
+    """The recipe's precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 @torch.no_grad()
-def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, what: str, workers: Workers = ALONE) -> TestResult:
-    """What a network makes of images that are never augmented, nothing dropped. Each worker takes its part of each batch.
+def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, name: str, workers: Workers = ALONE) -> TestResult:
+    """Tests a network on images in order, without augmentation and drop path. Each worker takes its share of each batch.
 
     Raises:
-        FloatingPointError: the loss of an image is not finite: its class would be a matter of chance. The message begins with
-            `what`, which names the images.
+        FloatingPointError: the loss of an image is not finite, so that its class would be a matter of chance. The message begins
+            with `name`, that of the images.
     """
     network.eval()
-    outcomes = []  # per image: is it right, is it among the first five, its loss
+    outcomes = []  # per image: top-1 correct, top-5 correct, loss
     for images, labels, place in batches.shared_in_order(workers):
         outcome = torch.zeros(3, place.total, dtype=torch.float64, device=batches.device)
         if len(labels):
@@ -264,7 +264,7 @@ def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, what: s
     correct, top5, losses = workers.total(torch.cat(outcomes, dim=1))
     wrong = int((~losses.isfinite()).sum())
     if wrong:
-        raise FloatingPointError(f"{what}: the loss of {wrong} of {len(losses)} images is not finite")
+        raise FloatingPointError(f"{name}: the loss of {wrong} of {len(losses)} images is not finite")
     cost = network_cost(network.genotype, network.config)
     return TestResult(
         correct.mean().item(), top5.mean().item(), losses.mean().item(), (correct > 0).tolist(), cost.params, cost.macs
@@ -272,7 +272,7 @@ def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, what: s
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes. Each of them reads it, so the gradient of an addend is the sum of all their gradients."""
+    """The sum over all processes. All of them use it, so the gradient of an addend is the sum of their gradients."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:  # noqa: ARG004
@@ -281,15 +281,8 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _sum(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)
-    return total
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(context, gradient)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
@@ -300,20 +293,18 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         # Two passes, in float32 at least: the difference of mean square and squared mean would lose digits.
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        pixels_here = exact.new_full((1,), x.numel() / x.shape[1])
-        sums = _sum(torch.cat((exact.sum(dim=(0, 2, 3)), pixels_here)))
+        sums = _Sum.apply(torch.cat((exact.sum(dim=(0, 2, 3)), exact.new_full((1,), x.numel() / x.shape[1]))))
         pixels = sums[-1].item()
         mean = sums[:-1] / pixels
         centred = exact - mean[:, None, None]
-        variance = _sum(centred.square().sum(dim=(0, 2, 3))) / pixels
-        assert self.running_mean is not None
-        assert self.running_var is not None
+        variance = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / pixels
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((variance * pixels / max(pixels - 1, 1)).to(self.running_var), self.momentum)
+            for running, value in ((self.running_mean, mean), (self.running_var, variance * pixels / max(pixels - 1, 1))):
+                assert running is not None
+                running.lerp_(value.to(running), self.momentum)
         scaled = centred * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             scaled = scaled * self.weight[:, None, None] + self.bias[:, None, None]
@@ -321,16 +312,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
-    """Replaces every batch norm by one with the statistics of all processes' images; names of weights stay."""
+    """Makes every batch norm use the statistics of all processes' images. Names of weights stay."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return
     for module in network.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                assert child.running_mean is not None
-                norm = SyncBatchNorm(
-                    child.num_features, child.eps, child.momentum, child.affine, device=device, dtype=child.running_mean.dtype
-                )
-                norm.load_state_dict(child.state_dict())
-                setattr(module, name, norm)
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm  # it has the same state

@@ -3,7 +3,7 @@
 import pytest
 
 from pdarts_tune.config.serialize import ConfigError
-from pdarts_tune.evaluation.__main__ import compare_genotypes
+from pdarts_tune.evaluation.compare import compare_genotypes
 
 
 def row(accuracy, **changes):

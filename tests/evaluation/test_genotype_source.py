@@ -1,0 +1,57 @@
+"""A source stands for each of its genotypes once, at the skip limits, and random ones are a fair control."""
+
+import pytest
+
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.evaluation.genotype_source import find_genotypes, parse_limits
+from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.results.tables import write_rows
+from pdarts_tune.search.records import genotype_row
+from synthetic import START
+from synthetic_rows import trial_row
+
+PDARTS = PUBLISHED["PDARTS_C10"].genotype
+(RANDOM,) = find_genotypes("random:0").values()
+
+
+def test_every_distinct_genotype_of_a_results_folder_is_found_once_with_its_skip_limits(tmp_path):
+    limits = {"one": {0: "DARTS_V1", 1: "PDARTS_C10", 2: "PDARTS_C10"}, "two": {0: "PDARTS_C10", 1: "DARTS_V2", 2: "DARTS_V2"}}
+    limits["under-way"] = {2: "SNAS_MILD"}
+    for trial, found in limits.items():
+        rows = [genotype_row(PUBLISHED[name].genotype, 3, limit, None) for limit, name in found.items()]
+        earlier = [genotype_row(PUBLISHED["SNAS_MILD"].genotype, 2, limit, None) for limit in found]
+        write_rows(tmp_path / "study", "genotypes", trial, [{"trial_id": trial} | row for row in [*earlier, *rows]])
+        row = trial_row("study", "a", trial, SearchConfig(), "running" if trial == "under-way" else "completed", START, START, None)
+        write_rows(tmp_path / "study", "trials", trial, [row])
+    every = find_genotypes(str(tmp_path / "study"), "0..8")
+    assert every == {
+        "one M=0": PUBLISHED["DARTS_V1"].genotype,
+        "one M=1,2; two M=0": PDARTS,
+        "two M=1,2": PUBLISHED["DARTS_V2"].genotype,
+    }
+    assert set(find_genotypes(str(tmp_path / "study"))) == {"one M=2", "two M=2"}
+    with pytest.raises(ConfigError, match=r"no genotype of a finished search with skip limits \[8\]"):
+        find_genotypes(str(tmp_path / "study"), "8")
+
+
+def test_a_genotype_is_a_name_a_text_a_file_or_a_seed(tmp_path):
+    file = tmp_path / "log.txt"
+    file.write_text(f"11/24 genotype = {PDARTS}\n")
+    for source in ("PDARTS_C10", str(PDARTS), PDARTS.to_json(), str(file)):
+        assert list(find_genotypes(source).values()) == [PDARTS]
+    (first,), (again,), (other,) = (find_genotypes(f"random:{seed}").values() for seed in (1, 1, 2))
+    assert first == again != other
+    assert first.normal.skips <= 2
+
+
+def test_random_genotypes_are_drawn_under_the_limits_that_searched_ones_are_evaluated_at(tmp_path):
+    for limit in (0, 1, 3):
+        assert find_genotypes("random:3", str(limit))[f"random:3 M={limit}"].normal.skips <= limit
+    assert find_genotypes("random:3", "2")["random:3 M=2"] == find_genotypes("random:3")["random:3"]
+
+
+def test_skip_limits_are_a_number_a_list_or_a_range():
+    assert parse_limits("2") == [2]
+    assert parse_limits("0,2") == [0, 2]
+    assert parse_limits("0..8") == list(range(9))
