@@ -248,11 +248,11 @@ def _open_cifar(name: str) -> _Source:
     except RuntimeError:  # the files are missing or damaged
         _download(name, reader, folder)
         train = reader(str(folder), train=True)
-    parts = (
+    train_set, test_set = (
         ImageSet(torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))), torch.tensor(part.targets))
         for part in (train, reader(str(folder), train=False))
     )
-    return _Source(*parts, tuple(train.classes), mirror=True)
+    return _Source(train_set, test_set, tuple(train.classes), mirror=True)
 
 
 def _download(name: str, reader: Any, folder: Path) -> None:

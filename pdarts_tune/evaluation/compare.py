@@ -91,7 +91,7 @@ def find_all(sources: Sequence[str], max_skips: str | None) -> tuple[dict[str, G
 def describe(label: str, genotype: Genotype, shape: NetworkConfig, config: EvalConfig) -> str:
     """The genotype, and its cost in both ways of counting beside the figures that its paper prints."""
     published = next((p for p in PUBLISHED.values() if p.genotype == genotype), None)
-    on_cifar = published and published.params_millions
+    on_cifar = published.params_millions if published else None
     on_imagenet = (published.imagenet_params_millions, published.imagenet_madds_millions) if published else (None, None)
     network = f"{shape.cells} cells, {shape.channels} channels, {shape.stem} stem, {shape.image_size} px"
     lines = [
