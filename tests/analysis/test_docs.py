@@ -25,7 +25,7 @@ from pdarts_tune.study import cli as study_cli
 from synthetic import make_study
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLES = (ROOT / "docs" / "tables.md").read_text()
 OWN_STUDY = (ROOT / "docs" / "write_your_own_study.md").read_text()
 MODULES = {"pdarts_tune.evaluation": evaluation_command.Arguments, "pdarts_tune.results.columns": columns.Arguments}
@@ -75,6 +75,13 @@ def test_every_command_of_the_pages_exists_with_its_options():
                 assert option in known, where
             found += 1
     assert found > 40, "commands are no longer found"
+
+
+def test_the_files_that_contributors_are_led_to_exist():
+    names = re.findall(r"`([\w/]+\.\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    names = [name for name in names if "/" in name and "NAME" not in name]
+    assert len(names) > 15, "names are no longer found"
+    assert [name for name in names if not (ROOT / name).exists()] == []
 
 
 def test_every_study_is_in_the_readme():

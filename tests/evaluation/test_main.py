@@ -229,7 +229,7 @@ def not_finite(tmp_path):
         ("PDARTS_C10", ["--weights", "nowhere.pt"], "weights: nowhere.pt is not a file"),
         ("PDARTS_C10", ["--weights", broken], "weights.pt: "),
         ("PDARTS_C10", ["--weights", not_finite], "cells.1.preprocess0.bn.running_mean: holds nan or an infinity, weights must be"),
-        ("PDARTS_C10", ["--test-images", "1"], "test_images: 1 is wrong, it must be "),
+        ("PDARTS_C10", ["--test-images", "1"], "test_images: 1 is wrong, it must be at least 2"),
         ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0.3"], "mean: given without std, give both"),
         ("PDARTS_C10", ["--weights", unlabelled, "--std", "0.3"], "std: given without mean, give both"),
         ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0.3", "--std", "0"], "std: 0.0 is wrong, it must be more than 0"),
