@@ -1,11 +1,9 @@
-"""The project's pictures: cells, heat maps, curves. They draw tidy frames and compute nothing but where the ink goes.
+"""Figures of cells and alphas, and the style of all figures of the project.
 
-Every function returns a matplotlib `Figure` that belongs to nobody else: no pyplot, no global state, so figures can be drawn in
-any process and thread. Colours are those of Okabe & Ito (2008), told apart by readers with any colour vision; whatever a colour
-says is said a second time by a label, a marker or a line style. Sizes suit a README column, about 850 pixels wide.
-This is the place to import from; `cell_figures.py` has cells and alphas, `curve_figures.py` what happens over epochs,
-`comparison_figures.py` variants beside each other. Every function that takes a frame raises ValueError, in one line, if a column is
-missing or there are no rows.
+Every function returns a matplotlib `Figure` of its own, without pyplot or other global state, so any process and thread can draw.
+Every reader can tell the colours apart (Okabe & Ito, 2008), and a label, a marker or a line style repeats what a colour says. Sizes
+suit a README column, about 850 pixels wide. A function that takes a frame raises ValueError, in one line, if a column is missing or
+there are no rows.
 """
 
 from __future__ import annotations
@@ -31,11 +29,6 @@ from matplotlib.ticker import MaxNLocator
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 
-# MERGED DOCSTRING
-# What the pictures share: colours, line styles, checks of the frames that they draw. Part of `figures.py`.
-# MERGED DOCSTRING
-# Cells as graphs and what their alphas preferred. Part of `figures.py`, which is where to import from.
-
 
 def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
     """Writes `path` + ".png" and ".svg", whole or not at all, and returns both. OSError if the folder cannot be written."""
@@ -43,12 +36,11 @@ def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
     # The salt and the missing date make a figure drawn twice the same file.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".figure-") as folder, matplotlib.rc_context({"svg.hashsalt": "0"}):
         figure.savefig(Path(folder) / png.name, dpi=150)
-        figure.set_layout_engine("none")  # it is laid out, which takes as long as drawing it
+        figure.set_layout_engine("none")  # it is laid out already, which takes as long as drawing
         figure.savefig(Path(folder) / svg.name, metadata={"Date": None})
         return (Path(folder) / png.name).replace(png), (Path(folder) / svg.name).replace(svg)
 
 
-# Of Okabe & Ito (2008), told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1.5, 1.5)))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -72,13 +64,11 @@ def require(frame: pd.DataFrame, columns: Sequence[str], where: str) -> None:
 
 
 def mark_stages(axes: Axes, rows: pd.DataFrame, labels: bool = True) -> None:
-    """A line where a stage begins: what follows is another network, trained anew."""
+    """A line where a stage begins, with another network that is trained anew."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     starts = rows.groupby(["variant", "stage"], as_index=False)["running_epoch"].min()[["running_epoch", "stage"]]
     starts = starts.drop_duplicates()
-    alike = (
-        starts["stage"].is_unique and len(starts) <= 6
-    )  # where variants have other plans, lines of one would cross those of another
+    alike = starts["stage"].is_unique and len(starts) <= 6  # else lines of one variant's stages cross another's curves
     for start, stage in starts.itertuples(index=False) if alike else ():
         axes.axvline(start + 0.5, color=PALE, linestyle=":", zorder=0)
         if labels:
@@ -172,7 +162,7 @@ def draw_alphas(alphas: pd.DataFrame) -> Figure:
     last = alphas[alphas["epoch"] == alphas.groupby("stage")["epoch"].transform("max")]
     kept = last.groupby(["stage", "cell", "edge"])["operation"].transform("size")
     last = last.assign(preference=last["probability"] * kept)
-    reach = float((last["preference"] - 1).abs().max()) or 1.0  # alphas hardly differ early on, and yet they decide
+    reach = float((last["preference"] - 1).abs().max()) or 1.0  # even small differences of alphas decide
     scale = Normalize(1 - reach, 1 + reach)
     for (row, cell), (column, stage) in itertools.product(enumerate(CELLS), enumerate(stages)):
         here = last[(last["cell"] == cell) & (last["stage"] == stage)]
@@ -196,8 +186,8 @@ def draw_alphas(alphas: pd.DataFrame) -> Figure:
 def draw_alpha_evolution(alphas: pd.DataFrame, cell: str = "normal") -> Figure:
     """One trial's preferences, epoch by epoch: a panel an edge, nodes below each other, sources side by side.
 
-    Shown is the probability times the operations of the edge, so that 1 is no preference in every stage. Every stage starts anew,
-    so lines break between stages; an operation that is dropped ends, with a cross.
+    The y axis is the probability times the number of the edge's operations: 1 is no preference in every stage. Every stage starts
+    anew, so lines break between stages. The line of a dropped operation ends with a cross.
 
     Args:
         alphas: rows of the table `alphas`. Raises ValueError if they belong to more than one trial.
@@ -211,7 +201,7 @@ def draw_alpha_evolution(alphas: pd.DataFrame, cell: str = "normal") -> Figure:
     rows = rows.merge(times.rename_axis("running_epoch").reset_index(), on=["stage", "epoch"])
     kept = rows.groupby(["stage", "epoch", "edge"])["operation"].transform("size")
     rows = rows.assign(preference=rows["probability"] * kept).sort_values("running_epoch")
-    figure = Figure(figsize=(12.0, 8.4))  # laid out by hand: arranging twenty panels automatically takes seconds
+    figure = Figure(figsize=(12.0, 8.4))  # an automatic layout of twenty panels takes seconds
     figure.subplots_adjust(left=0.07, right=0.99, bottom=0.08, top=0.92, wspace=0.06, hspace=0.22)
     panels = figure.subplots(4, 5, sharex=True, sharey=True)
     for panel in panels.ravel():
@@ -231,7 +221,7 @@ def draw_alpha_evolution(alphas: pd.DataFrame, cell: str = "normal") -> Figure:
     legend = figure.legend(
         handles=keys, loc="upper right", bbox_to_anchor=(0.98, 0.93), frameon=False, fontsize=11, handlelength=3.2
     )
-    legend.set_in_layout(False)  # it lies where edges that do not exist leave room
+    legend.set_in_layout(False)  # it lies in the room of edges that do not exist
     figure.suptitle(f"{CELLS[cell]}, {alphas['trial_id'].iloc[0]}", fontsize=12)
     figure.supxlabel("epoch, counted over all stages; dotted: a new stage, whose alphas start anew", fontsize=10)
     figure.supylabel("probability x operations of the edge (1: no preference)", fontsize=10)

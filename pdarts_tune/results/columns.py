@@ -1,7 +1,7 @@
-"""The columns of the tables as a page for people, made from schemas.py so that the two cannot differ.
+"""Prints the columns of the tables in Markdown, from `results/schemas.py`, so that the documentation cannot differ from them.
 
-    python -m pdarts_tune.results.columns                       # prints them
-    python -m pdarts_tune.results.columns --page docs/tables.md # puts them where that page has them
+    python -m pdarts_tune.results.columns                       # print them
+    python -m pdarts_tune.results.columns --page docs/tables.md # replace them on that page
 
 On a page each table's columns stand between the lines `<!-- columns: TABLE -->` and `<!-- end -->`.
 """
@@ -45,14 +45,14 @@ def describe_columns(table: str) -> str:
 
 
 def update_page(text: str) -> str:
-    """The page with the columns as they are now.
+    """The page with the present columns.
 
     Raises:
-        ConfigError: the page has no place for one of the tables, or for one that does not exist.
+        ConfigError: the page lacks the place of a table, or has one of an unknown table.
     """
-    found = [match[1] for match in _BLOCK.finditer(text)]
-    if sorted(found) != sorted(SCHEMAS):
-        raise ConfigError(f"page: it has {', '.join(found) or 'no table'}, it must have each of {', '.join(SCHEMAS)} once")
+    tables = [match[1] for match in _BLOCK.finditer(text)]
+    if sorted(tables) != sorted(SCHEMAS):
+        raise ConfigError(f"page: it has {', '.join(tables) or 'no table'}, it must have each of {', '.join(SCHEMAS)} once")
     return _BLOCK.sub(lambda match: match[1] + match[2] + describe_columns(match[1]), text)
 
 
@@ -69,7 +69,7 @@ def _name_type(kind: Any) -> str:
 
 
 def main() -> None:
-    """Exits with 2 if the page cannot be read or has no place for the columns."""
+    """Exits with 2 if the page cannot be read or lacks the place of a table."""
     settings = parse(Arguments, prog="python -m pdarts_tune.results.columns", description="The columns of the tables, in Markdown.")
     if settings.page is None:
         print("\n".join(f"### {table}\n\n{describe_columns(table)}" for table in SCHEMAS))

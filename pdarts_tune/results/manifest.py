@@ -1,4 +1,4 @@
-"""What a results folder remembers of its study, so that nothing but seeds and variants can be added to it."""
+"""A study's manifest, `study.json`: its definition and its seeds. Only seeds and variants can be added to a results folder."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 
 DEFINITION = "study.json"  # in the study's folder
-COMPLETED = "completed.json"  # in the study's folder once everything is done and nothing failed: what scripts shall look for
-SHOWN = 8  # differences that a message names
+COMPLETED = "completed.json"  # in the study's folder once everything is done and nothing has failed; scripts can look for it
+SHOWN = 8  # differences or seeds that a message names
 
 
-def check_definition(ours: dict[str, Any], found: bytes | None, folder: str) -> dict[str, Any]:
-    """What the study's file `DEFINITION` shall hold: its own variants and the plan's, and the seeds that each of them has.
+def check_definition(ours: dict[str, Any], manifest: bytes | None, folder: str) -> dict[str, Any]:
+    """The new content of the manifest: its variants and the plan's, with the seeds of each.
 
     Args:
         ours: the plan's definition (`study/plan.py`, `define`).
-        found: what the file holds now; None if it is not there.
+        manifest: the present content of the file; None if there is none.
         folder: where it is, for messages.
 
     Raises:
-        ConfigError: the folder was written by a study of another definition, or holds settings that cannot be read; the message
-            shows the differences.
+        ConfigError: the folder is of another definition, or its settings cannot be read. The message shows the differences.
     """
-    if found is None:
+    if manifest is None:
         return ours
     try:
-        theirs = json.loads(found)
+        theirs = json.loads(manifest)
     except ValueError:
         raise ConfigError(
             f"{folder}/{DEFINITION}: not readable as JSON; move the results folder away or name another with --results"
@@ -54,37 +53,37 @@ def check_definition(ours: dict[str, Any], found: bytes | None, folder: str) -> 
 
 
 def planned_seeds(definition: Mapping[str, Any]) -> dict[str, range]:
-    """The search seeds of each variant by a study's definition; of none where it is from before they were remembered."""
+    """The search seeds of each variant by a study's definition; empty where an early release wrote it, without seeds."""
     return {variant: range(count) for variant, count in definition.get("seeds", {}).items()}
 
 
-def check_seeds(definition: Mapping[str, Any], found: Mapping[str, Collection[int]], *, completed: bool, where: str) -> None:
-    """Refuses tables that hold other searches than their study's, whose means would be over a wrong count of seeds.
+def check_seeds(definition: Mapping[str, Any], seeds: Mapping[str, Collection[int]], *, completed: bool, where: str) -> None:
+    """Refuses tables with other searches than their study's: means would be over a wrong count of seeds.
 
     Args:
-        found: the seeds of the searches in the tables, by variant.
-        completed: whether the study says that it is done; one that is not may lack some.
+        seeds: the seeds of the searches in the tables, by variant.
+        completed: whether the study is done; one that is under way may lack some.
         where: the study's folder, for messages.
 
     Raises:
-        ConfigError: a search is there that is not of the study, or lacking although the study is done; the message names them.
+        ConfigError: a search is not of the study, or is lacking although the study is done. The message names them.
     """
     planned = planned_seeds(definition)
     if not planned:
         return
-    for variant in found:
-        foreign = sorted(set(found[variant]) - set(planned.get(variant, ())))
+    for variant in seeds:
+        foreign = sorted(set(seeds[variant]) - set(planned.get(variant, ())))
         if foreign:
             has = f"{len(planned[variant])} seeds of it" if variant in planned else f"no such variant, only {', '.join(planned)}"
             raise ConfigError(
                 f"{where}: its tables hold {variant} with seed {_listed(foreign)}, but by {DEFINITION} the study has {has}; "
                 "take out what was copied into it, or run the study's command again with as many --seeds"
             )
-    for variant, seeds in planned.items():
-        lacking = sorted(set(seeds) - set(found.get(variant, ())))
+    for variant, expected in planned.items():
+        lacking = sorted(set(expected) - set(seeds.get(variant, ())))
         if completed and lacking:
             raise ConfigError(
-                f"{where}: by {COMPLETED} the study is done with {len(seeds)} seeds of {variant}, but its tables lack seed "
+                f"{where}: by {COMPLETED} the study is done with {len(expected)} seeds of {variant}, but its tables lack seed "
                 f"{_listed(lacking)}; bring the files back, or run the study's command again"
             )
 
@@ -94,10 +93,7 @@ def _listed(seeds: list[int]) -> str:
 
 
 def count_difference(definitions: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """How parts of one study, by folder, differ in their counts of seeds, so that means would be over unlike ones; None if not.
-
-    A genotype that is given has one seed everywhere.
-    """
+    """The counts of seeds of a study's parts, by folder, if they differ; None if not. A given genotype has one seed everywhere."""
     counts: dict[int, str] = {}
     for folder, definition in definitions.items():
         for variant, seeds in planned_seeds(definition).items():
@@ -107,11 +103,11 @@ def count_difference(definitions: Mapping[str, Mapping[str, Any]]) -> str | None
 
 
 def definition_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
-    """The differences between two definitions, but for seeds and for variants that only one of them has; None if there are none.
+    """The differences between two definitions, except for seeds and for variants of only one of them; None if there are none.
 
-    What changed alike in several variants, as a setting of the base does, is said once.
+    A setting of the base changes in several variants alike. It is named once.
     """
-    changes: dict[str, list[str]] = {}  # what changed, and the variants in which it did
+    changes: dict[str, list[str]] = {}  # the variants of each change
     for key in ("study", "evaluation", "further_evaluations"):
         for where, change in _differences(_complete(key, theirs.get(key)), _complete(key, ours.get(key))):
             changes[f"{key}{where} {change}"] = []
@@ -119,13 +115,13 @@ def definition_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str |
     for name in now:
         for where, change in _differences(before[name], now[name]) if name in before else ():
             changes.setdefault(f"{where.lstrip('.')} {change}", []).append(name)
-    said = [f"{change} ({', '.join(names)})" if names else change for change, names in changes.items()]
-    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
-    return "; ".join(said[:SHOWN]) + more or None
+    lines = [f"{change} ({', '.join(names)})" if names else change for change, names in changes.items()]
+    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return "; ".join(lines[:SHOWN]) + more or None
 
 
 def _complete(key: str, before: Any) -> Any:
-    """With the defaults of settings that joined after the folder was written, which its configurations lack."""
+    """With the defaults of settings that are newer than the folder."""
     if key == "variants" and isinstance(before, dict):
         return {name: _read(SearchConfig, settings, f"{key}.{name}") for name, settings in before.items()}
     if key == "further_evaluations" and isinstance(before, list):
@@ -141,7 +137,7 @@ def _read(kind: type[Any], settings: Any, where: str) -> dict[str, Any]:
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """Where, and what: as deep down as both sides have the same parts."""
+    """The place and the text of each difference, as deep as both sides have the same parts."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before | now:
             yield from _differences(before.get(key), now.get(key), f"{where}.{key}")

@@ -1,6 +1,6 @@
 """The columns of the five Parquet tables: types, units and what each one means. Every file carries this description.
 
-A change here is a change of what other people's scripts rely on: count SCHEMA_VERSION up and say why in the README.
+Other people's scripts rely on the columns. After a change here, raise SCHEMA_VERSION and give the reason in the README.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import pyarrow as pa
 from pdarts_tune.pdarts.space import PRIMITIVES
 
 SCHEMA_VERSION = 2
-# Files of version 1 are read as well: there the seconds and peaks of searches and their epochs held the diagnostics, whose seconds
-# the readers of results.py take off.
+# results/tables.py reads files of version 1 too. Their seconds and peaks hold the diagnostics; the reader takes the seconds off.
 STATUSES = ("completed", "failed", "out_of_memory", "running")
 
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("ms", tz="UTC")
-# Compact types only in the table that has thousands of rows a trial. Parquet files are small either way, but in memory a narrow
-# integer is a trap: NumPy wraps around silently (int8: 3 * 100 is 44), and categories do not join as text does.
+# Compact types only in the table of thousands of rows a trial. In memory narrow integers are a trap: NumPy wraps around silently
+# (int8: 3 * 100 is 44), and categories do not join as text does. Parquet files are small either way.
 _SMALL, _REPEATED = pa.int16(), pa.dictionary(pa.int32(), pa.string())
 _FLAG = pa.bool_()
 _NUMBERS, _FLAGS = pa.list_(pa.float64()), pa.list_(pa.bool_())
@@ -32,7 +31,7 @@ def _column(name: str, kind: Any, unit: str, description: str, *, optional: bool
 
 
 def _later(name: str, kind: Any, unit: str, description: str, *, choices: Sequence[str] = ()) -> Any:
-    """A column that joined after the first results were written; files from before are read with nulls there."""
+    """A column that is newer than the first results; older files are read with nulls there."""
     field = _column(name, kind, unit, description, optional=True, choices=choices)
     return field.with_metadata({**field.metadata, b"later": b"yes"})
 
@@ -56,17 +55,17 @@ def _trial_id(what: str = "the trial") -> Any:
 
 def _run_columns() -> list[Any]:
     return [
-        _column("device", _TEXT, "text", "the device that it ran on, as its driver names it", optional=True),
+        _column("device", _TEXT, "text", "the device, as its driver names it", optional=True),
         _column("started", _TIME, "UTC", "start of the first attempt"),
         _column("finished", _TIME, "UTC", "end; null while it runs", optional=True),
-        _column("attempts", _INTEGER, "count", "how often it was started, 1 if nothing went wrong"),
-        _column("seconds", _NUMBER, "seconds", "time spent training and validating alone, all attempts", optional=True),
+        _column("attempts", _INTEGER, "count", "number of starts, 1 if nothing went wrong"),
+        _column("seconds", _NUMBER, "seconds", "time of training and validation alone, all attempts", optional=True),
         _PEAK_BYTES,
     ]
 
 
 def _execution_columns() -> list[Any]:
-    """See `execution.Execution`."""
+    """See `config/execution.py`."""
     return [
         _later("cell_evaluation", _TEXT, "text", "how cells of the search network are computed", choices=("fast", "plain")),
         _later("recompute", _FLAG, "flag", "whether fast cells keep less for backward and compute it again"),
@@ -79,7 +78,7 @@ def _execution_columns() -> list[Any]:
 
 
 def _operation_counts() -> list[Any]:
-    """Of all operations but the skip-connect, whose columns came first."""
+    """Of all operations except the skip-connect, whose columns are older."""
     cells = {"normal": "the normal cell derived now, before refinement", "reduce": "the reduction cell derived now"}
     names = [name for name in PRIMITIVES if name not in ("none", "skip_connect")]
     return [
@@ -113,12 +112,12 @@ _SEEDS = [
     _column("seed", _INTEGER, "number", "initial weights and alphas, batch order, augmentation, dropout masks"),
     _column("split_seed", _INTEGER, "number", "which images train, and which validate"),
 ]
-_LEFT_OUT = _later("left_out", _INTEGER, "images", "images that cannot be used and were left out; null where it is not known")
+_LEFT_OUT = _later("left_out", _INTEGER, "images", "images that could not be used and were left out; null if not known")
 _MOMENTS = [
-    _later("mean", _NUMBERS, "fraction", "per channel, what is taken from images scaled to [0, 1]; null where it is not known"),
-    _later("std", _NUMBERS, "fraction", "per channel, what images are then divided by; null where it is not known"),
+    _later("mean", _NUMBERS, "fraction", "per channel, subtracted from images scaled to [0, 1]; null if not known"),
+    _later("std", _NUMBERS, "fraction", "per channel, images are then divided by it; null if not known"),
 ]
-_STATUS = _column("status", _TEXT, "text", "how it stands", choices=STATUSES)
+_STATUS = _column("status", _TEXT, "text", "state of the trial", choices=STATUSES)
 
 _COLUMNS: dict[str, list[Any]] = {
     "trials": [
@@ -127,7 +126,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _trial_id(),
         *_SEEDS,
         _STATUS,
-        _column("error", _TEXT, "text", "message of the error that ended it; null if none did", optional=True),
+        _column("error", _TEXT, "text", "message of the error that ended it; null if there was none", optional=True),
         _column("method", _TEXT, "text", "how the genotype is found, a name in config/methods.py; random: drawn, without a search"),
         _column("data", _TEXT, "text", "the data set"),
         _column("depths", _TEXT, "cells", "depth of each stage's search network, such as 5-11-17"),
@@ -145,7 +144,7 @@ _COLUMNS: dict[str, list[Any]] = {
         *_run_columns(),
         _LEFT_OUT,
         *_MOMENTS,
-        _later("diagnostic_seconds", _NUMBER, "seconds", "beside seconds, spent on diagnostics: the sum of its epochs'"),
+        _later("diagnostic_seconds", _NUMBER, "seconds", "time of diagnostics, apart from seconds: the sum of its epochs'"),
     ],
     "epochs": [
         _trial_id(),
@@ -164,7 +163,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("learning_rate", _NUMBER, "rate", "learning rate of the weights"),
         _column("skip_dropout", _NUMBER, "rate", "dropout on skip-connects"),
         _column("seconds", _NUMBER, "seconds", "time of the epoch's training and validation alone"),
-        _column("diagnostic_seconds", _NUMBER, "seconds", "beside these, spent on inherited accuracy, agreement and eigenvalue"),
+        _column("diagnostic_seconds", _NUMBER, "seconds", "time of inherited accuracy, agreement and eigenvalue, beside seconds"),
         _column("images_per_second", _NUMBER, "images/second", "images that trained weights, over the training time"),
         _PEAK_BYTES,
         _column("normal_skip_count", _INTEGER, "count", "skip-connects of the normal cell derived now, before refinement"),
@@ -195,19 +194,19 @@ _COLUMNS: dict[str, list[Any]] = {
             "hessian_eigenvalue",
             _NUMBER,
             "nats",
-            "largest eigenvalue of the validation loss's Hessian by the alphas; null unless asked for",
+            "largest eigenvalue of the Hessian of the validation loss with respect to the alphas; null unless asked for",
             optional=True,
         ),
         _column("derived_epoch", _INTEGER, "index from 0", _DERIVED_EPOCH, optional=True),
         _column("finished", _TIME, "UTC", "end of the epoch"),
-        _later("diagnostic_peak_bytes", _INTEGER, "bytes", "the same as peak_bytes of the diagnostics; null where there were none"),
+        _later("diagnostic_peak_bytes", _INTEGER, "bytes", "peak_bytes of the diagnostics; null where there were none"),
     ],
     "alphas": [
         _column("trial_id", _REPEATED, "text", "the trial; also the name of the file"),
         _stage(_SMALL),
         _epoch(_SMALL),
         _column("cell", _REPEATED, "text", "the cell type", choices=("normal", "reduce")),
-        _column("edge", _SMALL, "index from 0", "edge, in the order of space.EDGES"),
+        _column("edge", _SMALL, "index from 0", "edge, in the order of pdarts/space.py, EDGES"),
         _column("source", _SMALL, "index from 0", "state that the edge reads: 0 and 1 are the inputs, 2 to 5 the nodes"),
         _column("node", _SMALL, "index from 0", "node that the edge leads to"),
         _column("operation", _REPEATED, "text", "candidate operation"),
@@ -243,7 +242,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("config", _TEXT, "JSON", "the whole configuration"),
         *_SEEDS,
         _STATUS,
-        _column("failure", _TEXT, "text", "message of the error that ended it; null if none did", optional=True),
+        _column("failure", _TEXT, "text", "message of the error that ended it; null if there was none", optional=True),
         _column("epochs", _INTEGER, "epochs", "epochs to train"),
         _column("accuracy", _NUMBER, "fraction", "of the last epoch's network on the test images: what is reported", optional=True),
         _column("top5_accuracy", _NUMBER, "fraction", "the right class among the five most probable ones", optional=True),
@@ -259,7 +258,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _MACS.with_nullable(True),
         *_run_columns(),
         _LEFT_OUT,
-        _later("shared", _INTEGER, "images", "test images that are among the training images too; null where it is not known"),
+        _later("shared", _INTEGER, "images", "test images that are among the training images too; null if not known"),
         *_MOMENTS,
     ],
 }

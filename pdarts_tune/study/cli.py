@@ -1,7 +1,7 @@
-"""Runs a study: every search as a Ray Tune trial, then every distinct genotype, then the report. One command line for all studies.
+"""The command line of every study: runs every search as a Ray Tune trial, then every distinct genotype, then the report.
 
-The same command continues a study that was stopped or killed, and extends one whose seeds or variants were added: what runs is
-what the tables say is missing. Ray, torch and MLflow are imported when work starts, so that `--help` answers at once.
+The same command continues a study that is stopped or killed, and extends one with more seeds or variants: it runs the trials that
+the tables lack. Ray, torch and MLflow are imported when work starts, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -109,12 +109,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             _forecast(plan, settings)
             return
         if settings.print_config:
-            print(
-                json.dumps(
-                    _check_inputs(plan, settings) | {"seeds": plan.seeds, "evaluation_seeds": plan.evaluation_seeds}, indent=1
-                )
-            )
-            sys.stdout.flush()
+            definition = _check_inputs(plan, settings) | {"seeds": plan.seeds, "evaluation_seeds": plan.evaluation_seeds}
+            print(json.dumps(definition, indent=1), flush=True)
             return
         failed = run_study(plan, settings)
     except ConfigError as error:
@@ -129,7 +125,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if not (settings.dry_run or settings.print_config):
             raise  # a running study has other pipes than its output
-        # Who read the output, such as `head`, has gone; what is still buffered must not fail once more at exit.
+        # The reader of the output, such as `head`, has ended. The rest of the buffer must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(NOBODY_READS)
     except OSError as error:
@@ -142,7 +138,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 
 
 def _forecast(plan: Plan, settings: Arguments) -> None:
-    """Prints what a dry run says: the trials, what each changes, and what they will take."""
+    """Prints a dry run: the trials, what each changes, and their bytes, seconds and disk."""
     print(describe(plan, f"{settings.results}/{plan.study.name}"))
     from pdarts_tune.study.run import find_same, missing_trials, open_sources, study_is_done
 
@@ -172,7 +168,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
     folder = Storage(settings.results).below(plan.study.name)
     _check_inputs(plan, settings)
     with exclusive(folder), stop_on_signals() as signals:
-        definition = _merge_definition(plan, settings)  # as it is now: another driver may have added variants since the check
+        definition = _merge_definition(plan, settings)  # again: another driver may have added variants since the check
         folder.remove(COMPLETED)
         folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
 
@@ -234,7 +230,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
 
 
 def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
-    """Everything that can be known to be wrong before work starts. Returns the definition that the folder shall remember."""
+    """Raises ConfigError for everything that can be checked before work starts. Returns the folder's new manifest."""
     if settings.gpus_per_trial is not None and settings.gpus_per_trial <= 0:
         raise ConfigError(f"gpus_per_trial: {settings.gpus_per_trial} is wrong, it must be more than 0")
     if settings.max_failures < 0:
@@ -278,18 +274,18 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
 
 
 def _merge_definition(plan: Plan, settings: Arguments) -> dict[str, Any]:
-    """What the folder's definition shall be: what it is now, with the plan's variants and seeds. ConfigError if they do not fit."""
+    """The folder's manifest with the plan's variants and seeds. ConfigError if they do not fit."""
     try:
-        found = Storage(settings.results).below(plan.study.name).read(DEFINITION)
+        manifest = Storage(settings.results).below(plan.study.name).read(DEFINITION)
     except FileNotFoundError:
-        found = None
+        manifest = None
     except OSError as error:
         raise ConfigError(f"results: {settings.results} cannot be read ({' '.join(str(error).split())})") from None
-    return check_definition(define(plan), found, f"{settings.results}/{plan.study.name}")
+    return check_definition(define(plan), manifest, f"{settings.results}/{plan.study.name}")
 
 
 def _report(script: Path, folder: Storage) -> bool:
-    """Runs the report script on the tables, on a copy of them where they are in an object store. Returns whether it worked."""
+    """Runs the report script on the tables, or on a copy of them if they are in an object store. Returns whether it succeeds."""
     print(flush=True)
     if not folder.is_remote:
         return subprocess.run([sys.executable, script, "--results", folder.path.parent], check=False).returncode == 0
@@ -297,7 +293,7 @@ def _report(script: Path, folder: Storage) -> bool:
         copy = Path(name) / folder.name
         for part in ("", "trials", "epochs", "alphas", "genotypes", "evaluations"):
             folder.copy_down(part, copy / part)
-        done = subprocess.run([sys.executable, script, "--results", name], check=False)
+        process = subprocess.run([sys.executable, script, "--results", name], check=False)
         for path in sorted((copy / "report").glob("*.*")):
             folder.write(f"report/{path.name}", path.read_bytes())
-    return done.returncode == 0
+    return process.returncode == 0

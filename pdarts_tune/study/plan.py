@@ -1,6 +1,6 @@
 """What a study consists of, before anything runs: variants, trials, and the definition that a results folder remembers.
 
-Apart from study.py so that planning, `--dry-run` and `--help` need neither torch nor Ray.
+Planning, `--dry-run` and `--help` need neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds
 
 @dataclass(frozen=True)
 class Variant:
-    """One arm of an ablation: a search configuration that differs visibly from the study's base.
+    """One variant of an ablation: a search configuration that differs visibly from the study's base.
 
-    `skip_limits` are the limits M at which the genotypes of its searches are evaluated; nothing: at the configuration's own. The
-    limit changes what is derived from a search and not the search, so a sweep over it takes no further searches.
+    `skip_limits` are the limits M at which the genotypes of its searches are evaluated; empty: the configuration's own. The limit
+    changes the derived genotype and not the search, so a sweep over it takes no further searches.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A research question as data. `variants` makes the arms from a base configuration; the first is the one compared with.
+    """A research question as data. `variants` makes the variants of a base configuration; the others are compared with the first.
 
-    `evaluations` makes the recipes that every genotype is trained by, from the preset's recipe and the names of the data sets that
-    were asked for (one or more); without it, the preset's recipe on each of them.
+    `evaluations` makes the recipes that every genotype is trained by, from the preset's recipe and the names of the data sets (one
+    or more); without it, the preset's recipe on each of them.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Study:
     variants: Callable[[SearchConfig], Sequence[Variant]]
     report: Path | None = None  # the analysis script that turns the tables into the answer
     evaluations: Callable[[EvalConfig, Sequence[str]], Sequence[EvalConfig]] | None = None
-    adaptive: bool = False  # schedules are chosen as results come in (schedules.py), in place of each variant with each seed
+    adaptive: bool = False  # results choose the next schedules (study/schedule_search.py), in place of variants times seeds
 
 
 @dataclass(frozen=True)
@@ -215,12 +215,11 @@ def make_plan(
     else:
         recipes = [replace(evaluation, data=name) for name in sets]
     recipes = [replace(recipe, skip_bad_images=skip_bad_images, image_size=image_size or recipe.image_size) for recipe in recipes]
-    arms = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else own_variants(study, base))}
-    if variants is not None:
-        arms = {name: _choose("variants", name, arms) for name in variants.split(",")}
+    every = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else own_variants(study, base))}
+    chosen = every if variants is None else {name: _choose("variants", name, every) for name in variants.split(",")}
     return Plan(
         study=study,
-        variants=tuple(arms.values()),
+        variants=tuple(chosen.values()),
         recipes=tuple(recipes),
         base=base,
         seeds=size.seeds if seeds is None else seeds,
@@ -251,28 +250,28 @@ def _make(what: str, make: Callable[[], Made]) -> Made:
 
 
 def given_variants(genotypes: Mapping[str, tuple[str, Genotype]], base: SearchConfig) -> list[Variant]:
-    """Arms that search nothing: known genotypes, by the variant's name, with where they are from."""
+    """Variants that search nothing: given genotypes with their sources, by the variant's name."""
     return [
         Variant(name, replace(base, method=Given(str(genotype), source), max_skips=genotype.normal.skips))
         for name, (source, genotype) in genotypes.items()
     ]
 
 
-def _choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise ConfigError(f"{what}: {name!r} is unknown, known are {', '.join(known)}")
-    return known[name]
+def _choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:
+    if name not in choices:
+        raise ConfigError(f"{what}: {name!r} is unknown, known are {', '.join(choices)}")
+    return choices[name]
 
 
 def define(plan: Plan) -> dict[str, Any]:
-    """What must not change under a results folder; seeds and variants may be added, and skip limits that are evaluated."""
+    """The settings that must not change under a results folder. Seeds, variants and skip limits may be added."""
     definition: dict[str, Any] = {
         "study": plan.study.name,
         "variants": {variant.name: to_dict(variant.search) for variant in plan.variants},
         "evaluation": to_dict(plan.evaluation),
         "seeds": {},
     }
-    if not plan.study.adaptive:  # whose trials follow from results, not from variants and seeds
+    if not plan.study.adaptive:  # trials of an adaptive study follow from results, not from variants and seeds
         searches = Counter(trial.variant for trial in plan.searches())
         definition["seeds"] = {variant.name: searches[variant.name] for variant in plan.variants}
     if len(plan.recipes) > 1:
@@ -308,7 +307,7 @@ def describe(plan: Plan, folder: Path | str) -> str:
 
 
 def difference(config: Any, base: Any) -> str:
-    """The fields in which two configurations differ, as `field: value (base value)`; stages are summed up by column."""
+    """The fields in which two configurations differ, as `field value (base: value)`; stages are joined by column."""
     parts = []
     for (name, value), (_, reference) in zip(_summary(config).items(), _summary(base).items(), strict=True):
         if value != reference:
@@ -340,6 +339,6 @@ def _summary(config: SearchConfig) -> dict[str, Any]:
 
 
 def _in_words(method: dict[str, Any]) -> str:
-    """A method's name and settings; a genotype's text would fill three lines, and its source stands beside it."""
+    """A method's name and settings. A genotype is left out: its text is three lines long, and its source is here too."""
     settings = [f"{name} {value}" for name, value in method.items() if name not in ("name", "genotype") and value != ""]
     return f"{method['name']} ({', '.join(settings)})" if settings else str(method["name"])

@@ -122,8 +122,7 @@ def run_schedules(plan: Plan, folder: Storage, sweep: Sweep, commit: str) -> int
         points_to_evaluate=[] if trials else [point_of(plan.base)],
         study_name=STUDY_NAME,
         storage=storage,
-        seed=derive_seed(0, f"schedules after {len(trials)}")
-        % 2**32,  # else a restart repeats the first trials
+        seed=derive_seed(0, f"schedules after {len(trials)}") % 2**32,  # else a restart repeats the first trials
     )
     epochs = plan.evaluation.epochs
     grace = max(1, epochs // 4)

@@ -1,17 +1,31 @@
+"""The forecast of bytes and seconds, and the mobile setting's limit."""
+
 from dataclasses import replace
 
 import pytest
 import torch
 
+from pdarts_tune.config.evaluation import RECIPES
 from pdarts_tune.config.methods import RandomSearch
 from pdarts_tune.config.presets import LAPTOP
 from pdarts_tune.data.datasets import DatasetInfo
 from pdarts_tune.networks.cost import predict_stage_bytes
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.results.storage import Storage
+from pdarts_tune.results.tables import read_rows, read_table
 from pdarts_tune.study import forecast as room
-from pdarts_tune.study.forecast import Forecaster, StepTimes, forecast, forecast_here, predict_needs, probe_evaluation, probe_stage
-from pdarts_tune.study.plan import make_plan
+from pdarts_tune.study.forecast import (
+    Forecaster,
+    StepTimes,
+    forecast,
+    forecast_here,
+    predict_needs,
+    probe_evaluation,
+    probe_stage,
+    refuse_large,
+)
+from pdarts_tune.study.plan import EvalTrial, make_plan
 from studies import approximation, depth_gap, transfer
 
 DIGITS = DatasetInfo(1, 8, 10, 1437, 360)
@@ -140,3 +154,28 @@ def test_a_probe_times_real_steps(monkeypatch):
     monkeypatch.setattr("pdarts_tune.study.forecast._time", count)
     assert probe_stage(config, stage, DIGITS, cpu) == StepTimes(weights=1, both=2, forward=0)
     assert probe_evaluation(genotype, evaluation, DIGITS, cpu) == StepTimes(weights=1, both=1, forward=0)
+
+
+MOBILE = RECIPES["imagenet-mobile"]
+
+
+@pytest.fixture
+def imagenet(monkeypatch):
+    monkeypatch.setattr(room, "check_dataset", lambda *_, **__: DatasetInfo(3, 224, 1000, 1_281_167, 50_000))
+
+
+def test_a_network_over_the_mobile_limit_is_not_trained_and_its_row_says_why(tmp_path, imagenet):
+    text = str(PUBLISHED["PDARTS_C10"].genotype)
+    fits, large = EvalTrial("fits", text, MOBILE), EvalTrial("large", text, replace(MOBILE, channels=60))
+    assert refuse_large([fits, large], Storage(tmp_path)) == [fits]
+    (row,) = read_rows(tmp_path, "evaluations", "large")
+    assert row["status"] == "failed"
+    assert row["failure"].startswith("refused: genotype ")
+    assert "multiply-adds at 60 channels, the mobile setting allows 600M" in row["failure"]
+    assert len(read_table(tmp_path, "evaluations")) == 1
+
+
+def test_other_recipes_have_no_limit(tmp_path, imagenet):
+    large = EvalTrial("large", str(PUBLISHED["PDARTS_C10"].genotype), RECIPES["cifar-large"])
+    assert refuse_large([large], Storage(tmp_path)) == [large]
+    assert not list(tmp_path.iterdir())

@@ -1,3 +1,5 @@
+"""Schedules as points of a space, and the search over them: what is asked, stopped, retried and shown."""
+
 import json
 import os
 import signal
@@ -11,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from analysis import schedule_search as schedule_front
-from pdarts_tune.config.presets import SMOKE
+from pdarts_tune.config.presets import PRESETS, SMOKE
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, to_dict
 from pdarts_tune.evaluation.training import Evaluation
@@ -22,11 +26,69 @@ from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study import schedule_search, sweep, trainable
 from pdarts_tune.study.plan import define, make_plan
-from pdarts_tune.study.schedule_search import point_of
+from pdarts_tune.study.schedule_search import DepthRange, depth_range, point_of, suggest_schedule
 from pdarts_tune.study.trainable import TrialSpec
 from studies import schedule_search as study
 from synthetic import make_trial
 from synthetic_rows import evaluation_row
+
+
+class Fixed:
+    """Answers with the values of a point, and knows which were asked for."""
+
+    def __init__(self, point):
+        self.point, self.asked = point, []
+
+    def suggest_int(self, name, low, high):
+        return self._answer(name, low, high)
+
+    suggest_float = suggest_int
+
+    def _answer(self, name, low, high):
+        self.asked.append(name)
+        assert low <= self.point[name] <= high, name
+        return self.point[name]
+
+
+class Drawn(Fixed):
+    def __init__(self, data):
+        self.data, self.asked = data, []
+
+    def suggest_int(self, name, low, high):
+        self.asked.append(name)
+        return self.data.draw(st.integers(low, high), name)
+
+    def suggest_float(self, name, low, high):
+        self.asked.append(name)
+        return self.data.draw(st.floats(low, high), name)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_base_is_a_point_of_the_space(preset):
+    base = PRESETS[preset].search
+    trial = Fixed(point_of(base))
+    assert suggest_schedule(trial, base) == base
+    assert set(trial.asked) == set(trial.point)
+
+
+@given(data=st.data())
+def test_every_point_is_a_schedule_and_only_its_own_stages_are_asked_for(data):
+    base = SearchConfig()
+    trial = Drawn(data)
+    config = suggest_schedule(trial, base)  # SearchConfig refuses stages that make no search
+    assert 2 <= len(config.stages) <= 4
+    assert {name for name in trial.asked if name.startswith("depth_")} == {f"depth_{n + 1}" for n in range(len(config.stages))}
+    assert len(trial.asked) == len(set(trial.asked)) == 1 + 3 * len(config.stages)
+    assert trial.asked[-1] == "max_skips"
+    kept = [stage.operations for stage in config.stages]
+    assert kept[0] == 8
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] >= 2
+
+
+def test_depths_reach_from_the_shallowest_stage_to_beyond_the_deepest():
+    assert depth_range(SearchConfig().stages) == DepthRange(5, 18)
+
 
 ROOT = Path(__file__).parents[2]
 
