@@ -28,8 +28,8 @@ from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, CellOps, SearchSpace
 from pdarts_tune.search.steps import frozen_statistics, require_gradients
 
-# A normal cell counts as collapsed when more than half of its eight operations are skip-connects. DARTS' best known cell has two,
-# P-DARTS allows two, the collapsed cells of Zela et al. (2020, figure 1) have four to eight.
+# More than half of the normal cell's eight operations. DARTS' best cell has two skip-connects, P-DARTS allows two; the collapsed
+# cells of Zela et al. (2020, figure 1) have four to eight.
 COLLAPSED_SKIPS = 5
 
 WINDOW = 5  # epochs of a mean eigenvalue (Zela et al., 2020, section 4.3)

@@ -47,7 +47,7 @@ from pdarts_tune.search.steps import build_steps
 
 
 class StageMemoryError(MemoryError):
-    """A stage (counted from 1) found too little memory. `needed` is its memory by prediction, in bytes."""
+    """A stage (counted from 1) ran out of memory. `needed` is its memory by prediction, in bytes."""
 
     def __init__(self, stage: int, needed: int, reason: str) -> None:
         super().__init__(f"stage {stage}: takes {needed:,} bytes by prediction{reason}")
@@ -82,8 +82,8 @@ class Search:
         self.weight_batches = batches(split.weights, True)
         self.alpha_batches = batches(split.alphas, True)
         self.validation_batches = batches(split.validation, False)
-        # With one generator for each purpose, the weights' images in an epoch do not depend on depth, method or training of alphas,
-        # so variants with the same seed are pairs.
+        # Each purpose has a generator, so the weights' images depend neither on the depth nor on the method: variants with the same
+        # seed are pairs.
         self.generators = {
             purpose: torch.Generator(device).manual_seed(derive_seed(config.seed, purpose))
             for purpose in ("weight batches", "alpha batches", "skip dropout", "architectures")

@@ -1,16 +1,14 @@
-"""SNAS: architectures sampled from the concrete distribution, and what they are expected to cost (Xie et al., 2019).
+"""SNAS: architectures sampled from the concrete distribution, and their expected cost (Xie et al., 2019).
 
-An edge's choice of operation is softmax((alpha + G) / temperature) with G drawn from the Gumbel distribution (section 2.2): one
-draw for a cell type, used by all its cells. As the temperature falls to 0 it becomes one-hot, operation o with probability
-softmax(alpha)[o], so the expected cost of a sampled architecture is the sum of every operation's cost times its probability
-(section 2.4). That sum is exact, and needs no sampling.
+An edge's choice of operation is softmax((alpha + G) / temperature) with G from the Gumbel distribution (section 2.2). All cells of
+a type share a draw. At temperature 0 the choice is one-hot, operation o with probability softmax(alpha)[o], so the expected cost of
+an architecture is the sum of every operation's cost times its probability (section 2.4).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -22,13 +20,13 @@ from pdarts_tune.networks.operations import OPERATIONS
 from pdarts_tune.networks.supernet import Cell, Mixing, Supernet
 from pdarts_tune.pdarts.progressive_depth import Stage
 
-# The factor of the expected relative cost in the loss. The paper has the three levels (section 2.4 and table 1), not their figures;
-# these are this project's.
+# The factor of the expected relative cost in the loss. The paper names three levels (section 2.4, table 1) but gives no figures;
+# these are our own.
 PENALTY_WEIGHTS: Mapping[str, float] = {"none": 0.0, "mild": 0.1, "moderate": 0.5, "aggressive": 2.0}
 
 
 def temperature(method: Snas, stage: Stage, epoch: int) -> float:
-    """The temperature of an epoch (from 0): the first one while alphas are frozen, then geometrically to the last one."""
+    """The temperature of an epoch (from 0): constant while alphas are frozen, then it falls geometrically."""
     falls = stage.epochs - stage.warmup_epochs - 1
     if epoch < stage.warmup_epochs or falls < 1:
         return method.temperature
@@ -37,9 +35,9 @@ def temperature(method: Snas, stage: Stage, epoch: int) -> float:
 
 
 def sample_choice(alphas: Tensor, kept: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """One draw from the concrete distribution for each row: shaped like the alphas, rows sum to 1, zero where not `kept`."""
+    """A draw from the concrete distribution per row: shaped like the alphas, rows sum to 1, zero where not `kept`."""
     exponential = torch.empty_like(alphas, requires_grad=False).exponential_(generator=generator)
-    # -log of an exponential variable is a Gumbel one; a draw that rounded to 0 would make it infinite.
+    # -log of an exponential variable is a Gumbel variable; of a draw that rounds to 0 it would be infinite.
     gumbel = -exponential.clamp_min(torch.finfo(alphas.dtype).tiny).log()
     return ((alphas + gumbel) / temperature).masked_fill(~kept, -torch.inf).softmax(dim=-1)
 
@@ -62,7 +60,7 @@ class OperationCost:
 
 @lru_cache(maxsize=1024)
 def operation_cost(name: str, channels: int, stride: int, size: int) -> OperationCost:
-    """The cost of a candidate operation on `channels` square images of `size` pixels a side. Nothing is computed."""
+    """The cost of a candidate operation on `channels` square images of `size` pixels a side, from shapes alone."""
     with torch.device("meta"):
         operation = OPERATIONS[name](channels, stride, False)
         image = torch.empty(1, channels, size, size)
@@ -83,20 +81,21 @@ def operation_cost(name: str, channels: int, stride: int, size: int) -> Operatio
 
 
 def resource_costs(network: Supernet, image_size: int) -> dict[str, Mixing]:
-    """What each choice adds to the cost of the whole network, by resource, for one image of `image_size` pixels a side.
+    """The cost that each operation adds to the whole network, by resource, for one image of `image_size` pixels a side.
 
-    The tensors are shaped like the alphas, with zeros in the padding. What every architecture pays alike (stem, preprocessing of
-    the cells' inputs, classifier) is left out.
+    The tensors are shaped like the alphas, with zeros in the padding. Stem, preprocessing and classifier, which are the same for
+    all architectures, do not count.
     """
+    kept = network.kept_normal, network.kept_reduce
     totals = {
-        resource.name: (_zeros(network.kept_normal), _zeros(network.kept_reduce)) for resource in dataclasses.fields(OperationCost)
+        resource.name: (torch.zeros_like(kept[0], dtype=torch.float64), torch.zeros_like(kept[1], dtype=torch.float64))
+        for resource in fields(OperationCost)
     }
     size = image_size
     for cell in network.cells:
         assert isinstance(cell, Cell)
         for edge, names in enumerate(cell.operations):
-            # Behind a reduction cell's inputs images are half as large.
-            here = -(-size // 2) if cell.reduction and cell.stride(edge) == 1 else size
+            here = -(-size // 2) if cell.reduction and cell.stride(edge) == 1 else size  # within a reduction cell
             for column, name in enumerate(names):
                 cost = operation_cost(name, cell.channels, cell.stride(edge), here)
                 for resource, total in totals.items():
@@ -107,10 +106,9 @@ def resource_costs(network: Supernet, image_size: int) -> dict[str, Mixing]:
 
 
 def relative_costs(network: Supernet, image_size: int) -> Mixing:
-    """The three resources the paper names (parameters, multiply-adds, memory access) as one, shaped like the alphas.
+    """The mean of the paper's three resources (parameters, multiply-adds, memory access), shaped like the alphas.
 
-    Each is taken relative to the most that an architecture of this search space can cost, then they are averaged: the costs of an
-    architecture's choices add up to at most 1.
+    Each resource is relative to the costliest architecture of the search space, so an architecture's costs sum to at most 1.
     """
     shares = []
     for total in resource_costs(network, image_size).values():
@@ -121,10 +119,6 @@ def relative_costs(network: Supernet, image_size: int) -> Mixing:
     return normal, reduce
 
 
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros_like(like, dtype=torch.float64)
-
-
 def expected_cost(probabilities: Sequence[Tensor], costs: Sequence[Tensor]) -> Tensor:
-    """The mean cost over architectures whose choices are drawn independently with these probabilities (rows sum to 1)."""
+    """The mean cost over architectures, with independent draws of the operations by these probabilities (rows sum to 1)."""
     return torch.stack([(chance * cost).sum() for chance, cost in zip(probabilities, costs, strict=True)]).sum()
