@@ -195,24 +195,24 @@ def mirror_many(folder: Path) -> None:
     from pdarts_tune.study import mlflow_mirror
 
     mirror = mlflow_mirror.Mirror(folder / "many", mlflow_mirror.default_tracking_uri(folder))
-    run = mirror._study_run()
-    mirror._store.set_tags(run, {mlflow_mirror.DONE: mirror._folder.whole_stamp()})
-    mirror._store.set_status(run, "FINISHED")
+    ids = [name.removesuffix(".parquet") for name in mirror._stamps()["trials"]]
+    mirror._client.create_run(mirror._experiment, 0, {}, ids[0])
+    whole = mlflow_mirror._digest(False, mirror._stamps())
+    mirror._client.set_experiment_tag(mirror._experiment, mlflow_mirror.STAMP, whole)
     with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
         cursor = database.execute("select * from runs")
         names = [column[0] for column in cursor.description]
         (one,) = cursor.fetchall()
-        ids = mirror._folder.trial_ids()
         first = dict(zip(names, one, strict=True))
-        new = [first | {"run_uuid": f"{number:032x}", "name": trial_id} for number, trial_id in enumerate(ids)]
+        new = [first | {"run_uuid": f"{number:032x}", "name": trial_id} for number, trial_id in enumerate(ids[1:])]
         marks = ", ".join("?" * len(names))
         database.executemany(f"insert into runs values ({marks})", [tuple(row[name] for name in names) for row in new])
         tags = [
             (key, value, row["run_uuid"])
-            for row in new
+            for row in [first, *new]
             for key, value in ((mlflow_mirror.FOLDER, mirror._folder_id), (mlflow_mirror.TRIAL, row["name"]))
         ]
-        database.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", tags)
+        database.executemany("insert or replace into tags (key, value, run_uuid) values (?, ?, ?)", tags)
 
 
 def measure(command: Sequence[str]) -> tuple[float, float, float]:
@@ -232,9 +232,7 @@ def time_many(folder: Path, trials: int) -> None:
     if not (folder / "mlflow.db").exists():
         make_many(folder, trials)
     me = [sys.executable, str(Path(__file__)), "study", "--preset", "paper", "--data", "digits", "--seeds", str(trials)]
-    read = (
-        "import sys; from pathlib import Path; from pdarts_tune.results.tables import read_table as r; s = Path(sys.argv[1]); "
-    )
+    read = "import sys; from pathlib import Path; from pdarts_tune.results.tables import read_table as r; s = Path(sys.argv[1]); "
     read += "print(len(r(s, 'trials')), len(r(s, 'evaluations', ['trial_id', 'status', 'accuracy'])))"
     commands = {
         "opening": [sys.executable, "-c", read, str(folder / "many")],

@@ -193,27 +193,28 @@ def run_study(plan: Plan, settings: Arguments) -> int:
                 settings.keep_weights,
                 open_sources(settings.reuse, folder),
             )
-            failed = of_trials = run_missing(plan, demands, folder, mirror, signals)
+            with mirror.updating():
+                failed = of_trials = run_missing(plan, demands, folder, signals)
         except KeyboardInterrupt:
             with suppress(TrackingError):
-                mirror.stop()
+                mirror.update()
             raise
         forget_checkpoints(folder)
-        try:
-            mirror.finish_patiently(ok=not failed)
-        except TrackingError as error:
-            print(f"warning: {error}; the tables are complete, the same command brings MLflow up to date", file=sys.stderr)
-            failed += 1
         for line in image_warnings(folder):
             print(f"warning: {line}", file=sys.stderr)
         if plan.study.report and not _report(plan.study.report, folder):
+            failed += 1
+        try:
+            mirror.update_patiently()  # after the report, which it shows
+        except TrackingError as error:
+            print(f"warning: {error}; the tables are complete, the same command brings MLflow up to date", file=sys.stderr)
             failed += 1
         print(f"\ntables   {settings.results}/{plan.study.name}/*/*.parquet")
         if plan.study.report:
             print(f"report   {settings.results}/{plan.study.name}/report/")
         else:
             print(f"report   python analysis/report.py --results {settings.results}")
-        print(f"compare  {uri}" if uri.startswith("http") else f"compare  mlflow ui --backend-store-uri {uri}")
+        print("compare  " + "\n         ".join(mirror.links()))
         size, files = folder.used()
         print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
         beyond = sorted(over_limit(folder) & {trial.trial_id for trial in plan.searches()})

@@ -1,85 +1,84 @@
-"""The figures by which trials and variants are compared, from the rows of the tables: what tracking.py sends to MLflow.
+"""The MLflow mirror: a copy of a study's tables, for looking and comparing.
 
-Times and steps follow from the rows alone, so that the same rows always give the same points.
+A study is an experiment, and each of its trials is one run. The tables are the truth: a run follows from its trial's rows alone,
+and a run whose rows have changed is replaced as a whole. A run has the stamp of its rows as a tag, which is set last. So an update
+touches only what has changed, and whatever dies during an update, the next one completes it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
 import secrets
+import shutil
 import sys
 import tempfile
 import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
+
+from filelock import FileLock
 
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.storage import Storage, is_remote
-from pdarts_tune.results.tables import final_genotype, read_rows, table_file
-
-# MERGED DOCSTRING
-# One study's tables as a driver follows them: which trials there are, what belongs to a trial, and whether it has changed.
-# MERGED DOCSTRING
-# What this project asks of MLflow, and the only room that knows it: one experiment, its runs, and their points, tags and files.
-# MERGED DOCSTRING
-# The MLflow mirror: for looking and comparing. The tables are the truth, and everything in MLflow follows from them.
-#
-# Only the driver of a study writes to MLflow. A run is found again by its tags and a point logged twice is one point, so that
-# whatever dies in between, the next `sync` completes what is there: no run or point is doubled, none is lost.
+from pdarts_tune.results.tables import final_genotype, read_rows
 
 Row = Mapping[str, Any]
 
-SWEPT = ("method", "data", "depths", "operations", "skip_dropout", "epochs", "max_skips", "channels", "batch_size")
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
+FOLDER, TRIAL, STAMP = "pdarts_tune.folder", "pdarts_tune.trial_id", "pdarts_tune.stamp"  # tags
+STATUS, GENOTYPE, EPOCHS = "pdarts_tune.status", "pdarts_tune.genotype_id", "pdarts_tune.epochs"
+PARAMETERS = ("variant", "seed", "method")  # of every run; further ones are the settings that differ within the study
+FIGURES = (
+    "error_percent",
+    "search_accuracy",
+    "inherited_accuracy",
+    "depth_gap",
+    "skips",
+    "depth",
+    "params",
+    "seconds",
+    "peak_bytes",
+)
+_TABLES = ("trials", "epochs", "genotypes")  # a trial has a file in each
+_CURVES = [  # without counts of operations other than the skip-connect, which would be 14 more
+    name
+    for name in SCHEMAS["epochs"].names
+    if name not in ("trial_id", "epoch", "phase", "finished") and ("skip" in name or not name.endswith("_count"))
+]
+_EVALUATION_COLUMNS = ("trial_id", "genotype_id", "data", "recipe_id", "status", "accuracy", "started")
+_BATCH = 1000  # MLflow's limit of metrics a call, and of runs a page
+_DESCRIPTION = 20_000  # MLflow's limit in characters
+_GROWTH = 1.5  # the epochs of a running trial must grow by this factor before its run is replaced
 
-_EPOCH_KEYS = [name for name in SCHEMAS["epochs"].names if name not in ("trial_id", "epoch", "phase", "finished")]
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be reached, or refuses. The message is one line."""
 
 
-class Point(NamedTuple):
-    """One value of one metric, as MLflow stores it."""
-
-    key: str
-    value: float
-    timestamp: int  # milliseconds since 1970, UTC
-    step: int
-
-
-def milliseconds(time: datetime) -> int:
-    """Milliseconds since 1970, UTC."""
-    return round(time.timestamp() * 1000)
-
-
-def epoch_points(epochs: Iterable[Row]) -> list[list[Point]]:
-    """For each epoch in order, a point of every column that is not null; `step` counts epochs over all stages from 0.
-
-    Keys start with `epoch/`: some columns have the same name as a figure of the whole trial.
-    """
-    ordered = sorted(epochs, key=lambda row: (row["stage"], row["epoch"]))
-    return [
-        [
-            Point(f"epoch/{name}", float(row[name]), milliseconds(row["finished"]), step)
-            for name in _EPOCH_KEYS
-            if row[name] is not None
-        ]
-        for step, row in enumerate(ordered)
-    ]
+def default_tracking_uri(results: Path | str) -> str:
+    """A sqlite file in the results folder. Raises ConfigError for an object store, where no database can be."""
+    if is_remote(results):
+        raise ConfigError(f"tracking_uri: must be given with results in {results}, such as http://HOST:5000 of an MLflow server")
+    return f"sqlite:///{Path(results).resolve() / 'mlflow.db'}"
 
 
 def chosen_epoch(trial: Row, epochs: Sequence[Row]) -> Row | None:
-    """The row of `epochs` that a completed search took its cell from, see `rows.genotype_rows`; None where nothing was trained.
+    """The row of `epochs` that a completed search took its cell from; None where nothing was trained.
 
-    Of a random search the last epoch of the best candidate; of another search that epoch of the last stage whose alphas decided.
+    For a random search this is the last epoch of the best candidate, for others the epoch of the last stage whose alphas decided.
     """
     by_place = {(row["stage"], row["epoch"]): row for row in epochs}
     ends = [by_place[row["stage"], row["derived_epoch"]] for row in epochs if row["derived_epoch"] is not None]
@@ -87,556 +86,385 @@ def chosen_epoch(trial: Row, epochs: Sequence[Row]) -> Row | None:
     return max(sorted(ends, key=lambda row: row["stage"]), key=lambda row: row[key], default=None)  # of equals, the first
 
 
-def trial_points(trial: Row, epochs: Sequence[Row], genotypes: Sequence[Row], evaluations: Sequence[Row]) -> list[Point]:
-    """The figures of a trial that is over, as far as they are known; none while it runs.
+def trial_figures(trial: Row, epochs: Sequence[Row], genotypes: Iterable[Row], evaluations: Iterable[Row]) -> dict[str, float]:
+    """The final figures of a trial in the units of the tables, without those that are not known; none while it runs.
 
-    `search_validation_accuracy` is that of the network that the trial's cell was taken from.
-    `evaluation_error_percent` (the mean over evaluation seeds) and `depth_gap` (search minus evaluation accuracy, fraction) are
-    of the trial's own data set and the recipe that was used first on it; other data sets and recipes have figures of their own,
-    `evaluation_error_percent/<data>/<recipe_id>`. Their `step` is the number of evaluations that the mean is over, so the newest
-    point is the one over most; for all other figures it is the attempt.
+    `search_accuracy` is the validation accuracy of the network that the cell was taken from. `error_percent` is the mean test error
+    over evaluation seeds, and `depth_gap` is search minus test accuracy (fraction), on the trial's own data set and by the recipe
+    that was used first on it. Other data sets and recipes have an `error_percent/<data>/<recipe_id>`.
 
     Args:
-        evaluations: any; those of other genotypes, and those that are not completed, are left out.
+        evaluations: rows of the genotype that the trial ends with; those that are not completed are left out.
     """
     if trial["status"] == "running":
-        return []
-    figures: dict[str, float | None] = {"search_seconds": trial["seconds"], "peak_bytes": trial["peak_bytes"]}
+        return {}
+    figures = {name: trial[name] for name in ("seconds", "peak_bytes")}
     genotype = final_genotype(trial, genotypes)
-    averages: list[Point] = []
     if genotype is not None:
+        figures |= {name: genotype[name] for name in ("inherited_accuracy", "skips", "depth", "params")}
         chosen = chosen_epoch(trial, epochs)
-        search = chosen["validation_accuracy"] if chosen else None
-        figures |= {
-            "search_validation_accuracy": search,
-            "inherited_accuracy": genotype["inherited_accuracy"],
-            "normal_skip_count": genotype["skips"],
-            "params_millions": genotype["params"] / 1e6,
-        }
-        averages = _evaluation_points(trial, genotype, search, evaluations)
-    time, step = milliseconds(trial["finished"]), trial["attempts"]
-    return [Point(key, float(value), time, step) for key, value in figures.items() if value is not None] + averages
-
-
-def _evaluation_points(trial: Row, genotype: Row, search: float | None, evaluations: Iterable[Row]) -> list[Point]:
-    recipes: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in sorted(evaluations, key=lambda row: (row["started"], row["trial_id"])):
-        if row["genotype_id"] == genotype["genotype_id"] and row["status"] == "completed":
-            recipes[row["data"], row["recipe_id"]].append(row)
-    own = next((key for key in recipes if key[0] == trial["data"]), None)
-    points = []
-    for (data, recipe_id), rows in recipes.items():
-        accuracy = sum(row["accuracy"] for row in rows) / len(rows)
-        time = milliseconds(max(row["finished"] for row in rows))
-        suffix = "" if (data, recipe_id) == own else f"/{data}/{recipe_id}"
-        points.append(Point(f"evaluation_error_percent{suffix}", 100 * (1 - accuracy), time, len(rows)))
-        if search is not None and not suffix:
-            points.append(Point("depth_gap", search - accuracy, time, len(rows)))
-    return points
-
-
-def study_points(trials: Iterable[tuple[Row, Sequence[Point]]]) -> list[Point]:
-    """For each variant the mean over its trials of every figure in `trial_points`, and how many trials are completed.
-
-    Keys are `<variant>/<figure>`; `step` is the number of trials that the mean is over.
-
-    Args:
-        trials: rows of `trials`, each with its `trial_points`; those that are not completed are left out of the means.
-    """
-    values: dict[str, list[Point]] = defaultdict(list)
-    for trial, points in trials:
-        if trial["status"] == "completed":
-            done = Point("completed_trials", 1.0, milliseconds(trial["finished"]), 0)
-            for point in (*points, done):
-                values[f"{trial['variant']}/{point.key}"].append(point)
-    return [
-        Point(
-            key,
-            float(len(points)) if key.endswith("/completed_trials") else sum(point.value for point in points) / len(points),
-            max(point.timestamp for point in points),
-            len(points),
-        )
-        for key, points in values.items()
-    ]
-
-
-_TRIAL_TABLES = ("trials", "epochs", "genotypes")
-# Without `correct` and its like: thousands of values that nobody here asks for.
-_EVALUATION_COLUMNS = [field.name for field in SCHEMAS["evaluations"] if not str(field.type).startswith("list")]
-
-
-class TrialRows(NamedTuple):
-    """All rows of one trial, in the order of the arguments of `summary.trial_points`."""
-
-    trial: Row
-    epochs: Sequence[Row]
-    genotypes: Sequence[Row]
-    evaluations: Sequence[Row]  # of the genotype that the trial ends with
-
-
-class StudyFolder:
-    """The tables in a study's folder. A file of evaluations is read again only when it has changed.
-
-    Raises (all methods):
-        ConfigError: a table cannot be read; the message names it.
-    """
-
-    def __init__(self, location: Path | str | Storage) -> None:
-        self.storage = Storage(location)
-        self._evaluations: dict[str, tuple[str, Row]] = {}  # by id, with the stamp of the file that was read
-        self._by_genotype: dict[str, list[str]] = {}
-
-    @property
-    def name(self) -> str:
-        return self.storage.name
-
-    def refresh(self) -> None:
-        """Reads the evaluations that are new."""
-        for name, stamp in self._stamps("evaluations").items():
-            if name not in self._evaluations or self._evaluations[name][0] != stamp:
-                (row,) = read_rows(self.storage, "evaluations", name, _EVALUATION_COLUMNS)
-                self._evaluations[name] = (stamp, row)
-        self._by_genotype = {}
-        for name in sorted(self._evaluations):
-            self._by_genotype.setdefault(self._evaluations[name][1]["genotype_id"], []).append(name)
-
-    def trial_ids(self) -> list[str]:
-        return list(self._stamps("trials"))
-
-    def has_trial(self, trial_id: str) -> bool:
-        return bool(self._stamp("trials", trial_id))
-
-    def evaluated_genotype(self, evaluation_id: str) -> str | None:
-        """The genotype_id of an evaluation, None if there is no such evaluation."""
-        return self._evaluations[evaluation_id][1]["genotype_id"] if evaluation_id in self._evaluations else None
-
-    def read_trial(self, trial_id: str) -> TrialRows:
-        """All rows of a trial that `has_trial`."""
-        trials, epochs, genotypes = (read_rows(self.storage, table, trial_id) for table in _TRIAL_TABLES)
-        final = final_genotype(trials[0], genotypes)
-        names = self._by_genotype.get(final["genotype_id"], []) if final else []
-        return TrialRows(trials[0], epochs, genotypes, [self._evaluations[name][1] for name in names])
-
-    def read_alphas(self, trial_id: str) -> list[dict[str, Any]]:
-        return read_rows(self.storage, "alphas", trial_id)
-
-    def trial_stamp(self, trial_id: str) -> str:
-        """Changes with every file of the trial itself. Take it before reading: then it never stands for rows not read."""
-        return digest([self._stamp(table, trial_id) for table in _TRIAL_TABLES])
-
-    def evaluation_stamp(self, genotype_id: str | None) -> str:
-        """Changes with every evaluation of a genotype."""
-        return digest([(name, self._evaluations[name][0]) for name in self._by_genotype.get(genotype_id or "", [])])
-
-    def whole_stamp(self) -> str:
-        """Changes with every file of any trial or evaluation."""
-        return digest([list(self._stamps(table).items()) for table in (*_TRIAL_TABLES, "evaluations")])
-
-    def _stamp(self, table: str, trial_id: str) -> str:
-        return self.storage.stamp(table_file(self.name, table, trial_id))
-
-    def _stamps(self, table: str) -> dict[str, str]:
-        stamps = self.storage.stamps(table)
-        return {name.removesuffix(".parquet"): stamp for name, stamp in stamps.items() if name.endswith(".parquet")}
-
-
-def digest(*parts: object) -> str:
-    """Twelve hex digits that name values by their content; numbers, texts, lists and tuples only."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
-_METRICS_PER_CALL = 1000  # MLflow's limit
-_RUNS_PER_CALL = 1000
-
-
-class TrackingError(RuntimeError):
-    """MLflow cannot be reached, or refuses. The message is one line."""
+        figures["search_accuracy"] = chosen["validation_accuracy"] if chosen else None
+        accuracies = defaultdict(list)
+        for row in sorted(evaluations, key=lambda row: (row["started"], row["trial_id"])):
+            if row["status"] == "completed":
+                accuracies[row["data"], row["recipe_id"]].append(row["accuracy"])
+        own = next((recipe for recipe in accuracies if recipe[0] == trial["data"]), None)
+        for recipe, values in accuracies.items():
+            accuracy = sum(values) / len(values)
+            figures["/".join(("error_percent", *(() if recipe == own else recipe)))] = round(100 * (1 - accuracy), 10)
+            if chosen and recipe == own:
+                figures["depth_gap"] = chosen["validation_accuracy"] - accuracy
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 @dataclass
-class Run:
-    """A run as MLflow holds it. `status` is RUNNING, FINISHED, FAILED or KILLED."""
+class _Run:
+    """What MLflow holds of a trial."""
 
     run_id: str
-    status: str
-    tags: dict[str, str]
+    status: str  # RUNNING, FINISHED, FAILED or KILLED
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
 
 
-class MlflowStore:
-    """One experiment in an MLflow database or on a server; made where it is missing.
+class _Client:
+    """An MlflowClient that raises TrackingError, and is otherwise silent."""
 
-    Args:
-        artifacts: folder for the files of runs, unless a server decides where they go.
-
-    Raises:
-        ConfigError: `uri` is not one that MLflow takes, or there is no answer from it.
-    """
-
-    def __init__(self, uri: str, experiment: str, artifacts: Path | str) -> None:
-        if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://.", uri):
-            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            raise ConfigError(f"tracking_uri: {uri!r} is wrong, it must start with one of {kinds}")
-        for name, value in {
-            # MLflow's own 7 retries with doubling pauses would hold a study up for minutes whenever its server is away.
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
-            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-            "MLFLOW_DISABLE_TELEMETRY": "true",  # a training cluster need not reach the internet
-        }.items():
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        # MLflow's own 7 retries with doubling pauses would take minutes; a training cluster need not reach the internet.
+        quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+        for name, value in (quick | {"MLFLOW_DISABLE_TELEMETRY": "1", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1"}).items():
             os.environ.setdefault(name, value)
-        self.uri = uri
-        try:
-            with self._calls():
-                from mlflow import MlflowClient
+        self._client = self._call(self._open)
 
-                for logger in ("mlflow", "alembic"):
-                    logging.getLogger(logger).setLevel(logging.CRITICAL)  # what goes wrong is raised, in one line
-                self._client = MlflowClient(uri)
-                found = self._client.get_experiment_by_name(experiment)
-                if found is not None and found.lifecycle_stage == "deleted":
-                    raise ConfigError(
-                        f"tracking_uri: experiment {experiment!r} is deleted in {uri}; restore it or remove it for good"
-                    )
-                location = None if uri.startswith("http") else _as_uri(artifacts)
-                self._experiment_id = found.experiment_id if found else self._client.create_experiment(experiment, location)
-        except TrackingError as error:
-            raise ConfigError(f"tracking_uri: {error}") from None
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._call, getattr(self._client, name))
 
-    def find_runs(self, tag: str, value: str, name: str | None = None) -> list[Run]:
-        """All runs with this tag, and this name where one is given, oldest first.
+    def _open(self) -> Any:
+        from mlflow import MlflowClient
 
-        Runs that somebody deleted in MLflow are not among them.
-        """
-        runs: list[Run] = []
-        token: str | None = None
-        while True:
-            with self._calls():
-                page = self._client.search_runs(
-                    [self._experiment_id],
-                    f"tags.`{tag}` = '{value}'" + (f" and attributes.run_name = '{name}'" if name else ""),
-                    max_results=_RUNS_PER_CALL,
-                    order_by=["attributes.start_time ASC"],
-                    page_token=token,
-                )
-            runs += [Run(run.info.run_id, run.info.status, dict(run.data.tags)) for run in page]
-            token = page.token
-            if not token:
-                return runs
+        for logger in ("mlflow", "alembic"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        return MlflowClient(self._uri)
 
-    def create_run(self, name: str, started: int, tags: Mapping[str, str]) -> Run:
-        """A new RUNNING run; `started` in milliseconds since 1970. Its tags are there from the first moment on."""
-        with self._calls():
-            run = self._client.create_run(self._experiment_id, started, dict(tags), name)
-        return Run(run.info.run_id, "RUNNING", dict(tags))
-
-    def log(self, run: Run, points: Sequence[Point], params: Mapping[str, Any]) -> None:
-        """Logs points and parameters. A point, or a parameter with the same value, that is there already stays one."""
-        from mlflow.entities import Metric, Param
-
-        metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
-        given = [Param(key, str(value)) for key, value in params.items()]
-        for start in range(0, max(len(metrics), 1), _METRICS_PER_CALL):
-            part = metrics[start : start + _METRICS_PER_CALL]
-            if part or given:
-                with self._calls():
-                    self._client.log_batch(run.run_id, part, given)
-            given = []
-
-    def set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
-        """Sets those of the tags that differ."""
-        from mlflow.entities import RunTag
-
-        changed = {key: value for key, value in tags.items() if run.tags.get(key) != value}
-        if changed:
-            with self._calls():
-                self._client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in changed.items()])
-            run.tags |= changed
-
-    def set_status(self, run: Run, status: str, ended: int | None = None) -> None:
-        """RUNNING, FINISHED, FAILED or KILLED; `ended` in milliseconds since 1970, or now."""
-        if run.status == status:
-            return
-        with self._calls():
-            if status == "RUNNING":
-                self._client.update_run(run.run_id, status)
-            else:
-                self._client.set_terminated(run.run_id, status, ended)
-        run.status = status
-
-    def log_files(self, run: Run, folder: Path) -> None:
-        """Logs the files of a folder, in place of those of the same names."""
-        with self._calls():
-            self._client.log_artifacts(run.run_id, str(folder))
-
-    def discard(self, run: Run) -> None:
-        """Deletes a run as MLflow does: it can be restored there."""
-        self.set_status(run, "FINISHED")
-        with self._calls():
-            self._client.delete_run(run.run_id)
-
-    @contextmanager
-    def _calls(self) -> Iterator[None]:
+    def _call(self, method: Any, *arguments: Any, **keywords: Any) -> Any:
         # MLflow calls what SQLAlchemy has deprecated. The filter stays: putting it back is not safe between threads.
         warnings.filterwarnings("ignore", module=r"mlflow\.")
         try:
-            yield
-        except ConfigError:
-            raise
+            return method(*arguments, **keywords)
         except Exception as error:  # MLflow's own, SQLAlchemy's, a driver's, the file system's: no common type
             line = " ".join(str(error).split())
-            what = "no answer" if "Max retries exceeded" in line else f"{type(error).__name__}: {line[:300]}"
-            raise TrackingError(f"MLflow at {_without_password(self.uri)}: {what}") from error
-
-
-def _as_uri(folder: Path | str) -> str:
-    return str(folder) if "://" in str(folder) else Path(folder).resolve().as_uri()
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
-
-
-_PATIENCE_SECONDS = 120.0  # for a server that is away when a study ends
-
-# Tags. SENT is written before epochs are logged and DONE after everything is: what DONE says is there for certain, and nothing
-# beyond SENT can be there. Both start with the number of epochs. The study's own DONE stands for all its trials.
-STUDY, FOLDER, TRIAL = "pdarts_tune.study", "pdarts_tune.folder", "pdarts_tune.trial_id"
-STATUS, ERROR, GENOTYPE, FILES = "pdarts_tune.status", "pdarts_tune.error", "pdarts_tune.genotype_id", "pdarts_tune.files"
-SENT, DONE = "pdarts_tune.sent", "pdarts_tune.done"
-
-_STATES = {"completed": "FINISHED", "running": "RUNNING"}  # of a trial, and of its run; all others: FAILED
-_STOPPED = "KILLED"  # MLflow's word for what a signal ended
-
-
-def default_tracking_uri(results: Path | str) -> str:
-    """A sqlite file in the results folder.
-
-    Raises:
-        ConfigError: the results are in an object store, where no database can be.
-    """
-    if is_remote(results):
-        raise ConfigError(f"tracking_uri: must be given with results in {results}, such as http://HOST:5000 of an MLflow server")
-    return f"sqlite:///{Path(results).resolve() / 'mlflow.db'}"
+            reason = "no answer" if "Max retries exceeded" in line else f"{type(error).__name__}: {line[:300]}"
+            raise TrackingError(f"MLflow at {re.sub('//[^/@]*@', '//***@', self._uri)}: {reason}") from error
 
 
 class Mirror:
-    """Mirrors the tables of one study's folder: an experiment with a run for the study and, nested in it, one for each trial.
+    """The experiment of one study in an MLflow database or on a server; made where it is missing.
 
-    One process at a time may mirror a study. Creates the store where there is none: MLflow cannot do that from several
-    processes at once.
+    One process at a time may mirror a study. Several studies may share a store, also studies of one name in several folders.
 
     Raises:
         ConfigError: `tracking_uri` is not one that MLflow takes, or there is no answer from it.
-        TrackingError: it answers, but refuses.
     """
 
     def __init__(self, study_dir: Path | str | Storage, tracking_uri: str) -> None:
-        self._folder = StudyFolder(study_dir)
-        self._store = MlflowStore(tracking_uri, self._folder.name, f"{self._folder.storage}/mlflow")
-        self._folder_id = _folder_id(self._folder.storage)
-        self._runs: dict[str, Run] | None = None  # by trial id; None: what MLflow holds is not known for sure
-        self._study: Run | None = None
-        self._store.set_status(self._study_run(), "RUNNING")
+        if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://.", tracking_uri):
+            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            raise ConfigError(f"tracking_uri: {tracking_uri!r} is wrong, it must start with one of {kinds}")
+        self._folder, self._uri = Storage(study_dir), tracking_uri
+        self._runs: dict[str, _Run] | None = None  # by trial id; None: read them from MLflow
+        # Files beside the default database have addresses relative to the results folder, which may be moved with both.
+        self._relative = not self._folder.is_remote and tracking_uri == default_tracking_uri(self._folder.path.parent)
+        file = tracking_uri.removeprefix("sqlite:///")
+        try:  # MLflow cannot make a database from several processes at once
+            with FileLock(f"{file}.lock") if file != tracking_uri else nullcontext():
+                self._client = _Client(tracking_uri)
+                self._folder_id = _folder_id(self._folder)
+                self._experiment = self._open_experiment()
+        except (TrackingError, OSError) as error:
+            raise ConfigError(f"tracking_uri: {error}") from None
 
-    def sync(self, trial_ids: Iterable[str] | None = None) -> None:
-        """Brings these trials' runs up to date, or all. Fast where nothing has changed: no table is read for such a trial.
+    def links(self) -> list[str]:
+        """What shows the study to a person: the command of MLflow's page, and the addresses of its table and charts."""
+        lines, server = [], self._uri.rstrip("/")
+        if not self._uri.startswith("http"):
+            files = f" --artifacts-destination {self._folder.path.parent.resolve()}" if self._relative else ""
+            lines, server = [f"mlflow ui --backend-store-uri {self._uri}{files}"], "http://127.0.0.1:5000"
+        page = f"{server}/#/experiments/{self._experiment}/runs?workflowType=machine_learning"
+        return [
+            *lines,
+            f"{page}&viewStateShareKey=table&compareRunsMode=TABLE",
+            f"{page}&viewStateShareKey=charts&compareRunsMode=CHART",
+        ]
 
-        The id of an evaluation stands for the trials that found its genotype. A trial that has no rows yet is passed over.
+    def update(self, *, live: bool = False, ended: threading.Event | None = None) -> None:
+        """Brings the experiment up to date with the tables. Reads no table if no file has changed.
+
+        Args:
+            live: the study goes on, and trials without an end are running. Otherwise they were stopped.
+            ended: once it is set, the rest is left to the next update.
 
         Raises:
-            TrackingError: MLflow cannot be reached or refuses; trials after the first such one are not brought up to date.
+            TrackingError: MLflow cannot be reached or refuses.
             ConfigError: a table cannot be read; the message names it.
         """
-        self._folder.refresh()
+        stamps = self._stamps()
+        whole = _digest(live, stamps)
         try:
-            runs = self._known_runs()
-            for name in self._folder.trial_ids() if trial_ids is None else list(trial_ids):
-                genotype_id = self._folder.evaluated_genotype(name)
-                found = [trial_id for trial_id, run in runs.items() if genotype_id and run.tags.get(GENOTYPE) == genotype_id]
-                for trial_id in found if genotype_id else [name]:
-                    if self._folder.has_trial(trial_id):
-                        self._sync_trial(trial_id, runs)
+            if self._client.get_experiment(self._experiment).tags.get(STAMP) == whole:
+                return
+            swept = self._update_runs(stamps, live, ended)
+            if ended is None or not ended.is_set():
+                for key, value in (_views(swept) | self._description(stamps["report"]) | {STAMP: whole}).items():
+                    self._client.set_experiment_tag(self._experiment, key, value)
         except BaseException:
-            self._runs = self._study = None  # a call may have worked although its answer was lost: look again next time
+            self._runs = None  # a call may have worked although its answer was lost
             raise
 
-    def finish(self, ok: bool) -> None:
-        """Syncs all trials, logs the variants' means on the study's run and ends that as FINISHED, or FAILED if not `ok`.
+    def _stamps(self) -> dict[str, dict[str, str]]:
+        return {table: self._folder.stamps(table) for table in (*_TABLES, "evaluations", "report")}
 
-        Fast where nothing has changed since it did so last.
-
-        Raises:
-            TrackingError, ConfigError: as `sync`.
-        """
-        stamp = self._folder.whole_stamp()
-        if self._study_run().tags.get(DONE) != stamp:
-            self.sync()
-            trials = (self._folder.read_trial(trial_id) for trial_id in self._folder.trial_ids())
-            self._store.log(self._study_run(), study_points((rows.trial, trial_points(*rows)) for rows in trials), {})
-            self._store.set_tags(self._study_run(), {DONE: stamp})
-        self._store.set_status(self._study_run(), "FINISHED" if ok else "FAILED")
-
-    def finish_patiently(self, ok: bool, patience: float = _PATIENCE_SECONDS) -> None:
-        """The same, tried again for `patience` seconds where MLflow does not answer.
-
-        Raises:
-            TrackingError, ConfigError: as `sync`.
-        """
+    def update_patiently(self, patience: float = 120.0) -> None:
+        """The same at a study's end. Tries again for `patience` seconds while MLflow does not answer."""
         end: float | None = None
         while True:
             try:
-                self.finish(ok)
+                return self.update()
             except TrackingError as error:
                 if end is None:
                     end = time.monotonic() + patience
-                    print(f"warning: {error}; the tables are not affected, it is tried again", file=sys.stderr, flush=True)
+                    _warn(error)
                 if time.monotonic() > end:
                     raise
                 time.sleep(min(2.0, patience / 10))
-            else:
-                return
 
-    def stop(self) -> None:
-        """Says of the study and of the trials under way that they were stopped. The next `Mirror` lets them run again.
+    @contextmanager
+    def updating(self, interval: float = 10.0) -> Iterator[None]:
+        """Updates from a thread while the context lasts, at most every `interval` seconds and a tenth of the time.
 
-        Raises:
-            TrackingError: as `sync`.
+        Trouble is one warning on stderr each time it starts. An update after the context makes up for what is missing.
         """
-        for run in [*(self._runs or {}).values(), self._study_run()]:
-            if run.status == "RUNNING":
-                self._store.set_status(run, _STOPPED)
+        ended = threading.Event()
 
-    def _known_runs(self) -> dict[str, Run]:
-        if self._runs is None:
-            runs: dict[str, Run] = {}
-            for run in self._store.find_runs(FOLDER, self._folder_id):
-                if TRIAL in run.tags:
-                    runs.setdefault(run.tags[TRIAL], run)
-            self._runs = runs
-        return self._runs
+        def run() -> None:
+            warned, pause = False, interval
+            while not ended.wait(pause):
+                begun = time.monotonic()
+                try:
+                    self.update(live=True, ended=ended)
+                    warned, pause = False, max(interval, 10 * (time.monotonic() - begun))
+                except (TrackingError, ConfigError) as error:
+                    if not warned:
+                        _warn(error)
+                    warned, pause = True, interval
 
-    def _study_run(self) -> Run:
-        if self._study is None:
-            # By name first, which spares the reading of ten thousand trials' runs; a run that was renamed is among all.
-            for name in (self._folder.name, None):
-                found = [run for run in self._store.find_runs(FOLDER, self._folder_id, name) if TRIAL not in run.tags]
-                if found:
-                    self._study = found[0]
-                    return found[0]
-            tags = {STUDY: self._folder.name, FOLDER: self._folder_id}
-            self._study = self._store.create_run(self._folder.name, round(time.time() * 1000), tags)
-        return self._study
+        thread = threading.Thread(target=run, name="mlflow mirror", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
-    def _sync_trial(self, trial_id: str, runs: dict[str, Run]) -> None:
-        stamp = self._folder.trial_stamp(trial_id)
-        run = runs.get(trial_id)
-        if run is not None and _split(run, DONE)[1] == stamp + self._folder.evaluation_stamp(run.tags.get(GENOTYPE)):
-            return
-        rows = self._folder.read_trial(trial_id)
-        trial, points = rows.trial, epoch_points(rows.epochs)
-        if run is not None and not _continues(run, trial, points):
-            self._store.discard(run)  # MLflow cannot take a point back, so the run of a search that went another way goes whole
-            run = None
-        if run is None:
-            parent = self._study_run().run_id
-            tags = {STUDY: trial["study"], FOLDER: self._folder_id, TRIAL: trial_id, "mlflow.parentRunId": parent}
-            run = runs[trial_id] = self._store.create_run(trial_id, milliseconds(trial["started"]), tags)
-        logged = _split(run, DONE)[0]
-        self._store.set_tags(run, {SENT: f"{len(points)}:{_history(trial, points)}"})
-        new = [point for epoch in points[logged or 0 :] for point in epoch]
-        names = ("variant", "seed", "split_seed", *SWEPT, "config_id")
-        self._store.log(run, new + trial_points(*rows), {name: trial[name] for name in names} if logged is None else {})
-        tags = {STATUS: trial["status"]}
-        if trial["error"] or ERROR in run.tags:
-            tags[ERROR] = (trial["error"] or "")[:1000]
-        if trial["commit"] not in (None, "unknown"):
-            tags["mlflow.source.git.commit"] = trial["commit"]
-        genotype = final_genotype(trial, rows.genotypes)
-        if genotype is not None:
-            tags[GENOTYPE] = genotype["genotype_id"]
-        ended = milliseconds(trial["finished"]) if trial["finished"] else None
-        self._store.set_status(run, _STATES.get(trial["status"], "FAILED"), ended)
-        self._store.set_tags(run, tags)
-        if genotype is not None and run.tags.get(FILES) != genotype["genotype_id"]:
-            self._log_files(run, trial, genotype)
-            self._store.set_tags(run, {FILES: genotype["genotype_id"]})
-        self._store.set_tags(run, {DONE: f"{len(points)}:{stamp}{self._folder.evaluation_stamp(tags.get(GENOTYPE))}"})
+    def _update_runs(self, stamps: Mapping[str, Mapping[str, str]], live: bool, ended: threading.Event | None) -> list[str]:
+        """Replaces the runs whose rows have changed. Returns the settings that differ within the study."""
+        from pdarts_tune.study.run import read_columns
 
-    def _log_files(self, run: Run, trial: Row, genotype: Row) -> None:
-        import pandas as pd
+        evaluations = defaultdict(list)
+        for row in read_columns(self._folder, "evaluations", *_EVALUATION_COLUMNS).to_dict("records"):
+            evaluations[row["genotype_id"]].append(row)
+        trials = read_columns(self._folder, "trials", "trial_id", *PARAMETERS, "config").to_dict("records")
+        settings = {row["trial_id"]: _settings(json.loads(row["config"])) for row in trials}
+        names = dict.fromkeys(name for setting in settings.values() for name in setting)
+        swept = [name for name in names if len({setting.get(name) for setting in settings.values()}) > 1]
 
-        from pdarts_tune.results.cell_figures import draw_alphas, draw_genotype, save_figure
+        def stamp_of(trial_id: str, genotype_id: str) -> str:
+            own = sorted(row["trial_id"] for row in evaluations.get(genotype_id, ()))
+            files = [(table, trial_id) for table in _TABLES] + [("evaluations", name) for name in own]
+            return _digest([(name, stamps[table].get(f"{name}.parquet")) for table, name in files])
+
+        self._runs = runs = self._find_runs() if self._runs is None else self._runs
+        for row in trials:
+            if ended is not None and ended.is_set():
+                break
+            trial_id, setting = row["trial_id"], settings[row["trial_id"]]
+            params = {name: str(row[name]) for name in PARAMETERS} | {name: setting[name] for name in swept if name in setting}
+            run = runs.get(trial_id)
+            if run is None or run.tags.get(STAMP) != stamp_of(trial_id, run.tags.get(GENOTYPE, "")):
+                rows = [read_rows(self._folder, table, trial_id) for table in _TABLES]
+                young = run is not None and len(rows[1]) <= _GROWTH * int(run.tags.get(EPOCHS, -1))
+                if live and young and (run.status, rows[0][0]["status"]) == ("RUNNING", "running"):
+                    continue
+                run = runs[trial_id] = self._replace(run, rows, evaluations, params, partial(stamp_of, trial_id))
+            elif params.keys() - run.params.keys():
+                self._log(run, [], params)
+            over = "RUNNING" if live else "KILLED"  # what MLflow calls a run without an end that was stopped
+            if run.status in ("RUNNING", "KILLED") and run.status != over:
+                self._client.update_run(run.run_id, over)
+                run.status = over
+        return swept
+
+    def _replace(
+        self,
+        before: _Run | None,
+        rows: Sequence[Sequence[Row]],
+        evaluations: Mapping[str, Sequence[Row]],
+        params: Mapping[str, str],
+        stamp_of: Callable[[str], str],
+    ) -> _Run:
+        """Logs a trial's run from its rows in `_TABLES`, and deletes the one before."""
+        from mlflow.entities import Metric
+
+        (trial,), epochs, genotypes = rows
+        final = final_genotype(trial, genotypes)
+        genotype_id = final["genotype_id"] if final else ""
+        started, *ended = (round(trial[name].timestamp() * 1000) for name in ("started", "finished") if trial[name])
+        tags = {FOLDER: self._folder_id, TRIAL: trial["trial_id"], STATUS: trial["status"]}
+        tags |= {GENOTYPE: genotype_id, EPOCHS: str(len(epochs))}
+        tags |= {"pdarts_tune.error": trial["error"][:1000]} if trial["error"] else {}
+        tags |= {"mlflow.source.git.commit": trial["commit"]} if trial["commit"] not in (None, "unknown") else {}
+        if before is not None:
+            self._delete(before.run_id)
+        created = self._client.create_run(self._experiment, started, tags, trial["trial_id"])
+        run = _Run(created.info.run_id, "RUNNING", tags | {STAMP: stamp_of(genotype_id)}, {})
+        figures = trial_figures(trial, epochs, genotypes, evaluations.get(genotype_id, ()))
+        metrics = [Metric(name, value, max(started, *ended), 0) for name, value in figures.items()]
+        for step, row in enumerate(sorted(epochs, key=lambda row: (row["stage"], row["epoch"]))):
+            now = round(row["finished"].timestamp() * 1000)
+            metrics += [Metric(f"epoch/{name}", float(row[name]), now, step) for name in _CURVES if row[name] is not None]
+        self._log(run, metrics, params)
+        if final is not None:
+            self._log_files(run.run_id, trial["trial_id"], final["genotype"])
+        if trial["status"] != "running":
+            run.status = "FINISHED" if trial["status"] == "completed" else "FAILED"
+            self._client.set_terminated(run.run_id, run.status, *ended)
+        self._client.set_tag(run.run_id, STAMP, run.tags[STAMP])
+        return run
+
+    def _log(self, run: _Run, metrics: Sequence[Any], params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        new = [Param(name, value) for name, value in params.items() if name not in run.params]
+        for start in range(0, max(len(metrics), 1), _BATCH):
+            self._client.log_batch(run.run_id, metrics[start : start + _BATCH], new if start == 0 else ())
+        run.params = dict(params)
+
+    def _log_files(self, run_id: str, trial_id: str, genotype: str) -> None:
+        from pdarts_tune.results.cell_figures import draw_genotype
 
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            (folder / "genotype.txt").write_text(genotype["genotype"] + "\n")
-            save_figure(draw_genotype(Genotype.parse(genotype["genotype"]), trial["trial_id"]), folder / "cells")
-            alphas = pd.DataFrame(self._folder.read_alphas(trial["trial_id"]))
-            if len(alphas):  # none where the genotype was drawn at random
-                draw_alphas(alphas).savefig(folder / "alphas.png", dpi=110)
-            self._store.log_files(run, folder)
+            folder = self._files(run_id) / "artifacts" if self._relative else Path(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "genotype.txt").write_text(genotype + "\n")
+            draw_genotype(Genotype.parse(genotype), trial_id).savefig(folder / "cells.svg")
+            if not self._relative:
+                self._client.log_artifacts(run_id, str(folder))
+
+    def _files(self, run_id: str) -> Path:
+        return self._folder.path / "mlflow" / run_id
+
+    def _delete(self, run_id: str) -> None:
+        """Deletes a run as MLflow does, which can restore it, and its files where they are ours."""
+        self._client.delete_run(run_id)
+        if self._relative:
+            shutil.rmtree(self._files(run_id), ignore_errors=True)
+
+    def _find_runs(self) -> dict[str, _Run]:
+        """The run of each trial. Deletes the others of this folder, such as those of earlier releases."""
+        runs: dict[str, _Run] = {}
+        for run in self._search(self._experiment):
+            trial_id = run.data.tags.get(TRIAL)
+            if trial_id is None or trial_id in runs:
+                self._delete(run.info.run_id)
+            else:
+                runs[trial_id] = _Run(run.info.run_id, run.info.status, run.data.tags, run.data.params)
+        return runs
+
+    def _search(self, experiment: str) -> list[Any]:
+        """All runs of this folder that nobody has deleted in MLflow."""
+        condition, runs, token = f"tags.`{FOLDER}` = '{self._folder_id}'", [], None
+        while True:
+            page = self._client.search_runs([experiment], condition, max_results=_BATCH, page_token=token)
+            runs, token = [*runs, *page], page.token
+            if not token:
+                return runs
+
+    def _open_experiment(self) -> str:
+        """The id of the study's experiment: of its name, or with the folder's id where another folder has taken that.
+
+        An experiment of an earlier release, whose files had absolute addresses, is renamed and deleted with its runs.
+        """
+        for name in (self._folder.name, f"{self._folder.name} ({self._folder_id})"):
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is not None and experiment.lifecycle_stage == "deleted":
+                raise ConfigError(f"tracking_uri: experiment {name!r} is deleted in {self._uri}; restore it or remove it for good")
+            if experiment is not None and FOLDER not in experiment.tags:
+                for run in self._search(experiment.experiment_id):
+                    self._delete(run.info.run_id)
+                if not self._client.search_runs([experiment.experiment_id], max_results=1):
+                    self._client.rename_experiment(experiment.experiment_id, f"{name} before {self._folder_id}")
+                    self._client.delete_experiment(experiment.experiment_id)
+                    experiment = None
+            if experiment is None:
+                place = str(self._folder) if self._folder.is_remote else self._folder.path.resolve().as_uri()
+                place = f"{f'mlflow-artifacts:/{self._folder.name}' if self._relative else place}/mlflow"
+                location = None if self._uri.startswith("http") else place  # a server decides for itself
+                return str(self._client.create_experiment(name, location, {FOLDER: self._folder_id}))
+            if experiment.tags.get(FOLDER) == self._folder_id:
+                break
+        return str(experiment.experiment_id)
+
+    def _description(self, reports: Iterable[str]) -> dict[str, str]:
+        """The study's answer, which is its report in Markdown, as the tag that MLflow shows. Pictures are left out."""
+        texts = [self._folder.read(f"report/{name}").decode() for name in reports if name.endswith(".md")]
+        text, rest = re.sub(r"(?m)^!\[.*\n?", "", "\n\n".join(texts)), f"\n\n... the rest is in {self._folder}/report"
+        short = text if len(text) <= _DESCRIPTION else text[: _DESCRIPTION - len(rest)].rpartition("\n")[0] + rest
+        return {"mlflow.note.content": short}
 
 
-class BackgroundMirror:
-    """Syncs trials from a thread of its own while the context lasts, so that a slow MLflow never holds the trials up.
+def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The settings of a configuration by name, as text; those of the stages are joined by dashes."""
+    settings: dict[str, str] = {}
+    for name, value in config.items():
+        if name == "stages":
+            for field in value[0]:
+                settings["depths" if field == "cells" else field] = "-".join(str(stage[field]) for stage in value)
+        elif isinstance(value, Mapping):
+            settings |= _settings(value, f"{name}.")
+        elif prefix + name not in ("seed", "method.name", "method.genotype"):
+            settings[prefix + name] = str(value)
+    return settings
 
-    Trouble is one warning on stderr each time it starts; the trials concerned are tried again. `Mirror.finish` after the context
-    makes up for all that is missing then, and raises.
+
+def _views(swept: Sequence[str]) -> dict[str, str]:
+    """Tags with what MLflow's runs page shows: figures and settings as columns, and figures as bars with a mean for each variant.
+
+    MLflow's button Share keeps its views in the same tags, and a link names one.
     """
-
-    def __init__(self, mirror: Mirror, interval: float = 5.0) -> None:
-        self._mirror = mirror
-        self._interval = interval  # seconds between syncs
-        self._touched: set[str] = set()
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mlflow mirror", daemon=True)
-
-    def touch(self, trial_id: str) -> None:
-        """Says that the tables have new rows of a trial or of an evaluation. Returns at once."""
-        with self._lock:
-            self._touched.add(trial_id)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()  # a sync that is under way ends: a store must not be left to two threads
-
-    def _run(self) -> None:
-        troubled = False
-        while not self._stop.wait(self._interval):
-            with self._lock:
-                touched, self._touched = self._touched, set()
-            if not touched:
-                continue
-            try:
-                self._mirror.sync(sorted(touched))
-                troubled = False
-            except (TrackingError, ConfigError) as error:
-                if not troubled:
-                    print(f"warning: {error}; the tables are not affected, it is tried again", file=sys.stderr)
-                troubled = True
-                with self._lock:
-                    self._touched |= touched
+    columns = [*(f"metrics.`{name}`" for name in FIGURES), *(f"params.`{name}`" for name in swept)]
+    section = {"display": True, "isReordered": False, "deleted": False, "isGenerated": True}
+    sections = [section | {"uuid": name, "name": name} for name in ("Model metrics", "epoch")]
+    bar = {"type": "BAR", "runsCountToCompare": 20, "deleted": False, "isGenerated": True, "metricSectionId": "Model metrics"}
+    views = {
+        "table": {"selectedColumns": columns, "columnOrder": columns, "columnWidths": dict.fromkeys(columns, 140)},
+        "charts": {
+            "groupBy": "param.average.variant",
+            "runsHiddenMode": "SHOW_ALL",
+            "isAccordionReordered": True,
+            "compareRunSections": sections,
+            "compareRunCharts": [bar | {"uuid": name, "metricKey": name, "displayName": name} for name in FIGURES],
+        },
+    }
+    return {f"mlflow.sharedViewState.{name}": json.dumps(view) for name, view in views.items()}
 
 
-def _continues(run: Run, trial: Row, points: list[list[Point]]) -> bool:
-    """Whether what may have been logged is the beginning of what is to be logged."""
-    count, history = _split(run, SENT)
-    return count is None or (count <= len(points) and history == _history(trial, points[:count]))
+def _warn(error: Exception) -> None:
+    print(f"warning: {error}; the tables are not affected, it is tried again", file=sys.stderr, flush=True)
 
 
-def _history(trial: Row, points: list[list[Point]]) -> str:
-    return digest(milliseconds(trial["started"]), points)
-
-
-def _split(run: Run, tag: str) -> tuple[int | None, str]:
-    count, _, rest = run.tags.get(tag, "").partition(":")
-    return (int(count) if count else None), rest
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def _folder_id(study_dir: Storage) -> str:
@@ -644,6 +472,5 @@ def _folder_id(study_dir: Storage) -> str:
     try:
         return study_dir.read("mlflow_id").decode().strip()
     except FileNotFoundError:
-        name = secrets.token_hex(6)
-        study_dir.write("mlflow_id", name.encode())
-        return name
+        study_dir.write("mlflow_id", secrets.token_hex(6).encode())
+        return _folder_id(study_dir)

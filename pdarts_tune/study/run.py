@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pdarts_tune.study.locking import Signals
-    from pdarts_tune.study.mlflow_mirror import Mirror
 
 _STATE = {
     "trials": ("trial_id", "status", "error", "max_skips"),
@@ -237,10 +236,10 @@ class Demands:
     sources: Sequence[Storage] = ()  # studies whose finished trials are taken over
 
 
-def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, signals: Signals) -> int:
+def run_missing(plan: Plan, demands: Demands, folder: Storage, signals: Signals) -> int:
     """Runs the trials that the tables lack, and returns how many failed. Ray and torch start only if there are some."""
     if plan.study.adaptive:
-        return _run_adaptive(plan, demands, folder, mirror, signals)
+        return _run_adaptive(plan, demands, folder, signals)
 
     def lacking(trials: Sequence[SearchTrial | EvalTrial], table: str) -> list[SearchTrial | EvalTrial]:
         missing = missing_trials(trials, table, folder)
@@ -259,14 +258,10 @@ def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, s
         return 0
 
     from pdarts_tune.study.forecast import predict_needs, refuse_large
-    from pdarts_tune.study.mlflow_mirror import BackgroundMirror
     from pdarts_tune.study.sweep import open_sweep
 
     failed = 0
-    with (
-        BackgroundMirror(mirror) as background,
-        open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures, background.touch) as sweep,
-    ):
+    with open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures) as sweep:
         signals.install()  # again: Ray's start installs a handler that aborts
 
         def run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str) -> int:
@@ -295,16 +290,12 @@ def run_missing(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, s
     return failed
 
 
-def _run_adaptive(plan: Plan, demands: Demands, folder: Storage, mirror: Mirror, signals: Signals) -> int:
+def _run_adaptive(plan: Plan, demands: Demands, folder: Storage, signals: Signals) -> int:
     """Runs schedules until the plan's number of them is finished, and returns how many failed."""
-    from pdarts_tune.study.mlflow_mirror import BackgroundMirror
     from pdarts_tune.study.schedule_search import run_schedules
     from pdarts_tune.study.sweep import open_sweep
 
-    with (
-        BackgroundMirror(mirror) as background,
-        open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures, background.touch) as sweep,
-    ):
+    with open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures) as sweep:
         signals.install()
         return run_schedules(plan, folder, sweep, _commit())
 

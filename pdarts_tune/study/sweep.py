@@ -1,7 +1,7 @@
 """A Ray session and the sweep of a study's trials over it, through Ray Tune.
 
 `Grants` says what each trial gets of the cluster: its share of a GPU, by its predicted memory, and the CPUs that go with it.
-`Display` receives Tune's reports. It shows progress, informs the mirror, and ends a sweep that cannot go on.
+`Display` receives Tune's reports. It shows progress and ends a sweep that cannot go on.
 """
 
 from __future__ import annotations
@@ -93,14 +93,13 @@ _PROBE, _PROBE_BYTES = ".probe", 2**20  # written after a failure: a full disk o
 
 
 class Display(TrialProgressCallback):  # else Tune adds its own, which prints at any verbosity
-    """Shows what Tune reports, and calls `changed` with the id of each trial that may have new rows.
+    """Shows what Tune reports.
 
     `storage_error` is the error of a callback that cannot write the study's folder.
     """
 
-    def __init__(self, progress: Progress, changed: Callable[[str], None], storage: Storage) -> None:
+    def __init__(self, progress: Progress, storage: Storage) -> None:
         self.progress = progress
-        self.changed = changed
         self.storage = storage
         self.storage_error: OSError | None = None
         self.watch = NodeWatch()
@@ -122,19 +121,15 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
         if "position" in result:
             fields = ("position", "accuracy", "done_epochs", "total_epochs", "epoch_seconds")
             self.progress.epoch(trial_id(trial), **{field: result[field] for field in fields}, warning=result.get("warning", ""))
-        self.changed(trial_id(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.retried(trial_id(trial), self._reason(trial) or DIED)
-        self.changed(trial_id(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.finished(trial_id(trial))
-        self.changed(trial_id(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.finished(trial_id(trial), self._reason(trial))
-        self.changed(trial_id(trial))
 
     def _reason(self, trial: Any) -> str | None:
         """Why the trial failed, in one line; its table has the traceback. None: the tables say that it is completed."""
@@ -240,15 +235,11 @@ for _name, _value in {
 
 @dataclass(frozen=True)
 class Sweep:
-    """An open Ray session that runs the trials of one study.
-
-    `changed` gets a trial's id whenever its tables may have new rows. It must not block.
-    """
+    """An open Ray session that runs the trials of one study."""
 
     storage: Storage
     grants: Grants
     max_failures: int
-    changed: Callable[[str], None]
 
     def threads(self, needed_bytes: int) -> int:
         """The CPUs of a trial that needs so much memory."""
@@ -270,7 +261,7 @@ class Sweep:
         with Progress(what, total, total - len(specs), self.slots(specs)) as progress:
             if not specs:
                 return 0
-            display = Display(progress, self.changed, self.storage)
+            display = Display(progress, self.storage)
             tuner = tune.Tuner(
                 tune.with_resources(run_trial, partial(tune_request, self.grants)),
                 param_space={"trial": tune.grid_search(list(specs))},
@@ -286,7 +277,7 @@ class Sweep:
         with Progress(what, total, min(done, total), slots) as progress:
             if done >= total:
                 return 0
-            display = Display(progress, self.changed, self.storage)
+            display = Display(progress, self.storage)
             tuner = tune.Tuner(
                 tune.with_resources(trainable, partial(tune_request, self.grants)),
                 tune_config=tune.TuneConfig(
@@ -350,9 +341,7 @@ def _trial_dirname(trial: Any) -> str:
 
 
 @contextmanager
-def open_sweep(
-    storage: Storage, address: str | None, gpus_per_trial: float | None, max_failures: int, changed: Callable[[str], None]
-) -> Iterator[Sweep]:
+def open_sweep(storage: Storage, address: str | None, gpus_per_trial: float | None, max_failures: int) -> Iterator[Sweep]:
     """Connects to a Ray cluster, or starts Ray on this machine, for as long as the context lasts.
 
     Raises:
@@ -373,7 +362,7 @@ def open_sweep(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         grants = Grants(nodes, gpus_per_trial, _smallest_gpu_bytes() if gpus_per_trial is None else None)
         grants.resources(0)  # raises, before anything runs, if no node has so much
-        yield Sweep(storage, grants, max_failures, changed)
+        yield Sweep(storage, grants, max_failures)
     finally:
         ray.shutdown()
     _forget_tune_state(storage)

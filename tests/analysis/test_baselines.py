@@ -16,7 +16,7 @@ from pdarts_tune.config.presets import PUBLISHED_SEARCHES
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
-from pdarts_tune.study.mlflow_mirror import trial_points
+from pdarts_tune.study.mlflow_mirror import trial_figures
 from synthetic import make_study, make_trial
 
 NAMES = ("pdarts", "darts_first", "pc_darts", "random")
@@ -148,5 +148,4 @@ def test_a_search_is_shown_with_the_accuracy_of_the_network_that_its_cell_is_fro
         trial_id = f"baselines-{name}-s0"
         (trial,) = read_rows(folder, "trials", trial_id)
         tables = (read_rows(folder, table, trial_id) for table in ("epochs", "genotypes"))
-        points = {point.key: point.value for point in trial_points(trial, *tables, [])}
-        assert points["search_validation_accuracy"] == accuracy
+        assert trial_figures(trial, *tables, [])["search_accuracy"] == accuracy

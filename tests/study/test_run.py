@@ -311,11 +311,11 @@ def test_a_random_control_is_drawn_when_its_pair_is_finished_and_is_not_taken_ov
     monkeypatch.setattr("pdarts_tune.study.sweep.open_sweep", lambda *_: nullcontext(sweep))
     signals = SimpleNamespace(install=lambda: None)
     demands = Demands(None, None, 0, False, [])
-    assert run_missing(plan, demands, Storage(tmp_path / "empty" / "regularization"), None, signals) == 0
+    assert run_missing(plan, demands, Storage(tmp_path / "empty" / "regularization"), signals) == 0
     searches = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("dropout", "no_dropout")]
     controls = [f"random_same_skips-seed{seed}" for seed in (0, 1)]
     assert batches == [("searches", searches), ("controls", controls), ("evaluations", [])]
     batches.clear()
     demands = replace(demands, sources=[Storage(tmp_path / "regularization")])
-    run_missing(plan, demands, Storage(tmp_path / "another" / "regularization"), None, signals)
+    run_missing(plan, demands, Storage(tmp_path / "another" / "regularization"), signals)
     assert [batch for batch in batches if batch[1]] == [("controls", controls)]

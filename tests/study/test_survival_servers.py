@@ -89,7 +89,9 @@ def test_an_object_store_keeps_rows_and_checkpoints(bucket):
 def test_a_study_in_an_object_store_outlives_a_restart_of_its_mlflow_server(bucket, tmp_path, undisturbed):  # noqa: F811
     port = free_port()
     database = tmp_path / "mlflow.db"
-    mlflow_mirror.MlflowStore(default_tracking_uri(tmp_path), "unused", tmp_path / "files")  # quicker here than in the server
+    mlflow_mirror._Client(
+        default_tracking_uri(tmp_path)
+    ).search_experiments()  # makes the database, quicker here than in the server
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "files")]
     env = {"OUTPUT": str(tmp_path / "output.txt")}
