@@ -651,7 +651,7 @@ static void pools_backward(worker *w, const state *s, long n, REAL *d) {
 static void backward_state(worker *w, const state *s) {
     plan *p = w->p;
     const cell *c = p->c;
-    const long image = s->height * s->width * p->C;
+    const long image = s->height * s->width * p->C, row = row_of(p, 1), count = c->width * p->C;
     forward_state(w, s, 0);
     for (long n = w->first; n < w->last; n++) for (long o = s->first; o < s->last; o++)
         dots(grad_of(w, o, n), term(p, s, o, n), p->image, factor_of(p, o, n), sums(w, p->halves + 2 * o + 1), p->P);
@@ -660,14 +660,19 @@ static void backward_state(worker *w, const state *s) {
              c->of_mixing ? c->of_mixing + c->op[o].mix : 0););
     /* Last halves of separable convolutions, up to the gradient dy of the first halves' normalised outputs. */
     for (long n = w->first; n < w->last; n++)
-        for (long o = s->first, i = 0; o < s->last; o++) {
+        for (long o = s->first, k = 0; o < s->last; o++) {
             if (c->op[o].kind != SEPARABLE) continue;
             half *first = p->halves + 2 * o, *h = first + 1;
             const REAL *y = pad_middle(w, first, n);
-            REAL *dy = p->dy[i++] + n * p->image;
+            REAL *dy = p->dy[k++] + n * p->image;
             half_backward(w, h, y, 0, grad_of(w, o, n), times(w, h->a, factor_of(p, o, n)), n, 0);
-            input_grad(w, h->shape, h->back_taps, dy, c->height, c->width, 0);
-            mask(dy, dy, 0, y, row_of(p, 1), first->z + n * p->image, c->height, c->width * p->C, sums(w, first), p->P);
+            const REAL *inside = w->g + BORDER * (row + p->C);
+            for (long i = 0, rows; i < c->height; i += rows) {
+                const long at = i * count;
+                rows = MIN(MAX(1, BLOCK / count), c->height - i);
+                apply(h->shape->back, h->back_taps, 0, inside + i * row, row, p->C, dy + at, count, p->C, rows, c->width, p->C, p->P, 0);
+                mask(dy + at, dy + at, 0, y + i * row, row, first->z + n * p->image + at, rows, count, sums(w, first), p->P);
+            }
         }
     ALONE(w, for (long o = s->first; o < s->last; o++) if (c->op[o].kind == SEPARABLE)
         pull(p, p->halves + 2 * o, 1, p->count, 0, 0, 0););

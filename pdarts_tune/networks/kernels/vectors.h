@@ -45,8 +45,8 @@ INLINE void put(REAL *p, V v, long m) { /* stores the first m numbers */
         if (m & half) { memcpy(p, q, half * sizeof(REAL)); p += half; q += half; }
 }
 /* Blocks are too short for the processor to see what comes next. */
-INLINE void fetch(const REAL *p, long n) { for (long i = 0; i < n; i += 64 / sizeof(REAL)) __builtin_prefetch(p + i, 0); }
-INLINE void fetch_to_write(REAL *p, long n) { for (long i = 0; i < n; i += 64 / sizeof(REAL)) __builtin_prefetch(p + i, 1); }
+INLINE void fetch(const REAL *p, long n) { for (long i = 0; i < n; i += 64 / sizeof(REAL)) __builtin_prefetch(p + i, 0, 2); }
+INLINE void fetch_to_write(REAL *p, long n) { for (long i = 0; i < n; i += 64 / sizeof(REAL)) __builtin_prefetch(p + i, 1, 2); }
 INLINE void add_up(double *sum, V v) { *(D *)sum += __builtin_convertvector(v, D); }
 /* An address as a distance: sums of images in different buffers use the same code as the pixels around a pixel. */
 INLINE const REAL *at(const REAL *p, intptr_t away) { return (const REAL *)((intptr_t)p + away * (intptr_t)sizeof(REAL)); }
@@ -232,32 +232,46 @@ static void copy(const REAL *x, long xrow, const REAL *scale, const REAL *shift,
         }
 }
 
-/* Adds f times the sums of g and of g z to sum (2, P). */
+/* Adds f times the sums of g and of g z to sum (2, P). A few numbers at a time, so that each is fetched once. */
 static void dots(const REAL *g, const REAL *z, long count, double f, double *sum, long P) {
-    for (long p = 0; p < P; p += L) {
-        V s[4] = {{0}}, q[4] = {{0}};
-        long i = p;
-        for (; i + 3 * P + L <= count; i += 4 * P)
-            UNROLL for (int t = 0; t < 4; t++) { V v = ld(g + i + t * P); s[t] += v; q[t] += v * ld(z + i + t * P); }
-        for (; i < count; i += P) { V v = some(g + i, count - i); s[0] += v; q[0] += v * some(z + i, count - i); }
-        *(D *)(sum + p) += f * __builtin_convertvector((s[0] + s[1]) + (s[2] + s[3]), D);
-        *(D *)(sum + P + p) += f * __builtin_convertvector((q[0] + q[1]) + (q[2] + q[3]), D);
+    for (long start = 0, end; start < count; start = end) {
+        end = MIN(count, start + MAX(1, 2048 / P) * P);
+        for (long p = 0; p < P; p += L) {
+            V s[4] = {{0}}, q[4] = {{0}};
+            long i = start + p;
+            for (; i + 3 * P + L <= end; i += 4 * P)
+                UNROLL for (int t = 0; t < 4; t++) { V v = ld(g + i + t * P); s[t] += v; q[t] += v * ld(z + i + t * P); }
+            for (; i < end; i += P) { V v = some(g + i, end - i); s[0] += v; q[0] += v * some(z + i, end - i); }
+            *(D *)(sum + p) += f * __builtin_convertvector((s[0] + s[1]) + (s[2] + s[3]), D);
+            *(D *)(sum + P + p) += f * __builtin_convertvector((q[0] + q[1]) + (q[2] + q[3]), D);
+        }
     }
 }
 
 /* d = (d, or 0) + g where y is positive; rows. Then adds the sums of d and of d z to sum (2, P). */
 static void mask(REAL *d, const REAL *g, int add, const REAL *y, long yrow, const REAL *z, long rows, long count, double *sum, long P) {
     for (long p = 0; p < P; p += L) {
-        V s = {0}, q = {0};
-        for (long r = 0; r < rows; r++)
-            for (long i = p; i < count; i += P) {
-                const long o = r * count + i;
-                V v = keep(some(g + o, count - i), ld(y + r * yrow + i));
-                if (add) v += some(d + o, count - i);
-                put(d + o, v, count - i);
-                if (sum) { s += v; q += v * some(z + o, count - i); }
+        V s[2] = {{0}}, q[2] = {{0}};
+        for (long r = 0; r < rows; r++) {
+            REAL *to = d + r * count;
+            const REAL *from = g + r * count, *by = y + r * yrow, *with = z + r * count;
+            long i = p;
+            if (sum)
+                for (; i + P + L <= count; i += 2 * P) UNROLL for (int t = 0; t < 2; t++) {
+                    V v = keep(ld(from + i + t * P), ld(by + i + t * P));
+                    st(to + i + t * P, v);
+                    s[t] += v, q[t] += v * ld(with + i + t * P);
+                }
+            else
+                for (; i + L <= count; i += P) { V v = keep(ld(from + i), ld(by + i)); st(to + i, add ? (V)(v + ld(to + i)) : v); }
+            for (; i < count; i += P) {
+                V v = keep(some(from + i, count - i), ld(by + i));
+                if (add) v += some(to + i, count - i);
+                put(to + i, v, count - i);
+                if (sum) { s[0] += v; q[0] += v * some(with + i, count - i); }
             }
-        if (sum) { add_up(sum + p, s); add_up(sum + P + p, q); }
+        }
+        if (sum) { add_up(sum + p, s[0] + s[1]); add_up(sum + P + p, q[0] + q[1]); }
     }
 }
 
