@@ -58,14 +58,15 @@ typedef struct { long n; intptr_t at[MOST]; } taps; /* how far away what is summ
 INLINE void tile(const int R, const int T, const taps *k, const REAL *w, long wrow, const REAL *bias,
                  const REAL *s, long srow, long sstep, REAL *d, long drow, long dstep, int add, long m) {
     V a[8];
-    V start = bias ? ld(bias) : (V){0};
+    const V start = bias ? ld(bias) : (V){0};
+    const long away[4] = {0, sstep, 2 * sstep, 3 * sstep};
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
         a[r * T + t] = add ? (V)(ld(d + r * drow + t * dstep) + start) : start;
     for (long j = 0; j < k->n; j++, w += wrow) {
         V x = ld(w);
-        const REAL *p = at(s, k->at[j]);
+        const REAL *p = at(s, k->at[j]), *q = p + 4 * sstep; /* two bases: what the processor can address without sums */
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
-            a[r * T + t] += ld(p + r * srow + t * sstep) * x;
+            a[r * T + t] += ld((t < 4 ? p : q) + r * srow + away[t % 4]) * x;
     }
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
         put(d + r * drow + t * dstep, a[r * T + t], m);
