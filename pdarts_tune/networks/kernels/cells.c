@@ -416,9 +416,13 @@ static void half_backward(worker *w, half *h, const REAL *s, const view *v, cons
         fetch(g + o + pixels * C, pixels * C), fetch(z + o + pixels * C, pixels * C); /* of the next rows */
         read_rows(w, h, s, v, y, y1);
         outer(w->dz, C, C, w->d, h->in, h->in, pixels, sum, in_rows);
-        if (h->shape)
+        if (h->shape && h->width >= 32)
             for (long i = y; i < y1; i++)
                 product(w->dz + (i - y) * h->width * C, C, C, h->back, in_rows, inside + i * row, C, C, h->width, 0);
+        else if (h->shape) { /* rows are too short for products */
+            product(w->dz, C, C, h->back, in_rows, w->of_d, C, C, pixels, 0);
+            copy(w->of_d, h->width * C, 0, 0, 0, inside + y * row, row, y1 - y, h->width * C, p->P);
+        }
         else if (v->of_x) {
             product(w->dz, C, C, h->back, in_rows, w->of_d, h->in, h->in, pixels, 0);
             scatter(v, y, y1, h->width, w->of_d, w->d, is_input);

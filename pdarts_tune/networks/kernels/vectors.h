@@ -28,7 +28,7 @@ typedef __typeof__((V){0} < (V){0}) I;  /* integers as wide as the numbers */
 
 INLINE V ld(const REAL *p) { return *(const V *)p; }
 INLINE void st(REAL *p, V v) { *(V *)p = v; }
-INLINE V all(REAL x) { return (V){0} + x; }
+INLINE V all(REAL x) { return x - (V){0}; } /* not a sum: compilers must keep one, for the sake of -0 */
 INLINE V choose(I c, V a, V b) { return (V)((c & (I)a) | (~c & (I)b)); }
 INLINE V keep(V g, V x) { return (V)((I)g & ~(I)(x <= 0)); } /* g where x is positive; not a number stays so */
 INLINE V relu(V x) { return keep(x, x); }
@@ -161,14 +161,18 @@ static void product(const REAL *s, long spx, long k, const REAL *w, long wrow, R
         const long m = MIN((long)L, cols - o - (B - 1) * L);
         V t[4] = {{0}};
         long x = 0;
-#define TILES(T, B, S)                                                                                          \
-    for (; x + T <= count && !(T == 6 && count - x == 8); x += T)                                                                              \
+#define TILES_OF(T, B, S, m)                                                                                    \
+    for (; x + T <= count && !(T == 6 && count - x == 8); x += T)                                               \
         product_tile(T, B, s + x * spx, spx, k, w + o, wrow, d + x * dpx + o, dpx, m, t, S)
+#define TILES(T, B, S) TILES_OF(T, B, S, m)
+        if (m == L / 2 && B == 1 && sum) TILES_OF(8, 1, 1, L / 2);
+        else if (m == L / 2 && B == 1) TILES_OF(8, 1, 0, L / 2);
         if (B == 2 && sum) { TILES(6, 2, 1); TILES(4, 2, 1); TILES(1, 2, 1); }
         else if (B == 2) { TILES(6, 2, 0); TILES(4, 2, 0); TILES(1, 2, 0); }
         else if (sum) { TILES(8, 1, 1); TILES(1, 1, 1); }
         else { TILES(8, 1, 0); TILES(1, 1, 0); }
 #undef TILES
+#undef TILES_OF
         if (sum) for (int b = 0; b < B; b++) { add_up(sum + o + b * L, t[b]); add_up(sum + wrow + o + b * L, t[B + b]); }
         o += B * L;
     }
@@ -199,7 +203,7 @@ static void outer(const REAL *g, long gpx, long outs, const REAL *d, long dpx, l
             for (; o < outs; o++) TILE(1, 2);
         } else {
             for (; o + 8 <= outs; o += 8) TILE(8, 1);
-            for (; o + 2 <= outs; o += 2) TILE(2, 1);
+            for (; o + 4 <= outs; o += 4) TILE(4, 1);
             for (; o < outs; o++) TILE(1, 1);
         }
 #undef TILE
