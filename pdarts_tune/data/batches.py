@@ -1,7 +1,7 @@
 """Batches of a data set on the device, shuffled, augmented and normalised.
 
-All draws come from an explicit generator, which may be on the CPU or on the device. Images are uint8 until their batch is wanted,
-and float32 after. They are normalised before they are augmented, so the zeros that fill gaps are the mean colour.
+All draws come from an explicit generator, which may be on the CPU or on the device. Sets are uint8, batches float32. They are
+normalised before they are augmented, so the zeros that fill gaps are the mean colour.
 
 Several processes can share a batch. Each draws for the whole batch and takes its own part of the draws, so that an image gets the
 augmentation that it would get in one process.

@@ -165,12 +165,12 @@ def check_dataset(config: SearchConfig | EvalConfig) -> DatasetInfo:
 
 
 def _chosen_rows(config: SearchConfig | EvalConfig, setting: str, images: Images) -> Rows:
-    wanted, count = getattr(config, setting), len(images.labels)
-    if wanted is None:
-        return np.arange(count)
-    if wanted > count:
-        raise ConfigError(f"{setting}: {wanted} asked for, {config.data} has {count}")
-    return first_of_each_class(np.asarray(images.labels), wanted)
+    count, total = getattr(config, setting), len(images.labels)
+    if count is None:
+        return np.arange(total)
+    if count > total:
+        raise ConfigError(f"{setting}: {count} asked for, {config.data} has {total}")
+    return first_of_each_class(np.asarray(images.labels), count)
 
 
 def _layout(images: Images, config: SearchConfig | EvalConfig) -> tuple[int, int]:

@@ -152,10 +152,10 @@ class ParquetImages:
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
-                    wanted = rows[(rows >= first) & (rows < first + count)]
-                    if len(wanted):
+                    part = rows[(rows >= first) & (rows < first + count)]
+                    if len(part):
                         column = _read_images(file, group, f"{self.where(first)} and the {count - 1} after it")
-                        for row in wanted.tolist():
+                        for row in part.tolist():
                             value = column[row - first].as_py()
                             yield value["bytes"] if isinstance(value, dict) else value
                     first += count

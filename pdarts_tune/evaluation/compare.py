@@ -171,10 +171,10 @@ def read_weights(file: Path, mean: tuple[float, ...] | None, std: tuple[float, .
     except Exception as error:  # PyTorch's readers raise many kinds of errors
         raise ConfigError(f"weights: {file}: {_first_line(error)}") from None
     info = check_dataset(config)
-    given: Moments | None = None
+    options: Moments | None = None
     if mean is not None and std is not None:
-        given = mean, std
-        check_moments(given, info.in_channels, config.data)
+        options = mean, std
+        check_moments(options, info.in_channels, config.data)
     if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
         saved = {"state_dict": saved}
     state = saved["state_dict"]
@@ -184,11 +184,11 @@ def read_weights(file: Path, mean: tuple[float, ...] | None, std: tuple[float, .
             check_moments(own, info.in_channels, config.data)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"weights: {file}: {_first_line(error)}") from None
-        if given is not None and given != own:
+        if options is not None and options != own:
             raise ConfigError(f"mean, std: {file} says that its {_normalised(*own)}; leave them out")
         return Weights(file, state, own, f"{file} says so")
-    if given is not None:
-        return Weights(file, state, given, "as given")
+    if options is not None:
+        return Weights(file, state, options, "as given")
     family = find_family(config, info.in_channels, info.image_size, info.num_classes)
     if family is None:
         raise ConfigError(

@@ -57,7 +57,7 @@ class TestResult:
     top5_accuracy: float
     loss: float  # mean cross-entropy
     correct: list[bool]  # per image in file order, for paired tests between networks
-    params: int  # without the auxiliary head, see cost.Cost
+    params: int  # without the auxiliary head, see networks/cost.py
     macs: int
 
 
