@@ -30,6 +30,10 @@ def _column(name: str, kind: Any, unit: str, description: str, *, optional: bool
     return pa.field(name, kind, nullable=optional, metadata=metadata)
 
 
+def _optional(name: str, kind: Any, unit: str, description: str) -> Any:
+    return _column(name, kind, unit, description, optional=True)
+
+
 def _later(name: str, kind: Any, unit: str, description: str, *, choices: Sequence[str] = ()) -> Any:
     """A column that is newer than the first results; older files are read with nulls there."""
     field = _column(name, kind, unit, description, optional=True, choices=choices)
@@ -37,12 +41,7 @@ def _later(name: str, kind: Any, unit: str, description: str, *, choices: Sequen
 
 
 def _stage(kind: Any = _INTEGER) -> Any:
-    return _column(
-        "stage",
-        kind,
-        "index from 1",
-        "stage of the search, or candidate of a random search; 0: drawn without a search",
-    )
+    return _column("stage", kind, "index from 1", "stage of the search, or candidate of a random search; 0: drawn without a search")
 
 
 def _epoch(kind: Any = _INTEGER) -> Any:
@@ -55,11 +54,11 @@ def _trial_id(what: str = "the trial") -> Any:
 
 def _run_columns() -> list[Any]:
     return [
-        _column("device", _TEXT, "text", "the device, as its driver names it", optional=True),
+        _optional("device", _TEXT, "text", "the device, as its driver names it"),
         _column("started", _TIME, "UTC", "start of the first attempt"),
-        _column("finished", _TIME, "UTC", "end; null while it runs", optional=True),
+        _optional("finished", _TIME, "UTC", "end; null while it runs"),
         _column("attempts", _INTEGER, "count", "number of starts, 1 if nothing went wrong"),
-        _column("seconds", _NUMBER, "seconds", "time of training and validation alone, all attempts", optional=True),
+        _optional("seconds", _NUMBER, "seconds", "time of training and validation alone, all attempts"),
         _PEAK_BYTES,
     ]
 
@@ -89,9 +88,9 @@ def _operation_counts() -> list[Any]:
 def _agreements() -> list[Any]:
     what = "cosine between the alphas' gradients of"
     return [
-        _column("normal_agreement", _NUMBER, "cosine", f"mean {what} all pairs of normal cells; null if one cell", optional=True),
-        _column("normal_first_last", _NUMBER, "cosine", f"{what} the first and the last normal cell; null if one", optional=True),
-        _column("reduce_agreement", _NUMBER, "cosine", f"{what} the two reduction cells", optional=True),
+        _optional("normal_agreement", _NUMBER, "cosine", f"mean {what} all pairs of normal cells; null if one cell"),
+        _optional("normal_first_last", _NUMBER, "cosine", f"{what} the first and the last normal cell; null if one"),
+        _optional("reduce_agreement", _NUMBER, "cosine", f"{what} the two reduction cells"),
     ]
 
 
@@ -126,7 +125,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _trial_id(),
         *_SEEDS,
         _STATUS,
-        _column("error", _TEXT, "text", "message of the error that ended it; null if there was none", optional=True),
+        _optional("error", _TEXT, "text", "message of the error that ended it; null if there was none"),
         _column("method", _TEXT, "text", "how the genotype is found, a name in config/methods.py; random: drawn, without a search"),
         _column("data", _TEXT, "text", "the data set"),
         _column("depths", _TEXT, "cells", "depth of each stage's search network, such as 5-11-17"),
@@ -139,7 +138,7 @@ _COLUMNS: dict[str, list[Any]] = {
         *_execution_columns(),
         _column("config", _TEXT, "JSON", "the whole configuration"),
         _column("config_id", _TEXT, "text", "names the configuration by its content"),
-        _column("commit", _TEXT, "text", "commit of the code; `unknown` outside its repository", optional=True),
+        _optional("commit", _TEXT, "text", "commit of the code; `unknown` outside its repository"),
         _column("versions", _TEXT, "JSON", "versions of Python and of the libraries"),
         *_run_columns(),
         _LEFT_OUT,
@@ -153,12 +152,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("phase", _TEXT, "text", "what trains: weights alone, or weights and alphas", choices=("weights", "both")),
         _column("train_loss", _NUMBER, "nats", "cross-entropy on the images that train weights, while training"),
         _column("train_accuracy", _NUMBER, "fraction", "accuracy on the images that train weights, while training"),
-        _column(
-            "validation_loss",
-            _NUMBER,
-            "nats",
-            "cross-entropy of the search network on the validation images (SNAS: a sample a batch)",
-        ),
+        _column("validation_loss", _NUMBER, "nats", "cross-entropy on the validation images (SNAS: a sample a batch)"),
         _column("validation_accuracy", _NUMBER, "fraction", "accuracy of the search network on the validation images"),
         _column("learning_rate", _NUMBER, "rate", "learning rate of the weights"),
         _column("skip_dropout", _NUMBER, "rate", "dropout on skip-connects"),
@@ -171,33 +165,15 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("normal_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the normal cell's edges"),
         _column("reduce_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the reduction cell's edges"),
         *_operation_counts(),
-        _column(
-            "collapsed", _FLAG, "flag", "whether more than half of the normal cell derived now, before refinement, is skip-connects"
-        ),
+        _column("collapsed", _FLAG, "flag", "whether skip-connects are over half of the normal cell derived now, unrefined"),
         _column("alpha_entropy", _NUMBER, "nats", "mean entropy of the operation probabilities over both cells' edges"),
-        _column(
-            "alpha_margin",
-            _NUMBER,
-            "probability",
-            "best operation's probability less the second's, mean over edges with a choice; null if there is none",
-            optional=True,
-        ),
-        _column(
-            "inherited_accuracy",
-            _NUMBER,
-            "fraction",
-            "validation accuracy of the cell derived now in the network's weights; null in epochs without a look",
-            optional=True,
+        _optional("alpha_margin", _NUMBER, "probability", "best less second probability, mean over edges; null without a choice"),
+        _optional(
+            "inherited_accuracy", _NUMBER, "fraction", "validation accuracy of the cell derived now in the network's weights"
         ),
         *_agreements(),
-        _column(
-            "hessian_eigenvalue",
-            _NUMBER,
-            "nats",
-            "largest eigenvalue of the Hessian of the validation loss with respect to the alphas; null unless asked for",
-            optional=True,
-        ),
-        _column("derived_epoch", _INTEGER, "index from 0", _DERIVED_EPOCH, optional=True),
+        _optional("hessian_eigenvalue", _NUMBER, "nats", "largest eigenvalue of the validation loss's Hessian by the alphas"),
+        _optional("derived_epoch", _INTEGER, "index from 0", _DERIVED_EPOCH),
         _column("finished", _TIME, "UTC", "end of the epoch"),
         _later("diagnostic_peak_bytes", _INTEGER, "bytes", "peak_bytes of the diagnostics; null where there were none"),
     ],
@@ -212,7 +188,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("operation", _REPEATED, "text", "candidate operation"),
         _column("alpha", _NUMBER, "logit", "architecture parameter"),
         _column("probability", _NUMBER, "probability", "softmax(alpha) over the edge's candidate operations"),
-        _column("edge_weight", _NUMBER, "weight", "the edge's weight in its node; null where edges have none", optional=True),
+        _optional("edge_weight", _NUMBER, "weight", "the edge's weight in its node; null where edges have none"),
     ],
     "genotypes": [
         _trial_id(),
@@ -225,13 +201,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("width", _NUMBER, "nodes", "width of the normal cell"),
         _PARAMS,
         _MACS,
-        _column(
-            "inherited_accuracy",
-            _NUMBER,
-            "fraction",
-            "validation accuracy of the derived cell in the search network's weights, before any retraining",
-            optional=True,
-        ),
+        _optional("inherited_accuracy", _NUMBER, "fraction", "validation accuracy of the cell in the search network's weights"),
     ],
     "evaluations": [
         _GENOTYPE_ID,
@@ -242,18 +212,18 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("config", _TEXT, "JSON", "the whole configuration"),
         *_SEEDS,
         _STATUS,
-        _column("failure", _TEXT, "text", "message of the error that ended it; null if there was none", optional=True),
+        _optional("failure", _TEXT, "text", "message of the error that ended it; null if there was none"),
         _column("epochs", _INTEGER, "epochs", "epochs to train"),
-        _column("accuracy", _NUMBER, "fraction", "of the last epoch's network on the test images: what is reported", optional=True),
-        _column("top5_accuracy", _NUMBER, "fraction", "the right class among the five most probable ones", optional=True),
-        _column("error_percent", _NUMBER, "percent", "100 (1 - accuracy)", optional=True),
-        _column("loss", _NUMBER, "nats", "cross-entropy of the last epoch's network on the test images", optional=True),
-        _column("last_validation_accuracy", _NUMBER, "fraction", "after the last epoch", optional=True),
-        _column("best_validation_accuracy", _NUMBER, "fraction", "of the best epoch; never reported as the result", optional=True),
-        _column("best_epoch", _INTEGER, "index from 0", "epoch with the best validation accuracy", optional=True),
-        _column("train_accuracies", _NUMBERS, "fraction", "training accuracy, epoch by epoch", optional=True),
-        _column("validation_accuracies", _NUMBERS, "fraction", "epoch by epoch; null without a validation part", optional=True),
-        _column("correct", _FLAGS, "flag", "whether each test image is classified rightly, in the set's order", optional=True),
+        _optional("accuracy", _NUMBER, "fraction", "of the last epoch's network on the test images: what is reported"),
+        _optional("top5_accuracy", _NUMBER, "fraction", "the right class among the five most probable ones"),
+        _optional("error_percent", _NUMBER, "percent", "100 (1 - accuracy)"),
+        _optional("loss", _NUMBER, "nats", "cross-entropy of the last epoch's network on the test images"),
+        _optional("last_validation_accuracy", _NUMBER, "fraction", "after the last epoch"),
+        _optional("best_validation_accuracy", _NUMBER, "fraction", "of the best epoch; never reported as the result"),
+        _optional("best_epoch", _INTEGER, "index from 0", "epoch with the best validation accuracy"),
+        _optional("train_accuracies", _NUMBERS, "fraction", "training accuracy, epoch by epoch"),
+        _optional("validation_accuracies", _NUMBERS, "fraction", "epoch by epoch; null without a validation part"),
+        _optional("correct", _FLAGS, "flag", "whether each test image is classified rightly, in the set's order"),
         _PARAMS.with_nullable(True),  # null where the evaluation never got as far
         _MACS.with_nullable(True),
         *_run_columns(),

@@ -1,6 +1,6 @@
-"""The display of a running study: what runs where it is, what is done, and when it will be over.
+"""The display of a running study: the position of each running trial, finished trials, and the time left.
 
-On a terminal a table that redraws itself; elsewhere (a log file, CI) one line every few seconds.
+On a terminal it is a table that redraws itself, elsewhere (a log file, CI) a line every few seconds.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LINE_EVERY_SECONDS = 15.0
 @dataclass
 class _Running:
     position: str = "starting"
-    accuracy: str = ""  # with what it is of
-    left: float | None = None  # seconds
+    accuracy: str = ""  # with the images that it is of
+    remaining: float | None = None  # seconds
     share: float = 0.0
     since: float = field(default_factory=time.monotonic)
 
@@ -32,10 +32,10 @@ class Progress:
     """Shows one phase of a study (the searches, or the evaluations).
 
     Args:
-        what: the noun, in plural.
-        total: how many trials the phase has.
-        done: how many of them were finished before this run.
-        slots: how many run at the same time.
+        what: the noun of the trials, in plural.
+        total: the number of trials of the phase.
+        done: the number of trials that earlier runs finished.
+        slots: the number of trials at the same time.
     """
 
     def __init__(self, what: str, total: int, done: int, slots: int, console: Console | None = None) -> None:
@@ -83,7 +83,7 @@ class Progress:
             )
         row = self.running.setdefault(trial_id, _Running())
         row.position, row.accuracy = position, f"{accuracy[0]} {100 * accuracy[1]:.1f} %"
-        row.left = (total_epochs - done_epochs) * epoch_seconds
+        row.remaining = (total_epochs - done_epochs) * epoch_seconds
         row.share = done_epochs / total_epochs
         self._show()
 
@@ -116,14 +116,14 @@ class Progress:
         return (waiting * mean + under_way) / self.slots
 
     def _show(self) -> None:
-        left = self.seconds_left()
-        over = "" if left is None else f", about {_span(left)} left"
+        remaining = self.seconds_left()
+        over = "" if remaining is None else f", about {_span(remaining)} left"
         if self.live:
             table = Table(box=None, pad_edge=False)
             for name, justify in (("trial", "left"), ("position", "left"), ("accuracy", "right"), ("time left", "right")):
                 table.add_column(name, justify=justify)  # type: ignore[arg-type]
             for trial_id, row in self.running.items():
-                table.add_row(trial_id, row.position, row.accuracy, "" if row.left is None else _span(row.left))
+                table.add_row(trial_id, row.position, row.accuracy, "" if row.remaining is None else _span(row.remaining))
             bar = ProgressBar(self.total, self.done, width=40)
             self.live.update(Group(table, bar, Text(f"{self._count()} {self.what}{over}")), refresh=True)
         elif time.monotonic() - self.last_line >= LINE_EVERY_SECONDS:

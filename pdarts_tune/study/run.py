@@ -134,12 +134,7 @@ def forget_checkpoints(folder: Storage) -> None:
             folder.remove(f"checkpoints/{name}")
 
 
-_TABLES = (
-    "epochs",
-    "alphas",
-    "genotypes",
-    "trials",
-)  # of a search; trials comes last: it says that the search is finished
+_TABLES = ("epochs", "alphas", "genotypes", "trials")  # of a search; trials comes last: it says that the search is finished
 
 
 def open_sources(reuse: str | None, folder: Storage) -> list[Storage]:

@@ -110,14 +110,7 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.started(trial_id(trial))
 
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Any],
-        trial: Any,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "position" in result:
             fields = ("position", "accuracy", "done_epochs", "total_epochs", "epoch_seconds")
             self.progress.epoch(trial_id(trial), **{field: result[field] for field in fields}, warning=result.get("warning", ""))
