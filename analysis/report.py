@@ -139,7 +139,7 @@ def list_cells(study: StudyTables) -> list[Cell]:
             cells.append(Cell(str(variant), None, "No search of this variant is completed, so there is no cell.", ""))
             continue
         first = done.iloc[0]
-        last = final_genotype(first, read_rows(study.folder, "genotypes", first["trial_id"]))
+        last = final_genotype(first.to_dict(), read_rows(study.folder, "genotypes", first["trial_id"]))
         if last is None:
             cells.append(Cell(str(variant), None, f"The table genotypes has no rows of {first['trial_id']}.", ""))
             continue
