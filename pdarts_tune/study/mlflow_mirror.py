@@ -271,7 +271,7 @@ class Mirror:
         """Replaces the runs whose rows have changed. Returns the settings that differ within the study."""
         from pdarts_tune.study.run import read_columns
 
-        evaluations = defaultdict(list)
+        evaluations: dict[str, list[Any]] = defaultdict(list)
         for row in read_columns(self._folder, "evaluations", *_EVALUATION_COLUMNS).to_dict("records"):
             evaluations[row["genotype_id"]].append(row)
         trials = read_columns(self._folder, "trials", "trial_id", *PARAMETERS, "config").to_dict("records")
@@ -293,9 +293,10 @@ class Mirror:
             run = runs.get(trial_id)
             if run is None or run.tags.get(STAMP) != stamp_of(trial_id, run.tags.get(GENOTYPE, "")):
                 rows = [read_rows(self._folder, table, trial_id) for table in _TABLES]
-                young = run is not None and len(rows[1]) <= _GROWTH * int(run.tags.get(EPOCHS, -1))
-                if live and young and (run.status, rows[0][0]["status"]) == ("RUNNING", "running"):
-                    continue
+                if live and run and (run.status, rows[0][0]["status"]) == ("RUNNING", "running"):
+                    logged = int(run.tags.get(EPOCHS, -1))
+                    if len(rows[1]) <= _GROWTH * logged:
+                        continue
                 run = runs[trial_id] = self._replace(run, rows, evaluations, params, partial(stamp_of, trial_id))
             elif params.keys() - run.params.keys():
                 self._log(run, [], params)
@@ -383,7 +384,8 @@ class Mirror:
 
     def _search(self, experiment: str) -> list[Any]:
         """All runs of this folder that nobody has deleted in MLflow."""
-        condition, runs, token = f"tags.`{FOLDER}` = '{self._folder_id}'", [], None
+        runs: list[Any] = []
+        condition, token = f"tags.`{FOLDER}` = '{self._folder_id}'", None
         while True:
             page = self._client.search_runs([experiment], condition, max_results=_BATCH, page_token=token)
             runs, token = [*runs, *page], page.token
