@@ -1,7 +1,6 @@
-"""The best practices of NAS research (Lindauer & Hutter, 2020), answered from the tables of studies.
+"""The best practices of NAS research (Lindauer & Hutter, 2020, arXiv 1909.02453), answered from the tables of studies.
 
-Titles are those of the paper: Lindauer, Hutter: Best Practices for Scientific Research on Neural Architecture Search. JMLR 21(243),
-2020 (arXiv 1909.02453). What no table can know, such as whether code was published, is answered with "not known".
+Titles are those of the paper. Where no table has the answer, such as whether code was published, it is "not known".
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Literal
 
 import pandas as pd
 
-from common.study_tables import differences, read_arms
+from common.study_tables import differences, read_configs
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.tables import final_genotypes
@@ -52,8 +51,8 @@ class StudyFacts:
         searches = self.searches[["trial_id", "variant", "seed", "method"]]
         cells = searches.merge(self.genotypes, on="trial_id")
         cells = cells.assign(last=cells.index.isin(final_genotypes(cells, self.searches).index))
-        done = self.evaluations[self.evaluations["status"] == "completed"]
-        runs = done[["genotype_id", "data", "recipe", "recipe_id", "seed"]].rename(columns={"seed": "evaluation_seed"})
+        runs = self.evaluations[self.evaluations["status"] == "completed"]
+        runs = runs[["genotype_id", "data", "recipe", "recipe_id", "seed"]].rename(columns={"seed": "evaluation_seed"})
         return cells.merge(runs, on="genotype_id")
 
 
@@ -68,35 +67,39 @@ class Item:
 
 def fill_checklist(studies: Sequence[StudyFacts]) -> list[Item]:
     """All 14 items for the studies together: an item is met if every study meets it."""
-    answers = [
-        ("Releasing code", "Release Code for the Training Pipeline(s) You Use", _training_code()),
-        ("Releasing code", "Release Code for Your NAS Method", _search_code(studies)),
-        (
-            "Releasing code",
-            "Don’t Wait Until You’ve Cleaned up the Code; That Time May Never Come",
-            ("not known", "No table knows when code was published."),
+    unread: tuple[Status, str] = "not known", "No table knows when code was published."
+    training_code: tuple[Status, str] = (
+        "not known",
+        "The table of evaluations names no commit: which code trained the cells from scratch, no table says.",
+    )
+    tuning: tuple[Status, str] = (
+        "not known",
+        "Every trial's settings are in its table; how they were found, and at what cost, no table says.",
+    )
+    groups = {
+        "Releasing code": (
+            ("Release Code for the Training Pipeline(s) You Use", training_code),
+            ("Release Code for Your NAS Method", _search_code(studies)),
+            ("Don’t Wait Until You’ve Cleaned up the Code; That Time May Never Come", unread),
         ),
-        ("Comparing methods", "Use the Same NAS Benchmarks, not Just the Same Datasets", _benchmarks(studies)),
-        ("Comparing methods", "Run Ablation Studies", _ablations(studies)),
-        ("Comparing methods", "Use the Same Evaluation Protocol for the Methods Being Compared", _protocol(studies)),
-        ("Comparing methods", "Evaluate Performance as a Function of Compute Resources", _compute(studies)),
-        ("Comparing methods", "Compare Against Random Sampling and Random Search", _random(studies)),
-        ("Comparing methods", "Perform Multiple Runs with Different Seeds", _seeds(studies)),
-        ("Comparing methods", "Use Tabular or Surrogate Benchmarks If Possible", _looked_up(studies)),
-        ("Comparing methods", "Control Confounding Factors", _confounders(studies)),
-        (
-            "Reporting details",
-            "Report the Use of Hyperparameter Optimization",
-            ("not known", "Every trial's settings are in its table; how they were found, and at what cost, no table says."),
+        "Comparing methods": (
+            ("Use the Same NAS Benchmarks, not Just the Same Datasets", _benchmarks(studies)),
+            ("Run Ablation Studies", _ablations(studies)),
+            ("Use the Same Evaluation Protocol for the Methods Being Compared", _protocol(studies)),
+            ("Evaluate Performance as a Function of Compute Resources", _compute(studies)),
+            ("Compare Against Random Sampling and Random Search", _random(studies)),
+            ("Perform Multiple Runs with Different Seeds", _seeds(studies)),
+            ("Use Tabular or Surrogate Benchmarks If Possible", _looked_up(studies)),
+            ("Control Confounding Factors", _confounders(studies)),
         ),
-        ("Reporting details", "Report End-to-End Resources Required for the Entire NAS Method", _resources(studies)),
-        ("Reporting details", "Report All the Details of Your Experimental Setup", _setup(studies)),
-    ]
-    return [Item(number, group, title, status, answer) for number, (group, title, (status, answer)) in enumerate(answers, start=1)]
-
-
-def _training_code() -> tuple[Status, str]:
-    return "not known", "The table of evaluations names no commit: which code trained the cells from scratch, no table says."
+        "Reporting details": (
+            ("Report the Use of Hyperparameter Optimization", tuning),
+            ("Report End-to-End Resources Required for the Entire NAS Method", _resources(studies)),
+            ("Report All the Details of Your Experimental Setup", _setup(studies)),
+        ),
+    }
+    items = [(group, *item) for group, items in groups.items() for item in items]
+    return [Item(number, group, title, *answer) for number, (group, title, answer) in enumerate(items, start=1)]
 
 
 def _search_code(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
@@ -111,60 +114,51 @@ def _search_code(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
 
 
 def _benchmarks(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
-    differing, seen, searched = [], set(), False
+    differing, data = [], set()
     for study in studies:
         trials = study.trials[~study.trials["method"].isin(["random", "given"])]  # which look at no images
-        if trials.empty:
-            continue
-        searched = True
-        seen |= set(trials["data"])
-        settings = trials["config"].map(json.loads)
-        images = settings.map(lambda values: tuple(str(values.get(name)) for name in _IMAGES))
-        pairs = pd.DataFrame(
-            {"variant": trials["variant"], "seed": trials["seed"], "images": images, "split": trials["split_seed"]}
-        )
-        pairs["both"] = list(zip(pairs["images"], pairs["split"], strict=True))
-        splits = pairs.groupby(["seed", "variant"])["both"].agg(frozenset).groupby("seed").nunique()
+        data |= set(trials["data"])
+        settings = {text: json.loads(text) for text in trials["config"].unique()}
+        images = trials["config"].map({text: tuple(str(values.get(name)) for name in _IMAGES) for text, values in settings.items()})
+        splits = trials.assign(both=list(zip(images, trials["split_seed"], strict=True)))
+        splits = splits.groupby(["seed", "variant"])["both"].agg(frozenset).groupby("seed").nunique()
         if images.nunique() > 1 or (splits > 1).any() or trials["left_out"].dropna().nunique() > 1:
             differing.append(study.name)
-    if not searched:
+    if not data:
         return "not known", "No search looked at images."
     if differing:
         return "not met", f"Searches of one study saw different data sets, images or splits in {_listed(differing)}."
-    return (
-        "met",
-        f"All searches of a study ask for the same images, and those of a seed for the same split ({_listed(sorted(seen))}).",
-    )
+    names = _listed(sorted(data))
+    return "met", f"All searches of a study ask for the same images, and those of a seed for the same split ({names})."
 
 
 def _ablations(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     counts, apart = {}, []
     for study in studies:
         try:
-            arms = read_arms(study.searches)
+            configs = read_configs(study.searches)
         except ConfigError as error:
             return "not known", f"A configuration of {study.name} cannot be read: {error}."
-        counts[study.name] = len(arms)
-        for name, config in arms.items():
-            fewest = min((len(differences(config, other)) for variant, other in arms.items() if variant != name), default=1)
+        counts[study.name] = len(configs)
+        for name, config in configs.items():
+            fewest = min((len(differences(config, other)) for variant, other in configs.items() if variant != name), default=1)
             if fewest != 1:
                 apart.append(f"{name} of {study.name} ({fewest or 'no'} settings)")
-    told = "; ".join(
-        f"{name}: {count} variant{'s' if count != 1 else ''} with a completed search" for name, count in counts.items()
-    )
+    variants = [f"{name}: {count} variant{'s' if count != 1 else ''} with a completed search" for name, count in counts.items()]
+    text = "; ".join(variants)
     if max(counts.values()) == 0:
         return "not known", "No search is completed."
     if max(counts.values()) == 1:
-        return "not met", f"A study of one variant is no ablation. {told}."
+        return "not met", f"A study of one variant is no ablation. {text}."
     if apart:
-        return "partly", f"{told}. Not one setting away from any other variant: {_listed(apart)}."
+        return "partly", f"{text}. Not one setting away from any other variant: {_listed(apart)}."
     if min(counts.values()) < 2:
-        return "partly", f"A study of one variant is no ablation. {told}."
-    return "met", f"Each variant is one setting away from another one of its study. {told}."
+        return "partly", f"A study of one variant is no ablation. {text}."
+    return "met", f"Each variant is one setting away from another one of its study. {text}."
 
 
 def _protocol(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
-    told, faults = [], []
+    parts, faults = [], []
     worst: Status = "met"
     for study in studies:
         runs = study.trainings
@@ -175,29 +169,29 @@ def _protocol(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
             faults.append(f"several versions of one recipe in {study.name}")
         settings = runs.assign(setting=runs["data"] + ", " + runs["recipe_id"])
         own = settings[settings["last"]]
-        found = {str(variant): set(part) for variant, part in own.groupby("variant")["setting"]}
-        fewer = [name for name, part in found.items() if part != set.union(*found.values())]
+        used = {str(variant): set(part) for variant, part in own.groupby("variant")["setting"]}
+        fewer = [name for name, part in used.items() if part != set.union(*used.values())]
         if fewer:
-            worst = worst if set.intersection(*found.values()) else "not met"
+            worst = worst if set.intersection(*used.values()) else "not met"
             faults.append(f"not in every setting in {study.name}: {_listed(fewer)}")
-        absent = [name for name in study.searches["variant"].unique() if name not in found]
+        absent = [name for name in study.searches["variant"].unique() if name not in used]
         if absent:
             faults.append(f"without an evaluation of their cells in {study.name}: {_listed(absent)}")
         seeds = own.groupby(["setting", "trial_id"])["evaluation_seed"].agg(frozenset)
         if seeds.groupby("setting").nunique().gt(1).any():
             faults.append(f"cells trained with different seeds in {study.name}")
         cells = runs.groupby("trial_id")["genotype_id"].nunique()
-        told.append(
+        parts.append(
             f"{study.name}: recipes {runs['recipe_id'].nunique()}, data sets {runs['data'].nunique()}, "
             f"cells a search {_span(cells)}, "
             f"seeds a cell {_span(seeds.map(len)) if len(seeds) else 'unknown'}"
         )
-    if not told:
+    if not parts:
         return "not known", "No cell of a completed search has been evaluated yet."
     if faults:
         worst = "partly" if worst == "met" else worst
-        return worst, f"{'; '.join(told)}. But {'; '.join(faults)}."
-    return "met", f"Cells of all variants were trained from scratch in the same settings, with the same seeds. {'; '.join(told)}."
+        return worst, f"{'; '.join(parts)}. But {'; '.join(faults)}."
+    return "met", f"Cells of all variants were trained from scratch in the same settings, with the same seeds. {'; '.join(parts)}."
 
 
 def _compute(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
@@ -214,18 +208,17 @@ def _compute(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
 
 
 def _random(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
-    told, counts = [], []
+    parts, counts = [], []
     for study in studies:
         runs = study.trainings
-        have = {words: bool((runs["last"] & (runs["method"] == method)).any()) for method, words in _METHODS.items()}
-        there = [words for words, found in have.items() if found]
+        methods = set(runs.loc[runs["last"], "method"])
+        there = [words for method, words in _METHODS.items() if method in methods]
+        absent = " and no ".join(words for method, words in _METHODS.items() if method not in methods)
         counts.append(len(there))
-        absent = " and no ".join(words for words, found in have.items() if not found)
-        told.append(
-            f"{study.name}: " + (" and ".join(there) + (f", but no {absent}" if absent else "") if there else f"no {absent}")
-        )
+        lacks = f"no {absent}" if absent else ""
+        parts.append(f"{study.name}: " + ", but ".join(filter(None, (" and ".join(there), lacks))))
     status: Status = "met" if min(counts) == len(_METHODS) else "partly" if max(counts) else "not met"
-    return status, f"Completed and evaluated in {'; in '.join(told)}."
+    return status, f"Completed and evaluated in {'; in '.join(parts)}."
 
 
 def _seeds(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
@@ -234,10 +227,10 @@ def _seeds(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     for study in studies:
         searched = study.trials[study.trials["method"] != "given"]
         runs = study.trainings
-        done = set(runs.loc[runs["last"], "trial_id"]) if evaluated else set(study.searches["trial_id"])
+        usable = set(runs.loc[runs["last"], "trial_id"]) if evaluated else set(study.searches["trial_id"])
         for variant, trials in searched.groupby("variant", sort=False):
-            usable = trials[(trials["status"] == "completed") & trials["trial_id"].isin(done)]
-            counts[f"{study.name}: {variant}"] = usable["seed"].nunique()
+            completed = trials[(trials["status"] == "completed") & trials["trial_id"].isin(usable)]
+            counts[f"{study.name}: {variant}"] = completed["seed"].nunique()
     what = "completed and evaluated" if evaluated else "completed, none of them evaluated"
     if not counts or max(counts.values()) == 0:
         return "not known", "No search is completed" + (" and evaluated." if evaluated else ".")

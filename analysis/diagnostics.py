@@ -12,55 +12,53 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.section import show, to_markdown, write_text
-from common.study_tables import StudyTables, chosen_epochs, find_study, load_study
+from common.study_tables import StudyTables, chosen_epochs, find_study, of_one_setting, read_study
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.search.diagnostics import COLLAPSED_SKIPS
 
-_PANELS = (  # title, limits of the axis (None: from the figures, and 0), columns with their labels and line styles
+NORMAL, REDUCTION = "#D55E00", "#0072B2"  # colours
+_PANELS = (  # title, limits of the axis (None: from the figures, and 0), and lines: column, label, style, colour
     (
         "skip-connects of the cell derived now",
         (-0.3, 8.3),
-        (("normal_skip_count", "normal", "-"), ("reduce_skip_count", "reduction", "--")),
+        (("normal_skip_count", "normal", "-", NORMAL), ("reduce_skip_count", "reduction", "--", REDUCTION)),
     ),
     (
         "entropy of operations, nats (all equally probable: 8 operations 2.08, 5 operations 1.61, 3 operations 1.10)",
         (0.0, 2.2),
-        (("alpha_entropy", "both cells", "-"),),
+        (("alpha_entropy", "both cells", "-", NORMAL),),
     ),
-    ("largest eigenvalue of the alphas' Hessian, nats", None, (("hessian_eigenvalue", "both cells", "-"),)),
+    ("largest eigenvalue of the alphas' Hessian, nats", None, (("hessian_eigenvalue", "both cells", "-", NORMAL),)),
     (
         "cosine of the alphas' gradients between cells",
         (-1.05, 1.05),
         (
-            ("normal_agreement", "normal, all pairs", "-"),
-            ("normal_first_last", "normal, first and last", ":"),
-            ("reduce_agreement", "reduction", "--"),
+            ("normal_agreement", "normal, all pairs", "-", NORMAL),
+            ("normal_first_last", "normal, first and last", ":", NORMAL),
+            ("reduce_agreement", "reduction", "--", REDUCTION),
         ),
     ),
     (
         "validation accuracy",
         (0.0, 1.02),
-        (("validation_accuracy", "search network", "--"), ("inherited_accuracy", "derived cell, inherited weights", "-")),
+        (
+            ("validation_accuracy", "search network", "--", REDUCTION),
+            ("inherited_accuracy", "derived cell, inherited weights", "-", NORMAL),
+        ),
     ),
 )
-COLUMNS = [
-    "phase",
-    "reduce_skip_count",
-    "alpha_entropy",
-    "alpha_margin",
-    "normal_agreement",
-    "normal_first_last",
-    "reduce_agreement",
-    "inherited_accuracy",
-    "diagnostic_seconds",
-]
+COLUMNS = ["phase", "reduce_skip_count", "alpha_entropy", "alpha_margin", "normal_agreement", "normal_first_last"]
+COLUMNS += ["reduce_agreement", "inherited_accuracy", "diagnostic_seconds"]
+MEANS = ["normal_skip_count", "alpha_entropy", "alpha_margin", "normal_agreement", "validation_accuracy", "inherited_accuracy"]
+HEADERS = ["variant", "skips", "entropy", "margin", "agreement", "search", "inherited", "eigenvalue last/first", "looking, %"]
 
 
 def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
@@ -75,20 +73,10 @@ def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
     ends = epochs.groupby("stage")["running_epoch"].max().sort_values()[:-1]
     frozen = epochs.loc[epochs["phase"] == "weights", "running_epoch"].unique()
     for panel, (name, limits, lines) in zip(figure.subplots(len(_PANELS), 1, sharex=True), _PANELS, strict=True):
-        for column, label, style in lines:
-            colour = "#0072B2" if label.startswith("reduction") or label == "search network" else "#D55E00"
-            known = epochs.dropna(subset=[column])
-            for index, (_, part) in enumerate(known.groupby(["trial_id", "stage"])):
-                panel.plot(
-                    part["running_epoch"],
-                    part[column],
-                    linestyle=style,
-                    marker="o",
-                    markersize=3,
-                    color=colour,
-                    alpha=0.8,
-                    label=label if index == 0 else None,
-                )
+        for column, label, line, colour in lines:
+            style: dict[str, Any] = {"linestyle": line, "marker": "o", "markersize": 3, "color": colour, "alpha": 0.8}
+            for index, (_, part) in enumerate(epochs.dropna(subset=[column]).groupby(["trial_id", "stage"])):
+                panel.plot(part["running_epoch"], part[column], label=None if index else label, **style)
         for epoch in frozen:
             panel.axvspan(epoch - 0.5, epoch + 0.5, color="#F0F0F0", linewidth=0, zorder=0)
         for end in ends:
@@ -102,7 +90,7 @@ def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
             panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         if limits:
             panel.set_ylim(*limits)
-        else:  # from 0, so that a curve which hardly moves looks so
+        else:  # from 0, so that a flat curve looks flat
             panel.set_ylim(min(0.0, panel.get_ylim()[0]), max(0.0, panel.get_ylim()[1]))
     panels = figure.axes
     panels[0].axhline(COLLAPSED_SKIPS, color="#D55E00", linewidth=0.8, alpha=0.6)
@@ -117,30 +105,22 @@ def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
 def summarise(study: StudyTables) -> str:
     """A Markdown table of each variant, mean over its completed searches, and a line per trial that ever collapsed.
 
-    Its figures are of the epochs that the searches took their cells from: see `study_tables.chosen_epochs`.
+    Its figures are of the epochs that the searches took their cells from: see `chosen_epochs`.
     """
-    epochs, last = study.epochs, chosen_epochs(study)
-    columns = (
-        "normal_skip_count",
-        "alpha_entropy",
-        "alpha_margin",
-        "normal_agreement",
-        "validation_accuracy",
-        "inherited_accuracy",
-    )
-    last_stage = epochs[(epochs["stage"] == epochs.groupby("trial_id")["stage"].transform("max")) & (epochs["phase"] == "both")]
+    epochs, chosen = study.epochs, chosen_epochs(study)
+    trains_alphas = epochs["phase"] == "both"
+    last_stage = epochs[trains_alphas & (epochs["stage"] == epochs.groupby("trial_id")["stage"].transform("max"))]
     eigenvalues = last_stage.dropna(subset=["hessian_eigenvalue"]).groupby("trial_id")["hessian_eigenvalue"]
-    growth = eigenvalues.last() / eigenvalues.first()  # of one network: those of two stages cannot be compared
-    spent = epochs.groupby("variant")[["seconds", "diagnostic_seconds"]].sum()
-    looking = 100 * spent["diagnostic_seconds"] / spent["seconds"]
+    growth = eigenvalues.last() / eigenvalues.first()  # of one network: those of two stages do not compare
+    seconds = epochs.groupby("variant")[["seconds", "diagnostic_seconds"]].sum()
+    looking = 100 * seconds["diagnostic_seconds"] / seconds["seconds"]
     rows = []
     for variant in epochs["variant"].unique():
-        trials = last[last["variant"] == variant]
-        figures = [*(trials[column].mean() for column in columns), trials["trial_id"].map(growth).mean()]
+        trials = chosen[chosen["variant"] == variant]
+        figures = [*(trials[column].mean() for column in MEANS), trials["trial_id"].map(growth).mean()]
         rows.append([str(variant), *(show(figure, 2) for figure in figures), show(float(looking[str(variant)]), 0)])
-    headers = ["variant", "skips", "entropy", "margin", "agreement", "search", "inherited", "eigenvalue last/first", "looking, %"]
-    chosen = epochs["collapsed"] & (epochs["phase"] == "both")  # while alphas are frozen, and of candidates, a cell is as drawn
-    collapsed = epochs[chosen].groupby("trial_id")["running_epoch"].agg(["min", "size"])
+    # While alphas are frozen, and of candidates, a cell is as drawn.
+    collapsed = epochs[epochs["collapsed"] & trains_alphas].groupby("trial_id")["running_epoch"].agg(["min", "size"])
     warnings = [
         f"{trial}: {COLLAPSED_SKIPS} skip-connects or more in the normal cell in {size} epochs, first in epoch {first}"
         for trial, first, size in collapsed.itertuples()
@@ -149,7 +129,7 @@ def summarise(study: StudyTables) -> str:
         "looking: the time of the diagnostics in percent of that of training and validation, as often as this study asks for them.",
         "eigenvalue last/first: over the epochs of the last stage that train alphas.",
     )
-    text = [to_markdown(headers, rows), "", *notes, "", *(warnings or ["No normal cell collapsed to skip-connects."])]
+    text = [to_markdown(HEADERS, rows), "", *notes, "", *(warnings or ["No normal cell collapsed to skip-connects."])]
     return "\n".join(text) + "\n"
 
 
@@ -167,12 +147,11 @@ def main() -> None:
         folder = find_study(settings.results, settings.study)
         if folder is None:
             raise ConfigError(f"{settings.results}: holds no study {settings.study}; --results holds one folder a study")
-        study = load_study(folder, epoch_columns=COLUMNS)
+        study = of_one_setting(read_study(folder, COLUMNS))
+        if study.epochs.empty:
+            raise ConfigError(f"{settings.results / settings.study}: holds no epochs yet")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if study.epochs.empty:
-        print(f"error: {settings.results / settings.study}: holds no epochs yet", file=sys.stderr)
         sys.exit(2)
     folder = folder / "report"
     folder.mkdir(exist_ok=True)

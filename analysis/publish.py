@@ -1,11 +1,11 @@
-"""Makes the copy of a finished study that goes beside a paper: a few files in place of thousands.
+"""Copies a finished study for publication beside a paper: a few files in place of thousands.
 
 python analysis/publish.py --results results/depth_gap --out docs/results/depth_gap --command "python studies/depth_gap.py"
 
-Each table becomes one file, with all its rows and columns; all readers and scripts here work on the copy as on the study's folder.
-Data in files are called by their folder's name, without where that was: `parquet:cifar10` for `parquet:/home/me/cifar10`.
-Beside the tables stand the study's definition, its report (Markdown, CSV, LaTeX and PNG) and a README with where the figures come
-from: commits, versions, devices, times, and the command, which no table knows.
+Each table becomes one file, with all its rows and columns. All readers and scripts work on the copy as on the study's folder.
+Data in files get the name of their folder, without its place: `parquet:cifar10` for `parquet:/home/me/cifar10`. Beside the tables
+stand the study's definition, its report (Markdown, CSV, LaTeX and PNG) and a README that says where the figures come from: commits,
+versions, devices, times, and the command, which no table has.
 """
 
 from __future__ import annotations

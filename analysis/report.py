@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +25,8 @@ import rq3_regularization
 import rq4_transfer
 import schedule_search
 from checklist import StudyFacts, fill_checklist
-from common.section import Section, write_text
-from common.study_tables import Read, StudyTables, first_line, measure_trials, of_several_settings, read_study
+from common.section import write_text
+from common.study_tables import Read, StudyTables, first_line, has_trials, measure_trials, of_several_settings, read_study
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
@@ -35,13 +35,13 @@ from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_table
 from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
 
-BUILDERS: Mapping[str, Callable[[Path, Read], Section | None]] = {
-    "RQ1": lambda results, read: rq1_depth_gap.build(results, read=read),
-    "RQ2": lambda results, read: rq2_approximation.build(results, read=read),
-    "RQ3": lambda results, read: rq3_regularization.build(results, read=read),
-    "RQ4": lambda results, read: rq4_transfer.build(results, read=read),
-    "Baselines": lambda results, read: baselines.build(results, read=read),
-    "Schedules": lambda results, _: schedule_search.build(results),
+QUESTIONS = {
+    "RQ1": rq1_depth_gap,
+    "RQ2": rq2_approximation,
+    "RQ3": rq3_regularization,
+    "RQ4": rq4_transfer,
+    "Baselines": baselines,
+    "Schedules": schedule_search,
 }
 _KEPT = 2  # studies in memory, so that the questions about one folder read it once
 _LISTS = ("train_accuracies", "validation_accuracies", "correct")
@@ -66,10 +66,10 @@ def find_studies(results: Path) -> list[Path]:
     if not results.is_dir():
         raise ConfigError(f"{results}: no such results folder")
     candidates = [results] if (results / "trials").is_dir() else sorted(path for path in results.iterdir() if path.is_dir())
-    found = [folder for folder in candidates if any((folder / "trials").glob("[!.]*.parquet"))]
-    if not found:
+    folders = [folder for folder in candidates if has_trials(folder)]
+    if not folders:
         raise ConfigError(f"{results}: holds no trials; --results is a folder that holds one folder a study, or one study's folder")
-    return found
+    return folders
 
 
 def build_page(results: Path) -> Page:
@@ -77,9 +77,9 @@ def build_page(results: Path) -> Page:
     facts = [read_facts(folder) for folder in find_studies(results)]
     read = lru_cache(_KEPT)(read_study)
     parts = []
-    for name, build in BUILDERS.items():
+    for name, question in QUESTIONS.items():
         try:
-            section = build(results, read)
+            section = question.build(results, read=read)
         except ConfigError as error:  # such as mixed recipes: the question is not answered, and the page says why
             parts.append(Part(None, name, str(error)))
             continue
@@ -119,37 +119,39 @@ def overview(facts: Sequence[StudyFacts]) -> pd.DataFrame:
 
 def study_block(facts: StudyFacts, read: Read) -> StudyBlock:
     """The cells of each variant and the table of all searches of one study."""
+    refusal, cells, measures = None, [], facts.trials
     try:
         study = of_several_settings(read(facts.folder))
+        cells, measures = list_cells(study), study.trials
+        if study.evaluations.groupby("data")["recipe_id"].nunique().le(1).all():
+            measures = measure_trials(study)
     except ConfigError as error:
-        return StudyBlock(
-            facts.name, str(error), [], Block(f"{facts.name}-trials", f"Searches of {facts.name}", trial_table(facts.trials))
-        )
-    measures = measure_trials(study) if study.evaluations.groupby("data")["recipe_id"].nunique().le(1).all() else study.trials
+        refusal = str(error)
     table = Block(f"{facts.name}-trials", f"Searches of {facts.name}", trial_table(measures))
-    return StudyBlock(facts.name, None, list_cells(study), table)
+    return StudyBlock(facts.name, refusal, cells, table)
 
 
 def list_cells(study: StudyTables) -> list[Cell]:
     """Of each variant, the cells that its first completed search ended with."""
     cells = []
+    last = final_genotypes(study.cells, study.trials)
     for variant, trials in study.trials.groupby("variant", sort=False):
-        done = trials[trials["status"] == "completed"].sort_values(["seed", "split_seed"])
-        if done.empty:
+        completed = trials[trials["status"] == "completed"].sort_values(["seed", "split_seed"])
+        if completed.empty:
             cells.append(Cell(str(variant), None, "No search of this variant is completed, so there is no cell.", ""))
             continue
-        first = done.iloc[0]
-        last = final_genotype(first.to_dict(), read_rows(study.folder, "genotypes", first["trial_id"]))
-        if last is None:
+        first = completed.iloc[0].to_dict()
+        genotype = final_genotype(first, read_rows(study.folder, "genotypes", first["trial_id"]))
+        if genotype is None:
             cells.append(Cell(str(variant), None, f"The table genotypes has no rows of {first['trial_id']}.", ""))
             continue
-        different = final_genotypes(study.cells, done)["genotype_id"].nunique()
+        different = last.loc[last["trial_id"].isin(completed["trial_id"]), "genotype_id"].nunique()
         caption = (
-            f"Search {first['trial_id']}: {last['skips']} skip-connects and depth {last['depth']} in the normal cell, "
-            f"{last['params'] / 1e6:.2f} M parameters. The variant's {len(done)} completed searches ended with {different} "
-            f"different genotype{'s' if different != 1 else ''}."
+            f"Search {first['trial_id']}: {genotype['skips']} skip-connects and depth {genotype['depth']} in the normal cell, "
+            f"{genotype['params'] / 1e6:.2f} M parameters. The variant's {len(completed)} completed searches ended with "
+            f"{different} different genotype{'s' if different != 1 else ''}."
         )
-        cells.append(Cell(str(variant), draw_genotype(Genotype.parse(last["genotype"])), caption, last["genotype"]))
+        cells.append(Cell(str(variant), draw_genotype(Genotype.parse(genotype["genotype"])), caption, genotype["genotype"]))
     return cells
 
 
@@ -176,38 +178,34 @@ def trial_table(measures: pd.DataFrame) -> pd.DataFrame:
 
 def list_failures(facts: StudyFacts) -> list[Failure]:
     """Searches and evaluations that ended in an error, with its whole text."""
-    found = []
-    for row in facts.trials[facts.trials["status"].isin(["failed", "out_of_memory"])].to_dict("records"):
-        text = row["error"] if isinstance(row["error"], str) else "no message was recorded"
-        found.append(
-            Failure(facts.name, f"search {row['variant']}, seed {row['seed']}", _STATUSES[row["status"]], first_line(text), text)
-        )
-    for row in facts.evaluations[facts.evaluations["status"].isin(["failed", "out_of_memory"])].to_dict("records"):
-        text = row["failure"] if isinstance(row["failure"], str) else "no message was recorded"
-        where = f"evaluation of {row['genotype_id']} on {row['data']}, seed {row['seed']}"
-        found.append(Failure(facts.name, where, _STATUSES[row["status"]], first_line(text), text))
-    return found
+    failures = []
+    for table, column in ((facts.trials, "error"), (facts.evaluations, "failure")):
+        for row in table[table["status"].isin(["failed", "out_of_memory"])].to_dict("records"):
+            text = row[column] if isinstance(row[column], str) else "no message was recorded"
+            where = f"evaluation of {row['genotype_id']} on {row['data']}" if column == "failure" else f"search {row['variant']}"
+            where = f"{where}, seed {row['seed']}"
+            failures.append(Failure(facts.name, where, _STATUSES[row["status"]], first_line(text), text))
+    return failures
 
 
 def environment(facts: Sequence[StudyFacts]) -> pd.DataFrame:
     """One row a study and circumstance, with every value that its trials have and how many have it."""
     rows = []
     for study in facts:
-        runs = {"searches": study.trials, "evaluations": study.evaluations}
-        for name, table in runs.items():
-            for column, words in (("data", "data"), ("recipe_id", "recipe"), ("device", "device"), ("commit", "commit")):
-                if column in table and len(table):
-                    rows.append({"study": study.name, "of": name, "what": words, "values": _counted(table[column])})
+        for name, table in (("searches", study.trials), ("evaluations", study.evaluations)):
+            if table.empty:
+                continue
+            names = {"data": "data", "recipe_id": "recipe", "device": "device", "commit": "commit"}
+            values = {words: table[column] for column, words in names.items() if column in table}
             if "versions" in table:
                 texts = table["versions"].dropna()
-                for library in sorted({library for text in texts.unique() for library in json.loads(text)}):
-                    values = texts.map({text: json.loads(text).get(library) for text in texts.unique()})
-                    rows.append({"study": study.name, "of": name, "what": library, "values": _counted(values)})
-            if len(table):
-                times = f"{table['started'].min():%Y-%m-%d %H:%M} to {table['finished'].max():%Y-%m-%d %H:%M} UTC"
-                if table["finished"].isna().all():
-                    times = f"{table['started'].min():%Y-%m-%d %H:%M} UTC, none finished"
-                rows.append({"study": study.name, "of": name, "what": "started, finished", "values": times})
+                versions = {text: json.loads(text) for text in texts.unique()}
+                for library in sorted(set().union(*versions.values())):
+                    values[library] = texts.map({text: known.get(library) for text, known in versions.items()})
+            what = {words: _counted(column) for words, column in values.items()}
+            start, end = f"{table['started'].min():%Y-%m-%d %H:%M}", table["finished"].max()
+            what["started, finished"] = f"{start} UTC, none finished" if pd.isna(end) else f"{start} to {end:%Y-%m-%d %H:%M} UTC"
+            rows += [{"study": study.name, "of": name, "what": words, "values": text} for words, text in what.items()]
     return pd.DataFrame(rows, columns=["study", "of", "what", "values"])
 
 

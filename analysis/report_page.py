@@ -1,4 +1,4 @@
-"""The page of report.py: what it consists of, and how it becomes HTML. All texts are escaped, all pictures lie in the page."""
+"""The parts of the page of report.py, and how they become HTML. All texts are escaped, all pictures lie in the page."""
 
 from __future__ import annotations
 

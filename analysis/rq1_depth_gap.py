@@ -3,36 +3,37 @@
 python analysis/rq1_depth_gap.py --results results
 
 Writes rq1.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/depth_gap/report`, in seconds and without a GPU, and prints
-the main table and what it supports. Works on unfinished studies too and says what they lack.
+the main table and what it supports. It works on unfinished studies too and says what they lack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from common import study_tables
-from common.comparisons import (
-    COMPARISON_NOTES,
-    RANK_NOTES,
-    SPREAD_NOTES,
-    cannot_show,
-    compare_variants,
-    conclude,
-    mean_intervals,
-    rank_table,
-    say_power,
-    spread_table,
-)
-from common.figures import SEARCH_NOTES, draw_depth_gap, draw_learning_curves, draw_search
+from common import comparisons
+from common.comparisons import compare_variants
+from common.figures import SEARCH_NOTES, draw_curves, draw_depth_gap, draw_search
 from common.published_figures import PUBLISHED_NOTES, published_cifar
 from common.section import NOTHING, Section, run_script, show
-from common.statistics import mean_sd
-from common.study_tables import Arms, Read, StudyTables, depths, grows, open_question, operations
+from common.study_tables import (
+    Configs,
+    Read,
+    StudyTables,
+    at_stage,
+    depths,
+    describe_study,
+    evaluate_cells,
+    grows,
+    open_question,
+    operations,
+    read_study,
+    stage_ends,
+)
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.pdarts.progressive_depth import search_work
 
@@ -40,69 +41,69 @@ STUDY = "depth_gap"
 ALIKE = 0.1  # planned costs of whole epochs cannot be matched better in short searches
 
 VARIANT_NOTES = f"""\
-Means over seeds, of those that have the figure; ± is the standard deviation over search seeds, after averaging over evaluation
-seeds. *evaluated*: of the seeds started. *search, %*: validation accuracy of the search network that the cell was
-taken from (of a random search the chosen candidate's), after its last epoch or, if it was stopped early, the one that decided.
-*inherited*: on the same images, that of the derived cell in the search network's own weights. *error*: test error of the derived
-cell, trained from scratch, after the last epoch. *gap*: the depth gap, search validation accuracy minus evaluation test accuracy,
-in points; it mixes depth with width, training length and images, in all of which the two networks differ. *skips*, *depth*: of
-the normal cell. *params*: of the evaluation network in the papers' CIFAR setting. *search, s*: seconds on the study's device.
-{NOTHING}: none (a random cell has no search network), or not there yet."""
-
-GAP_NOTES = """\
-The same of the depth gap: a second question and a family of its own. A larger gap of a better cell is no fault of its search."""
-
-STAGE_NOTES = """\
-Means over the seeds of completed searches, at the end of each stage: the search network, the cell derived then in its weights, and
-that cell trained from scratch, where it was (a study evaluates the last stage's cells)."""
-
-BUDGET_NOTES = """\
-Searches that do not grow and drop what the growing one drops, planned to take as long within 10 % (*planned cost*: cells x
-operations x epochs, relative; *seconds ratio*: as measured). The other figures are those of the table of error differences, of
-whose family these rows are: nothing is tested again."""
-
-RANKED = {"search_accuracy": "search network", "inherited_accuracy": "derived cell, inherited weights"}
+Means over the seeds that have the figure. ± is the standard deviation over search seeds, after averaging over evaluation seeds.
+*evaluated*: of the seeds started. *search, %*: validation accuracy of the search network that the cell was taken from (of a random
+search the chosen candidate's), after its last epoch or, if it was stopped early, the one that decided. *inherited*: on the same
+images, that of the derived cell in the search network's own weights. *error*: test error of the derived cell, trained from scratch,
+after the last epoch. *gap*: the depth gap, search validation accuracy minus evaluation test accuracy, in points. It mixes depth
+with width, training length and images, since the two networks differ in all of them. *skips*, *depth*: of the normal cell.
+*params*: of the evaluation network in the papers' CIFAR setting. *search, s*: seconds on the study's device. {NOTHING}: none (a
+random cell has no search network), or not there yet."""
 
 NOTES = SEARCH_NOTES | {
-    "equal_budget": BUDGET_NOTES,
+    "error_differences": comparisons.COMPARISON_NOTES,
+    "gap_differences": """\
+The same of the depth gap: a second question and a family of its own. A larger gap of a better cell is no fault of its search.""",
+    "equal_budget": """\
+Searches that do not grow, drop what the growing one drops, and are planned to take as long within 10 % (*planned cost*: cells x
+operations x epochs, relative; *seconds ratio*: as measured). The other figures are those of the table of error differences, of
+whose family these rows are: nothing is tested again.""",
     "gap_by_depth": """\
 Ordered by the depth of the last search network; mean over seeds with its bootstrap interval, drawn from the *n* distinct cells.""",
-    "ranks": RANK_NOTES,
-    "spread": SPREAD_NOTES,
-    "variants": VARIANT_NOTES,
-    "error_differences": COMPARISON_NOTES,
-    "gap_differences": GAP_NOTES,
-    "stages": STAGE_NOTES,
+    "stages": """\
+Means over the seeds of completed searches, at the end of each stage: the search network, the cell derived then in its weights, and
+that cell trained from scratch, where it was (a study evaluates the last stage's cells).""",
+    "ranks": comparisons.RANK_NOTES,
+    "spread": comparisons.SPREAD_NOTES,
     "published": PUBLISHED_NOTES,
     "depth_gap": "A dot a seed, bars at the means, in grey the way from search to evaluation.",
-    "learning_curves": "Search networks, epoch by epoch; bands from the lowest to the highest seed.",
-    "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest.",
+}
+
+RANKED = {"search_accuracy": "search network", "inherited_accuracy": "derived cell, inherited weights"}
+SUMMARY = {  # column of measures: name in the table, scale
+    "search_accuracy": ("search_percent", 100.0),
+    "inherited_accuracy": ("inherited_percent", 100.0),
+    "error_percent": ("error_percent", 1.0),
+    "gap_points": ("gap_points", 1.0),
+    "skips": ("skips", 1.0),
+    "depth": ("depth", 1.0),
+    "params": ("params_millions", 1e-6),
+    "seconds": ("search_seconds", 1.0),
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
-    """The answer to RQ1; None where `results` has no data for it. Raises ConfigError where study_tables.load_study does."""
+def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
+    """The answer to RQ1; None where `results` has no data for it. Raises ConfigError as `open_question`."""
     question = open_question(results, STUDY, read, lambda study: study.trials["depths"].nunique() > 1)
     if question is None:
         return None
-    study, arms, measures, missing, rng = question
-    baseline = next((name for name, config in arms.items() if grows(config)), None)
+    study, configs, measures, missing, rng = question
+    baseline = next((name for name, config in configs.items() if grows(config)), None)
     tables = {"variants": summarize(measures)}
     conclusion: tuple[str, ...] = ("No search grows in depth, so there is nothing to compare the others with.",)
     if baseline is None:
         missing.insert(0, "no trial of a search that grows in depth, so there is nothing to compare the others with")
     else:
-        errors = compare_variants(measures, "error_percent", baseline, rng)
-        tables["error_differences"] = errors
+        errors = tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
         tables["gap_differences"] = compare_variants(measures, "gap_points", baseline, rng)
+        tables["equal_budget"] = find_equal_budgets(errors, configs, measures, baseline)
         hypothesis = "growing the depth during search finds better cells"
-        conclusion = conclude(errors, baseline, "evaluation error", hypothesis)
-        tables["equal_budget"] = find_equal_budgets(errors, arms, measures, baseline)
+        conclusion = comparisons.conclude(errors, baseline, "evaluation error", hypothesis)
         conclusion += conclude_budget(tables["equal_budget"], baseline, errors)
-    tables["gap_by_depth"] = gap_by_depth(measures, arms, rng)
+    tables["gap_by_depth"] = gap_by_depth(measures, configs, rng)
     tables["stages"] = summarize_stages(study)
-    tables["ranks"] = rank_table(study, measures, RANKED, rng)
-    tables["spread"] = spread_table(study, measures)
+    tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
+    tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_cifar()
     return Section(
         name="rq1",
@@ -111,47 +112,54 @@ def build(results: Path, *, figures: bool = True, read: Read = study_tables.read
         figures=draw(study, measures) | draw_search(study, baseline) if figures else {},
         conclusion=conclusion,
         missing=tuple(missing),
-        notes=NOTES | {"variants": "\n".join(filter(None, (VARIANT_NOTES, say_precision(arms, measures))))},
-        about=study_tables.describe_study(study),
+        notes=NOTES | {"variants": "\n".join(filter(None, (VARIANT_NOTES, describe_precision(configs, measures))))},
+        about=describe_study(study),
     )
 
 
-def say_precision(arms: Arms, measures: pd.DataFrame) -> str:
-    """How far a search accuracy, and so a gap, is off by the number of its images alone; nothing where that is not known."""
+def describe_precision(configs: Configs, measures: pd.DataFrame) -> str:
+    """How far the number of its images alone puts a search accuracy, and so a gap, off; empty where that is not known."""
     accuracy = measures["search_accuracy"].mean()
-    counts = {round(config.train_images * config.validation_fraction) for config in arms.values() if config.train_images}
+    counts = {round(config.train_images * config.validation_fraction) for config in configs.values() if config.train_images}
     if len(counts) != 1 or 0 in counts or np.isnan(accuracy):
         return ""
     (images,) = counts
-    error = 100 * np.sqrt(accuracy * (1 - accuracy) / images)
-    return (
-        f"A search accuracy is on {images} validation images: its standard error is {show(error, 1)} points, and a gap's no less."
-    )
+    error = show(100 * np.sqrt(accuracy * (1 - accuracy) / images), 1)
+    return f"A search accuracy is on {images} validation images: its standard error is {error} points, and a gap's no less."
 
 
-def gap_by_depth(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator) -> pd.DataFrame:
+def summarize(measures: pd.DataFrame) -> pd.DataFrame:
+    """One row a variant: how many seeds, and mean and standard deviation of every measure (columns `<measure>_sd`)."""
+    rows = []
+    for variant, trials in measures.groupby("variant", sort=False):
+        row = {"variant": variant, "seeds": len(trials), "evaluated": int(trials["error_percent"].count())}
+        rows.append(row | comparisons.mean_columns(trials[trials["status"] == "completed"], SUMMARY))
+    return pd.DataFrame(rows)
+
+
+def gap_by_depth(measures: pd.DataFrame, configs: Configs, rng: np.random.Generator) -> pd.DataFrame:
     """The depth gap of each variant with its interval, from the shallowest last search network to the deepest."""
-    table = mean_intervals(measures, "gap_points", rng).rename(columns={"mean": "gap_points"})
-    plans = [depths(arms[name]) for name in table["variant"]]
+    table = comparisons.mean_intervals(measures, "gap_points", rng).rename(columns={"mean": "gap_points"})
+    plans = [depths(configs[name]) for name in table["variant"]]
     table.insert(1, "depths", ["-".join(map(str, plan)) for plan in plans])
     table.insert(2, "last_cells", [plan[-1] for plan in plans])
     return table[table["n"] > 0].sort_values("last_cells", kind="stable", ignore_index=True)
 
 
-def find_equal_budgets(errors: pd.DataFrame, arms: Arms, measures: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def find_equal_budgets(errors: pd.DataFrame, configs: Configs, measures: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """The comparisons with searches that do not grow and are planned to cost the same, within 10 %: depth without its cost.
 
     Columns: those of `errors`, whose rows they are, and planned cost and seconds relative to the baseline's.
     """
-    work = {name: search_work(config.stages) / search_work(arms[baseline].stages) for name, config in arms.items()}
+    work = {name: search_work(config.stages) / search_work(configs[baseline].stages) for name, config in configs.items()}
     alike = [
         name
-        for name, config in arms.items()
+        for name, config in configs.items()
         if trains_alphas(config.method)
         and not grows(config)
         and abs(work[name] - 1) <= ALIKE
         and name != baseline
-        and operations(config) == operations(arms[baseline])
+        and operations(config) == operations(configs[baseline])
     ]
     table = errors.set_index("variant").loc[alike].reset_index()
     seconds = measures[measures["status"] == "completed"].groupby("variant")["seconds"].mean()
@@ -161,7 +169,7 @@ def find_equal_budgets(errors: pd.DataFrame, arms: Arms, measures: pd.DataFrame,
 
 
 def conclude_budget(table: pd.DataFrame, baseline: str, errors: pd.DataFrame) -> tuple[str, ...]:
-    """What the arms of equal cost show, as part of the family `errors`."""
+    """What the variants of equal cost show, as part of the family `errors`."""
     if table.empty:
         return ("No variant costs what the growing search costs, so depth cannot be told from the time that it takes.",)
     claimed = table[table["claimed"]]
@@ -171,64 +179,30 @@ def conclude_budget(table: pd.DataFrame, baseline: str, errors: pd.DataFrame) ->
     names = ", ".join(table["variant"])
     if not table["n"].any():
         return (f"At equal cost ({names}) nothing can be compared with {baseline}: no seed has an evaluation of both.",)
-    return (f"At equal cost ({names}) no difference from {baseline} is shown: {cannot_show(errors) or say_power(table)}.",)
-
-
-def summarize(measures: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant: how many seeds, and mean and standard deviation of every measure (columns `<measure>_sd`)."""
-    shown = {  # measure of a trial: column, scale
-        "search_accuracy": ("search_percent", 100.0),
-        "inherited_accuracy": ("inherited_percent", 100.0),
-        "error_percent": ("error_percent", 1.0),
-        "gap_points": ("gap_points", 1.0),
-        "skips": ("skips", 1.0),
-        "depth": ("depth", 1.0),
-        "params": ("params_millions", 1e-6),
-        "seconds": ("search_seconds", 1.0),
-    }
-    rows = []
-    for variant, trials in measures.groupby("variant", sort=False):
-        row: dict[str, object] = {"variant": variant, "seeds": len(trials), "evaluated": int(trials["error_percent"].count())}
-        searched = trials[trials["status"] == "completed"]
-        for measure, (column, scale) in shown.items():
-            values = scale * searched[measure].dropna()
-            row[column], row[f"{column}_sd"] = mean_sd(values) if len(values) else (np.nan, np.nan)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    reason = comparisons.cannot_show(errors) or comparisons.describe_power(table)
+    return (f"At equal cost ({names}) no difference from {baseline} is shown: {reason}.",)
 
 
 def summarize_stages(study: StudyTables) -> pd.DataFrame:
     """Stage by stage, of completed searches: the search network's accuracy, and the cell that would be derived then."""
-    ends = study_tables.stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
-    cells = study_tables.evaluate_cells(study, study.cells[study.cells["status"] == "completed"]).merge(
-        ends, on=["trial_id", "stage"]
-    )
-    depths = study.trials.set_index("trial_id")["depths"].str.split("-")
-    cells["cells"] = [
-        int(depths[trial_id][min(stage, len(depths[trial_id])) - 1])  # candidates of a random search share one stage's depth
-        for trial_id, stage in zip(cells["trial_id"], cells["stage"], strict=True)
-    ]
-    cells = cells.assign(
-        search_percent=100 * cells["validation_accuracy"], inherited_percent=100 * cells["inherited_accuracy"].astype(float)
-    )
+    ends = stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
+    cells = evaluate_cells(study, study.cells[study.cells["status"] == "completed"]).merge(ends, on=["trial_id", "stage"])
+    plans = study.trials.set_index("trial_id")["depths"]
+    cells["cells"] = [int(at_stage(plans[trial], stage)) for trial, stage in zip(cells["trial_id"], cells["stage"], strict=True)]
+    cells["search_percent"] = 100 * cells["validation_accuracy"]
+    cells["inherited_percent"] = 100 * cells["inherited_accuracy"].astype(float)
     columns = ["search_percent", "inherited_percent", "error_percent", "skips", "depth", "width"]
     return cells.groupby(["variant", "stage", "cells"], sort=False, as_index=False)[columns].mean()
 
 
 def draw(study: StudyTables, measures: pd.DataFrame) -> dict[str, Figure]:
-    figures = {}
-    gap = gap_frame(measures)
-    if len(gap):
-        figures["depth_gap"] = draw_depth_gap(gap)
-    if len(study.epochs):
-        figures["learning_curves"] = draw_learning_curves(study_tables.average_curves(study.epochs, "validation_accuracy"))
-        skips = study_tables.average_curves(study.epochs, "normal_skip_count")
-        figures["skips"] = draw_learning_curves(skips, "skip-connects of the normal cell", 1)
-    return figures
+    gaps = gap_frame(measures)
+    figures = {"depth_gap": draw_depth_gap(gaps)} if len(gaps) else {}
+    return figures | draw_curves(study, "learning_curves", "skips")
 
 
 def gap_frame(measures: pd.DataFrame) -> pd.DataFrame:
-    """What `figures.draw_depth_gap` draws."""
+    """What `draw_depth_gap` draws."""
     columns = {"search_accuracy": "search", "inherited_accuracy": "inherited", "accuracy": "evaluation"}
     renamed = measures.rename(columns=columns)
     long = renamed.melt(["variant", "seed"], list(columns.values()), var_name="measure", value_name="accuracy").dropna()
@@ -238,9 +212,7 @@ def gap_frame(measures: pd.DataFrame) -> pd.DataFrame:
     return long.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    run_script(build, STUDY, __doc__, arguments)
-
+main = partial(run_script, build, STUDY, __doc__)
 
 if __name__ == "__main__":
     main()

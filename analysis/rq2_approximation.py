@@ -3,26 +3,39 @@
 python analysis/rq2_approximation.py --results results
 
 Writes rq2.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/approximation/report` and prints the main table and what it
-supports. Which variant drops what is read from the configurations, so any study of other numbers of operations will do.
+supports. Configurations say which variant drops what, so any study of other numbers of operations will do.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from common import study_tables
-from common.comparisons import COMPARISON_NOTES, compare_variants, conclude, mean_intervals, pair_up
-from common.figures import SEARCH_NOTES, draw_learning_curves, draw_search, draw_tradeoff
+from common import comparisons
+from common.comparisons import adjust, compare_variants, pair_up
+from common.figures import SEARCH_NOTES, draw_curves, draw_search, draw_tradeoff
 from common.published_figures import PUBLISHED_NOTES, published_cifar
 from common.section import NOTHING, Section, run_script, show
-from common.statistics import NON_INFERIORITY_LEVEL, holm, mean_sd, non_inferiority, smallest_p
-from common.study_tables import Arms, Read, StudyTables, drops, open_question, operations
+from common.statistics import NON_INFERIORITY_LEVEL, non_inferiority, smallest_p
+from common.study_tables import (
+    CELLS,
+    Configs,
+    Read,
+    StudyTables,
+    at_stage,
+    describe_study,
+    drops,
+    open_question,
+    operations,
+    read_candidates,
+    read_study,
+    stage_ends,
+)
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.space import PRIMITIVES
@@ -30,8 +43,8 @@ from pdarts_tune.pdarts.space import PRIMITIVES
 STUDY = "approximation"
 MEBIBYTE = 2**20
 
-# In points of test error, chosen before any result: about twice the standard deviation that Yang et al. (ICLR 2020) found between
-# runs of one method on CIFAR-10 (0.13 to 0.20), and less than what most papers of the field claim as progress.
+# In points of test error, chosen before any result: about twice the standard deviation of Yang et al. (ICLR 2020) between runs of
+# one method on CIFAR-10 (0.13 to 0.20), and less than what most papers of the field claim as progress.
 MARGIN = 0.3
 
 NOTES = SEARCH_NOTES | {
@@ -39,50 +52,48 @@ NOTES = SEARCH_NOTES | {
 Means over seeds ± standard deviation over search seeds. *n*: searches started; *completed*; *out of memory* is a result, not a gap
 in the data. *dropped*: which operations go between stages. *peak*: most device memory that a search had in use at once. *s*: of
 search, on the study's device. {NOTHING}: none, or not there yet.""",
-    "error_differences": COMPARISON_NOTES,
+    "error_differences": comparisons.COMPARISON_NOTES,
     "seconds_differences": "Seconds of search, paired by seed; a question and a family of its own.",
     "peak_differences": """\
 Peak memory of search in MiB, paired by seed; a question and a family of its own. Where all pairs differ by the same there is no
 interval, and none is needed: memory follows from the configuration.""",
     "non_inferiority": f"""\
 Is the error of a search that drops operations at most {MARGIN} points above that of one that drops none? A question of its own: the
-rows are one family. Shown if the 95 % interval of the difference ends below the margin and the exact one-sided p of
+rows are one family. It is shown if the 95 % interval of the difference ends below the margin and the exact one-sided p of
 "{MARGIN} points worse or more", Holm-adjusted for all rows, is below {NON_INFERIORITY_LEVEL}. The margin is the study's and was
-chosen before any result. *steps ratio*: the steps of the search that it is held against, relative to its own; far from 1, steps are
-compared along with dropping. "Not shown" is not "worse".""",
+chosen before any result. *steps ratio*: the steps of the search that keeps all operations, relative to its own; far from 1, steps
+are compared along with dropping. "Not shown" is not "worse".""",
     "stages": "Means over seeds: peak memory, seconds, and the search network's accuracy at the end of each stage.",
     "dropped": "Of the edges of completed searches, the share on which an operation was in a stage and not in the next.",
     "tradeoff": "Points: means; bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
-    "learning_curves": "Search networks, epoch by epoch; bands from the lowest to the highest seed.",
     "published": PUBLISHED_NOTES,
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
-    """The answer to RQ2; None where `results` has no data for it. Raises ConfigError where study_tables.load_study does."""
+def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
+    """The answer to RQ2; None where `results` has no data for it. Raises ConfigError as `open_question`."""
     question = open_question(results, STUDY, read, lambda study: study.trials["operations"].nunique() > 1)
     if question is None:
         return None
-    study, arms, measures, missing, rng = question
+    study, configs, measures, missing, rng = question
     measures = measures.assign(peak_mebibytes=measures["peak_bytes"].astype(float) / MEBIBYTE)
-    baseline = next((name for name, config in arms.items() if drops(config) and config.dropping == "lowest"), None)
-    tables = {"variants": summarize(measures, arms)}
+    baseline = next((name for name, config in configs.items() if drops(config) and config.dropping == "lowest"), None)
+    tables = {"variants": summarize(measures, configs)}
     conclusion: tuple[str, ...] = ("No search drops its least probable operations, so there is nothing to compare.",)
     if baseline is None:
         missing.insert(0, "no trial of a search that drops its least probable operations between stages")
     else:
         tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
-        tables["non_inferiority"] = judge_dropping(measures, arms, rng)
-        searched = measures[
-            (measures["status"] == "completed") & measures["variant"].map(lambda name: trains_alphas(arms[name].method))
-        ]
-        costed = find_costed(searched, arms, baseline)
+        tables["non_inferiority"] = judge_dropping(measures, configs, rng)
+        trained = measures["variant"].map(lambda name: trains_alphas(configs[name].method))
+        searched = measures[(measures["status"] == "completed") & trained]
+        costed = find_costed(searched, configs, baseline)
         tables["peak_differences"] = compare_variants(searched, "peak_mebibytes", costed, rng)
         tables["seconds_differences"] = compare_variants(searched, "seconds", costed, rng)
         if costed != baseline:
             missing.append(f"costs are compared with those of {costed}, since those of {baseline} are of another device")
         hypothesis = "dropping other operations than the least probable ones, or none, finds better or worse cells"
-        conclusion = conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
+        conclusion = comparisons.conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
         conclusion += conclude_dropping(tables["non_inferiority"])
         conclusion += conclude_costs(tables["peak_differences"], tables["seconds_differences"], costed)
     if measures["peak_mebibytes"].isna().all():
@@ -100,15 +111,16 @@ def build(results: Path, *, figures: bool = True, read: Read = study_tables.read
         conclusion=conclusion,
         missing=tuple(missing),
         notes=NOTES,
-        about=study_tables.describe_study(study),
+        about=describe_study(study),
     )
 
 
-def summarize(measures: pd.DataFrame, arms: Arms) -> pd.DataFrame:
-    """One row a variant: what it drops, its error and what its search cost."""
+def summarize(measures: pd.DataFrame, configs: Configs) -> pd.DataFrame:
+    """One row a variant: what it drops, its error and the cost of its search."""
+    columns = {name: (name, 1.0) for name in ("error_percent", "peak_mebibytes")} | {"seconds": ("search_seconds", 1.0)}
     rows = []
     for variant, trials in measures.groupby("variant", sort=False):
-        config = arms[str(variant)]
+        config = configs[str(variant)]
         searched = trials[trials["status"] == "completed"]
         row: dict[str, object] = {
             "variant": variant,
@@ -119,64 +131,47 @@ def summarize(measures: pd.DataFrame, arms: Arms) -> pd.DataFrame:
             "completed": len(searched),
             "out_of_memory": int((trials["status"] == "out_of_memory").sum()),
         }
-        for column, name in (
-            ("error_percent", "error_percent"),
-            ("peak_mebibytes", "peak_mebibytes"),
-            ("seconds", "search_seconds"),
-        ):
-            values = searched[column].dropna().astype(float)
-            row[name], row[f"{name}_sd"] = mean_sd(values) if len(values) else (np.nan, np.nan)
-        rows.append(row)
+        rows.append(row | comparisons.mean_columns(searched, columns))
     return pd.DataFrame(rows).astype({"batch": "Int64"})
 
 
-def judge_dropping(measures: pd.DataFrame, arms: Arms, rng: np.random.Generator) -> pd.DataFrame:
+def judge_dropping(measures: pd.DataFrame, configs: Configs, rng: np.random.Generator) -> pd.DataFrame:
     """Every search that drops operations against every one that keeps them all, in evaluation error, at the margin: one family."""
-    keeping = [name for name, config in arms.items() if trains_alphas(config.method) and not drops(config)]
+    dropping = [name for name, config in configs.items() if drops(config)]
+    keeping = [name for name, config in configs.items() if trains_alphas(config.method) and not drops(config)]
     rows = []
-    for variant in (name for name, config in arms.items() if drops(config)):
-        for reference in keeping:
-            pairs = pair_up(measures, "error_percent", variant, reference)
-            if not len(pairs):
-                continue
-            found = non_inferiority(pairs[:, 0], pairs[:, 1], MARGIN, rng)
-            row = {"variant": variant, "against": reference, "n": found.n, "difference_points": found.mean_difference}
-            row["steps_ratio"] = steps(arms[reference]) / steps(arms[variant])
-            rows.append(
-                row
-                | {
-                    "upper_points": found.ci_high,
-                    "margin_points": MARGIN,
-                    "p": found.p_value,
-                    "min_p": found.min_p,
-                    "p_holm": found.p_value,
-                    "shown": found.shown,
-                }
-            )
+    for variant, reference in itertools.product(dropping, keeping):
+        pairs = pair_up(measures, "error_percent", variant, reference)
+        if len(pairs):
+            test = non_inferiority(pairs[:, 0], pairs[:, 1], MARGIN, rng)
+            row = {"variant": variant, "against": reference, "n": test.n, "difference_points": test.mean_difference}
+            row |= {"steps_ratio": steps(configs[reference]) / steps(configs[variant])}
+            row |= {"upper_points": test.ci_high, "margin_points": MARGIN, "p": test.p_value, "min_p": test.min_p}
+            rows.append(row | {"p_holm": test.p_value, "shown": test.shown})
     table = pd.DataFrame(rows)
     if rows:
-        table["p_holm"] = holm(table["p"].tolist())
+        adjust(table)
         table["shown"] &= table["p_holm"] < NON_INFERIORITY_LEVEL
     return table
 
 
 def steps(config: SearchConfig) -> float:
-    """How many steps of the weights a search takes for each image that trains them: only ratios mean something."""
+    """The steps of the weights in a search, for each image that trains them: only ratios mean something."""
     return sum(stage.epochs for stage in config.stages) / config.batch_size
 
 
-def find_costed(searched: pd.DataFrame, arms: Arms, baseline: str) -> str:
-    """The variant whose costs the others' are compared with: the baseline, or where its are not known the first that drops too."""
+def find_costed(searched: pd.DataFrame, configs: Configs, baseline: str) -> str:
+    """The variant that others' costs are compared with: the baseline, or where its costs are unknown the first that drops too."""
     known = set(searched.loc[searched["seconds"].notna(), "variant"])
-    return next((name for name in (baseline, *arms) if name in known and drops(arms[name])), baseline)
+    return next((name for name in (baseline, *configs) if name in known and drops(configs[name])), baseline)
 
 
 def conclude_costs(peaks: pd.DataFrame, seconds: pd.DataFrame, costed: str) -> tuple[str, ...]:
     """What the other searches cost more or less; nothing where no pair of searches was measured."""
     parts = [
-        f"{spent['variant']} {show(spent['difference'], 0, True)} s and {show(held['difference'], 0, True)} MiB"
-        for spent, held in zip(seconds.to_dict("records"), peaks.to_dict("records"), strict=True)
-        if spent["n"] and held["n"]
+        f"{time['variant']} {show(time['difference'], 0, True)} s and {show(memory['difference'], 0, True)} MiB"
+        for time, memory in zip(seconds.to_dict("records"), peaks.to_dict("records"), strict=True)
+        if time["n"] and memory["n"]
     ]
     return (f"Cost of a search against {costed}, mean: {'; '.join(parts)}.",) if parts else ()
 
@@ -196,61 +191,52 @@ def conclude_dropping(judged: pd.DataFrame) -> tuple[str, ...]:
 def summarize_stages(study: StudyTables) -> pd.DataFrame:
     """Memory, time and accuracy of each stage of each variant: means over its searches, as far as they came."""
     searches = study.epochs.groupby(["variant", "trial_id", "stage"], sort=False)
-    per_trial = searches.agg(peak_bytes=("peak_bytes", "max"))
-    per_trial = per_trial.assign(seconds=searches["seconds"].sum(min_count=1)).reset_index()
-    ends = study_tables.stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
-    per_trial = per_trial.merge(ends, on=["trial_id", "stage"], how="left")  # a stage under way has no end
-    per_trial = per_trial.assign(
-        peak_mebibytes=per_trial["peak_bytes"].astype(float) / MEBIBYTE, search_percent=100 * per_trial["validation_accuracy"]
-    )
-    grouped = per_trial.groupby(["variant", "stage"], sort=False)
+    stages = searches.agg(peak_bytes=("peak_bytes", "max")).assign(seconds=searches["seconds"].sum(min_count=1)).reset_index()
+    ends = stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
+    stages = stages.merge(ends, on=["trial_id", "stage"], how="left")  # a stage under way has no end
+    stages["peak_mebibytes"] = stages["peak_bytes"].astype(float) / MEBIBYTE
+    stages["search_percent"] = 100 * stages["validation_accuracy"]
+    grouped = stages.groupby(["variant", "stage"], sort=False)
     means = grouped[["peak_mebibytes", "seconds", "search_percent"]].mean()
     means.insert(0, "n", grouped.size())
     table = means.reset_index()
-    plans = study.trials.drop_duplicates("variant").set_index("variant")["operations"].str.split("-")
-    counts = [
-        int(plans[name][min(stage, len(plans[name])) - 1]) for name, stage in zip(table["variant"], table["stage"], strict=True)
-    ]
+    plans = study.trials.drop_duplicates("variant").set_index("variant")["operations"]
+    counts = [int(at_stage(plans[name], stage)) for name, stage in zip(table["variant"], table["stage"], strict=True)]
     table.insert(2, "operations", counts)
     return table
 
 
 def count_dropped(study: StudyTables) -> pd.DataFrame:
     """What was dropped where: for each variant, cell and stage, the percentage of edges that lost each operation after it."""
-    trials, sets = study_tables.read_candidates(study)
+    trials, sets = read_candidates(study)
     variants = study.trials.set_index("trial_id")["variant"].reindex(trials).to_numpy()
     rows = []
     for variant in study.trials["variant"].unique():
         own = sets[variants == variant]
-        for stage, cell in itertools.product(range(sets.shape[1] - 1), range(len(study_tables.CELLS))):
+        for stage, (cell, name) in itertools.product(range(sets.shape[1] - 1), enumerate(CELLS)):
             before, after = own[:, stage, cell], own[:, stage + 1, cell]
             before, after = before[after.any(axis=1)], after[after.any(axis=1)]  # of searches that have a next stage
             if len(after):
-                lost = {name: 100.0 * np.mean((before & ~after) >> bit & 1) for bit, name in enumerate(PRIMITIVES)}
-                row = {"variant": variant, "stage": stage + 1, "cell": study_tables.CELLS[cell]}
-                rows.append(row | {f"{name}_percent": share for name, share in lost.items()})
+                row = {"variant": variant, "stage": stage + 1, "cell": name}
+                lost = before & ~after
+                rows.append(row | {f"{name}_percent": 100.0 * np.mean(lost >> bit & 1) for bit, name in enumerate(PRIMITIVES)})
     return pd.DataFrame(rows)
 
 
 def draw(study: StudyTables, measures: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:
-    figures = {}
     points = tradeoff_frame(measures, rng)
     costs = {"peak_mebibytes": "peak memory of search, MiB", "seconds": "seconds of search"}
     known = {cost: label for cost, label in costs.items() if points[cost].notna().any()}
-    if known and points["mean"].notna().any():
-        figures["tradeoff"] = draw_tradeoff(points, known)
-    if len(study.epochs):
-        figures["learning_curves"] = draw_learning_curves(study_tables.average_curves(study.epochs, "validation_accuracy"))
-    return figures
+    figures = {"tradeoff": draw_tradeoff(points, known)} if known and points["mean"].notna().any() else {}
+    return figures | draw_curves(study, "learning_curves")
 
 
 def tradeoff_frame(measures: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """What `figures.draw_tradeoff` draws; the front is that of the means."""
+    """What `draw_tradeoff` draws; the front is that of the means."""
     searched = measures[measures["status"] == "completed"]
-    points = _interval(searched, "error_percent", rng).rename(columns={"ci_low": "low", "ci_high": "high"})
+    points = comparisons.mean_ranges(searched, "error_percent", rng)
     for cost in ("peak_mebibytes", "seconds"):
-        found = _interval(searched, cost, rng)
-        points[[cost, f"{cost}_low", f"{cost}_high"]] = found[["mean", "ci_low", "ci_high"]]
+        points[[cost, f"{cost}_low", f"{cost}_high"]] = comparisons.mean_ranges(searched, cost, rng)[["mean", "low", "high"]]
         points[f"{cost}_front"] = [
             not ((points["mean"] <= error) & (points[cost] <= spent) & ((points["mean"] < error) | (points[cost] < spent))).any()
             for error, spent in zip(points["mean"], points[cost], strict=True)
@@ -258,14 +244,7 @@ def tradeoff_frame(measures: pd.DataFrame, rng: np.random.Generator) -> pd.DataF
     return points
 
 
-def _interval(trials: pd.DataFrame, column: str, rng: np.random.Generator) -> pd.DataFrame:
-    found = mean_intervals(trials, column, rng)
-    return found.assign(ci_low=found["ci_low"].fillna(found["mean"]), ci_high=found["ci_high"].fillna(found["mean"]))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    run_script(build, STUDY, __doc__, arguments)
-
+main = partial(run_script, build, STUDY, __doc__)
 
 if __name__ == "__main__":
     main()

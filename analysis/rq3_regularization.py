@@ -1,15 +1,16 @@
-"""RQ3: do dropout on skip-connects and a limit on their number stabilise the search and improve what it finds?
+"""RQ3: do dropout and a limit on skip-connects stabilise the search and improve what it finds?
 
 python analysis/rq3_regularization.py --results results
 
 Reads the tables of the study regularization, writes rq3.md, tables (CSV, LaTeX) and figures (PNG, SVG) to
-`<results>/regularization/report` and prints the main table and what it supports. Which variant has dropout, and at which limits M
-its cells were evaluated, is read from configurations and tables, so any study of them will do.
+`<results>/regularization/report` and prints the main table and what it supports. Configurations and tables say which variant has
+dropout, and at which limits M its cells were evaluated, so any study of them will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,46 +18,46 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from common import study_tables
-from common.comparisons import (
-    COMPARISON_NOTES,
-    SPREAD_NOTES,
-    cannot_show,
-    compare_pairs,
-    compare_variants,
-    conclude,
-    describe_row,
-    say_power,
-    spread_table,
-)
-from common.figures import SEARCH_NOTES, draw_learning_curves, draw_limits, draw_search
+from common import comparisons
+from common.comparisons import LEVEL, compare_pairs, compare_variants
+from common.figures import SEARCH_NOTES, draw_curves, draw_limits, draw_search
 from common.published_figures import PUBLISHED_NOTES, published_cifar
 from common.section import Section, run_script, show
-from common.statistics import mean_sd, proportion_interval
-from common.study_tables import Arms, Read, StudyTables, differences, has_skip_dropout, open_question
+from common.statistics import brown_forsythe, mean_sd, proportion_interval
+from common.study_tables import (
+    Configs,
+    Read,
+    StudyTables,
+    chosen_epochs,
+    describe_study,
+    differences,
+    evaluate_cells,
+    has_skip_dropout,
+    open_question,
+    read_study,
+)
 from pdarts_tune.config.methods import trains_alphas
-from seed_spreads import compare_spreads, conclude_spreads
-from skip_limits import UNLIMITED, count_skips, limits_frame, measure_limits, summarize_limits
+from pdarts_tune.results.tables import final_genotypes
 
 STUDY = "regularization"
+UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing
+DERIVED = ", as derived"  # after a variant's name: its cells without refinement
 
 NOTES = SEARCH_NOTES | {
     "two_by_two": """\
 Dropout on skip-connects (the first variant that has it, and the one that differs from it in nothing else) against refinement (the
 limit M of the configuration, and 8, which is none). Mean test error over search seeds ± standard deviation. Refinement changes what
 is derived from a search, not the search, so both columns are of the same searches.""",
-    "effects": """\
+    "effects": f"""\
 From the 2 x 2 table, in points of test error, paired by seed. *dropout*: with minus without, mean over both limits. *refinement*:
 refined minus as derived, mean over both. *interaction*: effect of dropout on refined cells minus that on cells as derived.
 
-"""
-    + COMPARISON_NOTES,
-    "error_differences": """\
+{comparisons.COMPARISON_NOTES}""",
+    "error_differences": f"""\
 Every variant at its own M, minus the first with dropout: a second question and a family of its own. The variant without dropout is
 not among them where the table of effects tests it.
 
-"""
-    + COMPARISON_NOTES,
+{comparisons.COMPARISON_NOTES}""",
     "skip_differences": """\
 Skip-connects of the normal cell as derived, before refinement: every searched variant minus the first with dropout, paired by seed.
 A question and a family of its own.""",
@@ -68,28 +69,25 @@ Searches whose normal cell, before refinement, was more than half skip-connects 
 epoch. Intervals: Wilson, 95 %.""",
     "spread_between_seeds": """\
 Standard deviation of the test error over search seeds, and the Brown-Forsythe test of equal spreads: of each variant against the
-first with dropout, and of cells as derived against the same searches' refined ones (those two are not independent, which makes the
-test cautious). Searches that found the same cell have its error each, which is no spread. One family, Holm-adjusted; it needs three
-seeds on both sides and has little power below ten.""",
-    "spread": SPREAD_NOTES,
-    "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest seed.",
-    "eigenvalue": "Largest eigenvalue of the validation loss's Hessian by the alphas, where it was measured.",
+first with dropout, and of cells as derived against the refined ones of the same searches (those two are not independent, which
+makes the test cautious). Searches that found the same cell have its error each, which is no spread. One family, Holm-adjusted. It
+needs three seeds on both sides and has little power below ten.""",
+    "spread": comparisons.SPREAD_NOTES,
     "limits": "Bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
-    "learning_curves": "Search networks, epoch by epoch; bands from the lowest to the highest seed.",
     "published": PUBLISHED_NOTES,
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
-    """The answer to RQ3; None where `results` has no data for it. Raises ConfigError where study_tables.load_study does."""
+def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
+    """The answer to RQ3; None where `results` has no data for it. Raises ConfigError as `open_question`."""
     question = open_question(results, STUDY, read, is_about_regularization)
     if question is None:
         return None
-    study, arms, measures, missing, rng = question
-    limits, partial = measure_limits(study)
-    missing += partial
-    baseline = next((name for name, config in arms.items() if has_skip_dropout(config)), None)
-    plain = find_plain(arms, baseline)
+    study, configs, measures, missing, rng = question
+    limits, partial_limits = measure_limits(study)
+    missing += partial_limits
+    baseline = next((name for name, config in configs.items() if has_skip_dropout(config)), None)
+    plain = find_plain(configs, baseline)
     tables: dict[str, pd.DataFrame] = {}
     conclusion: tuple[str, ...] = ()
     others, among = measures, "variant"
@@ -97,7 +95,7 @@ def build(results: Path, *, figures: bool = True, read: Read = study_tables.read
     if baseline is None or plain is None:
         missing.insert(0, "no two variants that differ in nothing but dropout on skip-connects, so there is no 2 x 2 table")
     else:
-        refined = arms[baseline].max_skips
+        refined = configs[baseline].max_skips
         tables["two_by_two"] = cross(limits, baseline, plain, refined)
         pairs, idle = contrasts(limits, baseline, plain, refined), is_idle(limits, baseline, plain, refined)
         if idle:  # no differences to test, and the family is not corrected for them
@@ -116,16 +114,17 @@ def build(results: Path, *, figures: bool = True, read: Read = study_tables.read
     if baseline is not None:
         tables["error_differences"] = compare_variants(others, "error_percent", baseline, rng)
         if others["variant"].nunique() > 1:
-            conclusion += conclude(tables["error_differences"], baseline, "evaluation error", hypothesis, among)
+            errors = tables["error_differences"]
+            conclusion += comparisons.conclude(errors, baseline, "evaluation error", hypothesis, among)
         tables["spread_between_seeds"] = compare_spreads(measures, limits, baseline)
-        searched = measures[measures["variant"].map(lambda name: trains_alphas(arms[name].method))]
+        searched = measures[measures["variant"].map(lambda name: trains_alphas(configs[name].method))]
         tables["skip_differences"] = compare_variants(count_skips(study, searched), "derived_skips", baseline, rng)
         conclusion += conclude_spreads(tables["spread_between_seeds"], baseline)
     if study.epochs["hessian_eigenvalue"].isna().all():
         missing.append("the Hessian's largest eigenvalue was not measured (eigenvalue_every is 0), so there are no curves of it")
     tables["by_limit"] = summarize_limits(limits)
     tables["collapse"] = count_collapses(study)
-    tables["spread"] = spread_table(study, measures)
+    tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_cifar()
     return Section(
         name="rq3",
@@ -135,7 +134,7 @@ def build(results: Path, *, figures: bool = True, read: Read = study_tables.read
         conclusion=conclusion or ("No variant has dropout on skip-connects, so there is nothing to compare.",),
         missing=tuple(missing),
         notes=NOTES,
-        about=study_tables.describe_study(study),
+        about=describe_study(study),
     )
 
 
@@ -144,15 +143,44 @@ def is_about_regularization(study: StudyTables) -> bool:
     return study.trials["skip_dropout"].nunique() > 1 or measure_limits(study)[0]["max_skips"].nunique() > 1
 
 
-def find_plain(arms: Arms, baseline: str | None) -> str | None:
+def find_plain(configs: Configs, baseline: str | None) -> str | None:
     """The variant that is the baseline without dropout on skip-connects, and nothing else."""
-    if baseline is None:
-        return None
-    for name, config in arms.items():
-        apart = differences(config, arms[baseline])
+    for name, config in configs.items() if baseline is not None else ():
+        apart = differences(config, configs[str(baseline)])
         if apart == {"skip_dropout"} and not has_skip_dropout(config) and trains_alphas(config.method):
             return name
     return None
+
+
+def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
+    """One row a completed trial and limit M at which its last cell was evaluated, with error_percent; and a line on those left out.
+
+    `changed`: whether the limit makes it another cell than the search's own, as derived.
+
+    At a limit that changes nothing, a cell is that of another limit and so evaluated by chance. With such rows, a limit would be
+    judged by the searches that have few skip-connects. So a limit counts only where all evaluated searches of a variant have it.
+    """
+    last = final_genotypes(study.derived, study.trials, range(UNLIMITED + 1))
+    evaluated = evaluate_cells(study, last)
+    evaluated = evaluated[evaluated["evaluations"] > 0]
+    as_derived = last[last["max_skips"] == UNLIMITED].set_index("trial_id")["genotype_id"]
+    derived = evaluated["trial_id"].map(as_derived)
+    evaluated = evaluated.assign(changed=derived.notna() & (derived != evaluated["genotype_id"]))
+    searches = evaluated.groupby("variant")["trial_id"].nunique()
+    counts = evaluated.groupby(["variant", "max_skips"], sort=False)["trial_id"].transform("size")
+    whole = counts == evaluated["variant"].map(searches)
+    some = evaluated[~whole & evaluated["max_skips"].eq(UNLIMITED)].groupby("variant", sort=False)["trial_id"].size()
+    lines = [
+        f"{variant}: {count} of {searches[str(variant)]} searches evaluated at M = {UNLIMITED}, left out there"
+        for variant, count in some.items()
+    ]
+    return evaluated[whole], lines
+
+
+def count_skips(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:
+    """`measures`, one row a trial, with `derived_skips`: skip-connects of the normal cell that a completed search ended with."""
+    last = final_genotypes(study.derived, study.trials, [UNLIMITED]).set_index("trial_id")["skips"]
+    return measures.assign(derived_skips=measures["trial_id"].map(last).astype(float))
 
 
 def cross(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> pd.DataFrame:
@@ -161,18 +189,17 @@ def cross(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> pd.Da
     for variant, name in ((dropout, "with dropout"), (plain, "without dropout")):
         row: dict[str, object] = {"search": name, "variant": variant}
         for limit, place in ((UNLIMITED, "as_derived"), (refined, f"at_most_{refined}_skips")):
-            column = f"{place}_percent"
             errors = limits.loc[(limits["variant"] == variant) & (limits["max_skips"] == limit), "error_percent"]
             row[f"n_{place}"] = len(errors)
-            row[column], row[f"{column}_sd"] = mean_sd(errors) if len(errors) else (np.nan, np.nan)
+            row[f"{place}_percent"], row[f"{place}_percent_sd"] = mean_sd(errors)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def contrasts(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> Mapping[str, NDArray[np.float64]]:
     """Both sides of each effect of the 2 x 2 table, one row a seed that all four cells of the table have."""
-    chosen = limits[limits["variant"].isin((dropout, plain)) & limits["max_skips"].isin((refined, UNLIMITED))]
-    wide = chosen.pivot(index=["seed", "split_seed"], columns=["variant", "max_skips"], values="error_percent")
+    four = limits[limits["variant"].isin((dropout, plain)) & limits["max_skips"].isin((refined, UNLIMITED))]
+    wide = four.pivot(index=["seed", "split_seed"], columns=["variant", "max_skips"], values="error_percent")
     wide = wide.reindex(columns=pd.MultiIndex.from_product([(dropout, plain), (refined, UNLIMITED)])).dropna()
     with_refined, with_derived, plain_refined, plain_derived = wide.to_numpy(dtype=float).T
     return {
@@ -195,22 +222,62 @@ def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
         return ("No seed has all four cells of the 2 x 2 table, so neither regularizer can be judged.",)
     claimed = [f"{names[row['effect']]} {show(row['difference'], 2, True)} points" for row in rows if row["claimed"]]
     others = effects[~effects["claimed"]]
-    rest = " and ".join(names[effect] for effect in others["effect"])
+    power = comparisons.describe_power(others)
+    if claimed:
+        shown = f"Shown in evaluation error: {'; '.join(claimed)}."
+        rest = " and ".join(names[effect] for effect in others["effect"])
+        return (shown, f"Not shown for {rest} with n = {rows[0]['n']}: {power}.") if rest else (shown,)
     tested, causes = "either regularizer", "dropout on skip-connects or a limit on their number"
     if len(rows) == 1:
         tested = causes = "dropout on skip-connects"
-    reason = cannot_show(effects)
-    if claimed:
-        shown = f"Shown in evaluation error: {'; '.join(claimed)}."
-        return (shown,) if others.empty else (shown, f"Not shown for {rest} with n = {rows[0]['n']}: {say_power(others)}.")
     largest = max(rows, key=lambda row: abs(row["difference"]))
     which = f"The largest effect is that of {names[largest['effect']]}," if len(rows) > 1 else "The difference is"
-    second = f"{which} {describe_row(largest)}"
+    second = f"{which} {comparisons.describe_row(largest)}"
+    reason = comparisons.cannot_show(effects)
     if reason is not None:
         return f"W{reason[1:]}: these data cannot show an effect of {tested}.", f"{second}."
     first = f"No effect of {tested} is shown (smallest Holm-adjusted p {show(effects['p_holm'].min(), 3)}): "
-    first += f"these data do not support that {causes} changes the evaluation error."
-    return first, f"{second}; {say_power(effects)}."
+    return f"{first}these data do not support that {causes} changes the evaluation error.", f"{second}; {power}."
+
+
+def compare_spreads(measures: pd.DataFrame, limits: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Between-seed standard deviation of each variant, and whether it differs from the baseline's.
+
+    And without refinement, where cells were evaluated as derived: against the same variant refined.
+    """
+    errors = {str(name): _errors(trials) for name, trials in measures.groupby("variant", sort=False)}
+    pairs = [(name, values, errors[baseline] if name != baseline else None) for name, values in errors.items()]
+    refined = set(limits.loc[(limits["max_skips"] == limits["own_limit"]) & limits["changed"], "variant"])
+    derived = limits[(limits["max_skips"] == UNLIMITED) & limits["variant"].isin(refined)]
+    pairs += [(f"{name}{DERIVED}", _errors(cells), errors[str(name)]) for name, cells in derived.groupby("variant", sort=False)]
+    rows = []
+    for name, values, against in pairs:
+        p = brown_forsythe(values, against) if against is not None and min(len(values), len(against)) else np.nan
+        rows.append({"variant": name, "n": len(values), "between_seeds_points": mean_sd(values)[1], "p": p, "p_holm": np.nan})
+    table = pd.DataFrame(rows).astype({"p": float})
+    comparisons.adjust(table)
+    return table
+
+
+def _errors(rows: pd.DataFrame) -> NDArray[np.float64]:
+    return rows["error_percent"].dropna().to_numpy(dtype=float)
+
+
+def conclude_spreads(spreads: pd.DataFrame, baseline: str) -> tuple[str, ...]:
+    """Whether searches of a variant end with errors further apart, or closer together, than those of the baseline."""
+    sd = spreads.set_index("variant")["between_seeds_points"].map(lambda points: f"{show(points, 2)} points")
+    tested = spreads.dropna(subset="p_holm")
+    shown = tested[tested["p_holm"] < LEVEL]
+    if tested.empty:
+        return ()
+    if shown.empty:
+        return (f"No spread between seeds is shown to differ (smallest Holm-adjusted p {show(tested['p_holm'].min(), 3)}).",)
+    parts = [
+        f"{row['variant']} {sd[row['variant']]} (Holm-adjusted p {show(row['p_holm'], 3)}) "
+        f"against {sd[row['variant'].removesuffix(DERIVED) if row['variant'].endswith(DERIVED) else baseline]}"
+        for row in shown.to_dict("records")
+    ]
+    return (f"Shown in the standard deviation of the evaluation error between seeds: {'; '.join(parts)}.",)
 
 
 def summarize(measures: pd.DataFrame) -> pd.DataFrame:
@@ -219,10 +286,19 @@ def summarize(measures: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, object] = {"variant": variant, "seeds": len(trials), "evaluated": int(trials["error_percent"].count())}
         row["skip_dropout"] = trials["skip_dropout"].iloc[0] if trials["search_accuracy"].notna().any() else None
         row["max_skips"] = int(trials["max_skips"].iloc[0])
-        for column in ("error_percent", "skips", "depth"):
-            values = trials.loc[trials["status"] == "completed", column].dropna().astype(float)
-            row[column], row[f"{column}_sd"] = mean_sd(values) if len(values) else (np.nan, np.nan)
-        rows.append(row)
+        columns = {name: (name, 1.0) for name in ("error_percent", "skips", "depth")}
+        rows.append(row | comparisons.mean_columns(trials[trials["status"] == "completed"], columns))
+    return pd.DataFrame(rows)
+
+
+def summarize_limits(limits: pd.DataFrame) -> pd.DataFrame:
+    """One row a variant and limit: error, skip-connects, and how many cells the limit changed."""
+    rows = []
+    for variant, own in limits.groupby("variant", sort=False):
+        for limit, cells in own.groupby("max_skips"):
+            row = {"variant": variant, "max_skips": limit, "n": len(cells), "changed": int(cells["changed"].sum())}
+            mean, sd = mean_sd(cells["error_percent"])
+            rows.append(row | {"skips": float(cells["skips"].mean()), "error_percent": mean, "error_percent_sd": sd})
     return pd.DataFrame(rows)
 
 
@@ -230,10 +306,10 @@ def count_collapses(study: StudyTables) -> pd.DataFrame:
     """Collapsed searches of each variant, of those completed."""
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
     epochs = study.epochs[study.epochs["trial_id"].isin(completed)]
-    per_trial = epochs.groupby(["variant", "trial_id"], sort=False)["collapsed"].agg("any").rename("any").reset_index()
-    per_trial["end"] = per_trial["trial_id"].map(study_tables.chosen_epochs(study).set_index("trial_id")["collapsed"])
+    searches = epochs.groupby(["variant", "trial_id"], sort=False)["collapsed"].agg("any").rename("any").reset_index()
+    searches["end"] = searches["trial_id"].map(chosen_epochs(study).set_index("trial_id")["collapsed"])
     rows = []
-    for variant, trials in per_trial.groupby("variant", sort=False):
+    for variant, trials in searches.groupby("variant", sort=False):
         ended, n = int(trials["end"].sum()), len(trials)
         low, high = proportion_interval(ended, n)
         row = {"variant": variant, "n": n, "collapsed_at_end": ended, "rate_percent": 100 * ended / n}
@@ -242,24 +318,14 @@ def count_collapses(study: StudyTables) -> pd.DataFrame:
 
 
 def draw(study: StudyTables, limits: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:
-    figures = {}
-    points = limits_frame(limits, rng)
-    if len(points):
-        figures["limits"] = draw_limits(points)
-    if len(study.epochs):
-        skips = study_tables.average_curves(study.epochs, "normal_skip_count")
-        figures["skips"] = draw_learning_curves(skips, "skip-connects of the normal cell", 1)
-        figures["learning_curves"] = draw_learning_curves(study_tables.average_curves(study.epochs, "validation_accuracy"))
-    measured = study.epochs.dropna(subset=["hessian_eigenvalue"])
-    if len(measured):
-        curves = study_tables.average_curves(measured, "hessian_eigenvalue")
-        figures["eigenvalue"] = draw_learning_curves(curves, "largest eigenvalue of the Hessian", 1)
-    return figures
+    several = limits[limits.groupby("variant")["max_skips"].transform("nunique") > 1]
+    groups = several.groupby("max_skips")
+    points = [comparisons.mean_ranges(cells, "error_percent", rng).assign(max_skips=limit) for limit, cells in groups]
+    figures = {"limits": draw_limits(pd.concat(points))} if points else {}
+    return figures | draw_curves(study, "skips", "learning_curves", "eigenvalue")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    run_script(build, STUDY, __doc__, arguments)
-
+main = partial(run_script, build, STUDY, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -10,25 +10,27 @@ averaged.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from common import study_tables
-from common.comparisons import LEVEL
+from common.comparisons import LEVEL, adjust
 from common.figures import draw_transfer
 from common.published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
+from common.ranks import kendall_tau, minimum_detectable_tau, partial_correlation
 from common.section import NOTHING, Section, run_script, show, show_interval
-from common.statistics import holm, kendall_tau, mean_sd, minimum_detectable_tau, partial_correlation
-from common.study_tables import Read, StudyTables, first_line
+from common.statistics import mean_sd
+from common.study_tables import Read, StudyTables, describe_study, find_study, first_line, of_several_settings, read_study
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.tables import final_genotypes, read_rows
 
 STUDY = "transfer"
+Errors = Mapping[str, pd.DataFrame]  # by setting, as `table_of` has them
 GATE_MILLIONS = 600.0  # of the mobile setting (Chen et al., 2019, section 4.4)
 
 NOTES = {
@@ -53,17 +55,18 @@ Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the pa
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = study_tables.read_study) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
     """The answer to RQ4; None where `results` has no data for it.
 
     Raises:
-        ConfigError: the study cannot be read, or two recipes of one name differ (see study_tables.load_study).
+        ConfigError: the study cannot be read, or two recipes of one name differ.
     """
-    folder = study_tables.find_study(results, STUDY)
+    folder = find_study(results, STUDY)
     if folder is None:
         return None
-    study = study_tables.of_several_settings(read(folder))
-    evaluations = name_settings(study)
+    study = of_several_settings(read(folder))
+    # In the order in which they were started.
+    evaluations = study.evaluations.assign(setting=study.evaluations["data"] + ", " + study.evaluations["recipe"])
     if folder.name != STUDY and evaluations["setting"].nunique() < 2:
         return None
     cells = name_cells(study)
@@ -90,14 +93,8 @@ def build(results: Path, *, figures: bool = True, read: Read = study_tables.read
         conclusion=conclude(correlations, settings),
         missing=tuple(missing),
         notes=NOTES,
-        about=study_tables.describe_study(study),
+        about=describe_study(study),
     )
-
-
-def name_settings(study: StudyTables) -> pd.DataFrame:
-    """The evaluations with their `setting`, "<data>, <recipe>", in the order in which they were started."""
-    evaluations = study.evaluations
-    return evaluations.assign(setting=evaluations["data"] + ", " + evaluations["recipe"])
 
 
 def name_cells(study: StudyTables) -> pd.DataFrame:
@@ -115,14 +112,14 @@ def table_of(finished: pd.DataFrame, setting: str) -> pd.DataFrame:
     return 100 * (1 - chosen.pivot_table(index="genotype_id", columns="seed", values="accuracy"))
 
 
-def summarize(cells: pd.DataFrame, errors: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def summarize(cells: pd.DataFrame, errors: Errors) -> pd.DataFrame:
     """The papers' table: a row a cell, a column a setting."""
     table = pd.DataFrame({"cell": cells["name"], "params_millions": cells["params"] / 1e6, "skips": cells["skips"]})
-    for setting, found in errors.items():
+    for setting, errors_there in errors.items():
         column = f"{setting}: error_percent"
-        spreads = [mean_sd(found.loc[key].dropna()) if key in found.index else (np.nan, np.nan) for key in cells["genotype_id"]]
-        table[column] = [mean for mean, _ in spreads]
-        table[f"{column}_sd"] = [sd for _, sd in spreads]
+        own = errors_there.reindex(cells["genotype_id"]).to_numpy(dtype=float)
+        spreads = np.reshape([mean_sd(seeds[~np.isnan(seeds)]) for seeds in own], (-1, 2))
+        table[column], table[f"{column}_sd"] = spreads.T
     return table
 
 
@@ -132,16 +129,16 @@ def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataF
     names = cells.set_index("genotype_id")["name"]
     known = evaluations[evaluations["genotype_id"].isin(names.index)]
     for (setting, genotype_id), runs in known.groupby(["setting", "genotype_id"], sort=False):
-        done = runs[runs["status"] == "completed"]
+        completed = runs[runs["status"] == "completed"]
         macs = runs["macs"].dropna().astype(float) / 1e6
         row: dict[str, object] = {
             "cell": names[str(genotype_id)],
             "setting": setting,
-            "runs": len(done),
-            "refused_or_failed": len(runs) - len(done),
+            "runs": len(completed),
+            "refused_or_failed": len(runs) - len(completed),
         }
-        row |= {"top1_percent": 100 * (1 - done["accuracy"].astype(float)).mean()}
-        row |= {"top5_percent": 100 * (1 - done["top5_accuracy"].astype(float)).mean()}
+        row |= {"top1_percent": 100 * (1 - completed["accuracy"].astype(float)).mean()}
+        row |= {"top5_percent": 100 * (1 - completed["top5_accuracy"].astype(float)).mean()}
         row |= {"params_millions": runs["params"].astype(float).mean() / 1e6, "macs_millions": macs.mean()}
         rows.append(row | {"under_gate": bool((macs <= GATE_MILLIONS).all()) if len(macs) else pd.NA})
     order = {name: place for place, name in enumerate(names)}
@@ -149,7 +146,7 @@ def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def correlate(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
+def correlate(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:
     """How alike each two settings order the cells that were evaluated in both with the same seeds."""
     rows = []
     sizes = cells.set_index("genotype_id")[["params", "macs"]].astype(float)
@@ -169,9 +166,8 @@ def correlate(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.DataFr
     names = ["setting", "with", "n", "seeds", "tau", "ci_low", "ci_high", "p", "p_holm", "seed_tau", "disattenuated"]
     names += ["partial", "partial_low", "partial_p", "partial_p_holm"]
     table = pd.DataFrame(rows).reindex(columns=names).astype(dict.fromkeys(names[4:], float))
-    for p in ("p", "partial_p"):
-        tested = table[p].notna()
-        table.loc[tested, f"{p}_holm"] = holm(table.loc[tested, p].tolist())
+    adjust(table)
+    adjust(table, "partial_p")
     return table
 
 
@@ -184,14 +180,14 @@ def pair_seeds(one: pd.DataFrame, other: pd.DataFrame, known: pd.Index) -> tuple
     return sides[0].where(both)[paired], sides[1].where(both)[paired]
 
 
-def correlate_size(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
+def correlate_size(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     sizes = cells.set_index("genotype_id")
-    for setting, found in errors.items():
-        known = found.index.intersection(sizes.index)
+    for setting, table in errors.items():
+        known = table.index.intersection(sizes.index)
         for column, name in (("params", "parameters"), ("macs", "multiply-accumulates")):
             if len(known) > 2:
-                result = partial_correlation(found.loc[known].mean(axis=1), sizes.loc[known, column].astype(float))
+                result = partial_correlation(table.loc[known].mean(axis=1), sizes.loc[known, column].astype(float))
                 row = {"setting": setting, "with": name, "n": result.n, "correlation": result.correlation}
                 rows.append(row | {"ci_low": result.ci_low, "ci_high": result.ci_high, "p": result.p_value})
     return pd.DataFrame(rows)
@@ -207,9 +203,9 @@ def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, 
         interval = show_interval(row["ci_low"], row["ci_high"], 2)
         figures = f"tau {show(row['tau'], 2, True)}, 95 % interval {interval}, Holm-adjusted p {show(row['p_holm'], 3)}"
         if not (row["ci_low"] > 0 and row["p_holm"] < LEVEL):
-            seen = minimum_detectable_tau(row["n"], len(known))
-            reach = f"a true tau of {show(seen, 2)} could have been claimed (80 % power)"
-            if np.isinf(seen):
+            least = minimum_detectable_tau(row["n"], len(known))
+            reach = f"a true tau of {show(least, 2)} could have been claimed (80 % power)"
+            if np.isinf(least):
                 reach = "no true tau, however large, could have been claimed"
             sentences.append(f"{pair}: agreement in the order of {row['n']} cells is not shown ({figures}); {reach}.")
             continue
@@ -245,7 +241,7 @@ def list_missing(study: StudyTables, cells: pd.DataFrame, evaluations: pd.DataFr
     return lines
 
 
-def list_unpaired(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> list[str]:
+def list_unpaired(errors: Errors, cells: pd.DataFrame) -> list[str]:
     """Evaluations that a correlation leaves out, since the other setting lacks their seed."""
     lines = []
     for first, second in itertools.combinations(errors, 2):
@@ -259,7 +255,7 @@ def list_unpaired(errors: dict[str, pd.DataFrame], cells: pd.DataFrame) -> list[
     return lines
 
 
-def draw(study: StudyTables, cells: pd.DataFrame, errors: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+def draw(study: StudyTables, cells: pd.DataFrame, errors: Errors) -> dict[str, Figure]:
     figures = {}
     for index, (first, second) in enumerate(itertools.combinations(errors, 2), start=1):
         one, other = (side.mean(axis=1) for side in pair_seeds(errors[first], errors[second], pd.Index(cells["genotype_id"])))
@@ -273,9 +269,7 @@ def draw(study: StudyTables, cells: pd.DataFrame, errors: dict[str, pd.DataFrame
     return figures
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    run_script(build, STUDY, __doc__, arguments)
-
+main = partial(run_script, build, STUDY, __doc__)
 
 if __name__ == "__main__":
     main()

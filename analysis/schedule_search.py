@@ -8,8 +8,7 @@ for each schedule. A schedule whose training from scratch was stopped early has 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from common.section import Section, run_script
-from common.study_tables import find_study
+from common.study_tables import Read, find_study, read_definition, read_study
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, from_dict
 from pdarts_tune.results.tables import read_table
@@ -28,7 +27,8 @@ OBJECTIVES = ["validation_error_percent", "search_seconds", "peak_mebibytes"]
 SHOWN = ["schedule", "depths", "operations", "skip_dropout", "max_skips", *OBJECTIVES, "test_error_percent"]
 
 
-def build(results: Path) -> Section | None:
+def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:  # noqa: ARG001 (it needs other columns)
+    """The front of all schedules; None where `results` has no schedule search."""
     folder = find_study(results, STUDY)
     if folder is None or folder.name != STUDY:  # another study's folder, of which --results was the path
         return None
@@ -40,7 +40,7 @@ def build(results: Path) -> Section | None:
         name=STUDY,
         title="Schedule search",
         tables={"pareto_front": front[SHOWN], "all_schedules": schedules[[*SHOWN, "status"]]},
-        figures={"pareto_front": draw_front(finished, front)} if len(finished) else {},
+        figures={"pareto_front": draw_front(finished, front)} if figures and len(finished) else {},
         conclusion=conclude(schedules, front, find_base(folder)),
         missing=tuple(f"{name}: {status}" for name, status in unfinished.itertuples(index=False)),
         notes={"pareto_front": "No schedule is at least as good in all three and better in one. Errors are of one seed each."},
@@ -54,33 +54,30 @@ def measure_schedules(folder: Path) -> pd.DataFrame:
     columns = ["trial_id", "status", "last_validation_accuracy", "error_percent"]
     evaluations = read_table(folder, "evaluations", columns)
     evaluations["schedule"] = evaluations["trial_id"].str.extract(r"^schedule-([0-9a-f]+)-")
-    done = evaluations[evaluations["status"] == "completed"].set_index("schedule")
-    broken = evaluations.loc[evaluations["status"].isin(["failed", "out_of_memory"]), "schedule"]
+    completed = evaluations[evaluations["status"] == "completed"].set_index("schedule")
+    failed = evaluations.loc[evaluations["status"].isin(["failed", "out_of_memory"]), "schedule"]
     searched = trials["status"] == "completed"
-    status = trials["status"].mask(searched, "stopped early").mask(searched & trials["variant"].isin(broken), "evaluation failed")
-    status = status.mask(trials["variant"].isin(done.index), "evaluated")
+    status = trials["status"].mask(searched, "stopped early").mask(searched & trials["variant"].isin(failed), "evaluation failed")
+    status = status.mask(trials["variant"].isin(completed.index), "evaluated")
     return trials.assign(
         schedule=trials["variant"],
         status=status,
-        validation_error_percent=100 * (1 - trials["variant"].map(done["last_validation_accuracy"]).astype(float)),
-        test_error_percent=trials["variant"].map(done["error_percent"]).astype(float),
+        validation_error_percent=100 * (1 - trials["variant"].map(completed["last_validation_accuracy"]).astype(float)),
+        test_error_percent=trials["variant"].map(completed["error_percent"]).astype(float),
         search_seconds=trials["seconds"].astype(float),
         peak_mebibytes=trials["peak_bytes"].astype(float) / 2**20,
     )
 
 
 def find_front(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which rows no other dominates, that is has as small or smaller a value in every column, and a smaller one in some."""
-    return np.array(
-        [not np.any(np.all(values <= row, axis=1) & np.any(values < row, axis=1)) for row in values],
-        dtype=bool,
-    )
+    """Which rows no other row dominates. A row dominates if no value of it is larger and one is smaller."""
+    beaten = [np.any(np.all(values <= row, axis=1) & np.any(values < row, axis=1)) for row in values]
+    return ~np.array(beaten, dtype=bool)
 
 
 def find_base(folder: Path) -> str:
     """The name of the base's own schedule, which is tried first."""
-    definition = json.loads((folder / "study.json").read_text())
-    return config_id(from_dict(SearchConfig, definition["variants"]["base"]))
+    return config_id(from_dict(SearchConfig, read_definition(folder)["variants"]["base"]))
 
 
 def conclude(schedules: pd.DataFrame, front: pd.DataFrame, base: str) -> tuple[str, ...]:
@@ -109,9 +106,7 @@ def draw_front(finished: pd.DataFrame, front: pd.DataFrame) -> Figure:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    run_script(build, STUDY, __doc__, arguments)
-
+main = partial(run_script, build, STUDY, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import os
 import shutil
 import sys
@@ -28,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "studies")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from pdarts_tune.config.methods import RandomSampling  # noqa: E402
 from pdarts_tune.config.search import SearchConfig  # noqa: E402
@@ -50,7 +51,8 @@ SECOND = "cifar100"  # data set of the study transfer, beside that of its search
 
 def variants_of(study: str) -> dict[str, SearchConfig]:
     """The study's own variants at the paper's settings, but with 8 operations per edge in every stage: the most rows."""
-    module = __import__(study if study != "transfer" else "depth_gap")  # which has no searches of its own, but evaluates others'
+    # The study transfer has no searches of its own, but evaluates others'.
+    module = importlib.import_module(f"studies.{study if study != 'transfer' else 'depth_gap'}")
     found = {}
     for variant in module.STUDY.variants(SearchConfig()):
         stages = tuple(dataclasses.replace(stage, operations=8) for stage in variant.search.stages)

@@ -1,4 +1,7 @@
-"""Variants beside each other. Part of `figures.py`, which is where to import from."""
+"""Figures of a study: variants beside each other, curves over epochs, and one search looked at closely.
+
+Functions that take a frame raise ValueError, in one line, if a column is missing.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common import study_tables
-from common.study_tables import StudyTables
+from common.study_tables import StudyTables, at_stage
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import (
     COLOURS,
@@ -23,12 +25,7 @@ from pdarts_tune.results.cell_figures import (
     require,
     style_of,
 )
-from pdarts_tune.results.tables import read_rows
-
-# MERGED DOCSTRING
-# Curves over epochs and the time that stages take. Part of `figures.py`, which is where to import from.
-# MERGED DOCSTRING
-# One search of a variant looked at closely: its cells, how its alphas moved, and how long its stages took.
+from pdarts_tune.results.tables import final_genotype, read_rows
 
 MOST_NAMES = 40  # of cells, in one legend
 
@@ -163,9 +160,7 @@ def draw_transfer(points: pd.DataFrame, across: str, down: str) -> Figure:
 TOGETHER = 5  # variants; the bands of more would hide each other
 
 
-def draw_learning_curves(
-    curves: pd.DataFrame, label: str = "validation accuracy, %", scale: float = 100, *, logarithmic: bool = False
-) -> Figure:
+def draw_learning_curves(curves: pd.DataFrame, label: str = "validation accuracy, %", scale: float = 100) -> Figure:
     """A measure of searches against the running epoch: a line a variant, a band over its seeds, breaks between stages.
 
     More variants than a picture can hold together have a panel each.
@@ -174,7 +169,6 @@ def draw_learning_curves(
         curves: one row a variant and epoch: variant, stage (1-based), running_epoch (0-based, counted over all stages), mean,
             low and high (the band's ends). Epochs without a value are left out.
         label: what is measured, in its unit after multiplication with `scale`.
-        logarithmic: of the vertical axis; values that are not positive are not shown.
     """
     require(curves, ("variant", "stage", "running_epoch", "mean", "low", "high"), "draw_learning_curves")
     variants = list(curves["variant"].unique())
@@ -200,8 +194,6 @@ def draw_learning_curves(
     for panel in panels[: 1 if together else len(variants)]:
         panel.margins(y=0.1)
         panel.grid(axis="y", color=GRID)
-        if logarithmic and (curves["mean"] > 0).any():
-            panel.set_yscale("log")
     if together:
         mark_stages(panels[0], curves)
         figure.legend(loc="outside right upper", frameon=False, fontsize=10, handlelength=3)
@@ -237,7 +229,15 @@ def draw_timeline(stages: pd.DataFrame) -> Figure:
     return figure
 
 
+CURVES = {  # what draw_curves draws: column of `epochs`, label, scale
+    "learning_curves": ("validation_accuracy", "validation accuracy, %", 100.0),
+    "skips": ("normal_skip_count", "skip-connects of the normal cell", 1.0),
+    "eigenvalue": ("hessian_eigenvalue", "largest eigenvalue of the Hessian", 1.0),
+}
 SEARCH_NOTES = {
+    "learning_curves": "Search networks, epoch by epoch; bands from the lowest to the highest seed.",
+    "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest seed.",
+    "eigenvalue": "Largest eigenvalue of the validation loss's Hessian by the alphas, where it was measured.",
     "timeline": "Where the time of a search goes, stage by stage.",
     "cells": "Both cells that one search ended with: the first completed one of the variant that the others are compared with.",
     "alphas_normal": "The same search: probabilities of the operations on every edge of the normal cell.",
@@ -245,37 +245,42 @@ SEARCH_NOTES = {
 }
 
 
-def draw_search(study: StudyTables, variant: str | None) -> dict[str, Figure]:
-    """The stage timeline of all variants, and cells and alphas of the first completed search of `variant`."""
+def draw_curves(study: StudyTables, *names: str) -> dict[str, Figure]:
+    """Those of CURVES that the searches have values for: mean, lowest and highest over the seeds of a variant."""
     figures = {}
-    if len(study.epochs):
-        figures["timeline"] = draw_timeline(label_stages(study))
-    done = study.trials[(study.trials["variant"] == variant) & (study.trials["status"] == "completed")]
-    if done.empty:
-        return figures
-    trial = done.sort_values(["seed", "split_seed"]).iloc[0]
-    ends = [row for row in read_rows(study.folder, "genotypes", trial["trial_id"]) if row["max_skips"] == trial["max_skips"]]
-    if ends:
-        last = max(ends, key=lambda row: row["stage"])
-        figures["cells"] = draw_genotype(Genotype.parse(last["genotype"]), trial["trial_id"])
-    alphas = pd.DataFrame(read_rows(study.folder, "alphas", trial["trial_id"]))
-    if len(alphas):
-        for cell in ("normal", "reduce"):
-            figures[f"alphas_{cell}"] = draw_alpha_evolution(alphas, cell)
+    for name in names:
+        column, label, scale = CURVES[name]
+        epochs = study.epochs.dropna(subset=[column]) if name == "eigenvalue" else study.epochs
+        if len(epochs):
+            grouped = epochs.groupby(["variant", "stage", "running_epoch"], sort=False, as_index=False)
+            curves = grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))
+            figures[name] = draw_learning_curves(curves, label, scale)
     return figures
 
 
-def label_stages(study: StudyTables) -> pd.DataFrame:
-    """study_tables.stage_times with cells x operations of each stage."""
+def draw_search(study: StudyTables, variant: str | None) -> dict[str, Figure]:
+    """The stage timeline of all variants, and cells and alphas of the first completed search of `variant`."""
+    figures = {"timeline": draw_timeline(time_stages(study))} if len(study.epochs) else {}
+    completed = study.trials[(study.trials["variant"] == variant) & (study.trials["status"] == "completed")]
+    for trial in completed.sort_values(["seed", "split_seed"]).head(1).to_dict("records"):
+        genotype = final_genotype(trial, read_rows(study.folder, "genotypes", trial["trial_id"]))
+        if genotype is not None:
+            figures["cells"] = draw_genotype(Genotype.parse(genotype["genotype"]), trial["trial_id"])
+        alphas = pd.DataFrame(read_rows(study.folder, "alphas", trial["trial_id"]))
+        if len(alphas):
+            figures |= {f"alphas_{cell}": draw_alpha_evolution(alphas, cell) for cell in ("normal", "reduce")}
+    return figures
+
+
+def time_stages(study: StudyTables) -> pd.DataFrame:
+    """What `draw_timeline` draws: seconds of each stage of each variant, mean over its searches."""
+    known = study.epochs.dropna(subset="seconds")
+    spent = known.groupby(["variant", "trial_id", "stage"], sort=False, as_index=False)["seconds"].sum()
+    means = spent.groupby(["variant", "stage"], sort=False, as_index=False)["seconds"].mean()
     plans = study.trials.drop_duplicates("variant").set_index("variant")
-    times = study_tables.stage_times(study.epochs)
-
-    def part(column: str, variant: str, stage: int) -> str:
-        values = str(plans.loc[variant, column]).split("-")
-        return values[min(stage, len(values)) - 1]  # candidates of a random search share the plan's one stage
-
     labels = [
-        f"{part('depths', variant, stage)}x{part('operations', variant, stage)}"
-        for variant, stage in zip(times["variant"], times["stage"], strict=True)
+        f"{at_stage(plans.loc[variant, 'depths'], stage)}x{at_stage(plans.loc[variant, 'operations'], stage)}"
+        for variant, stage in zip(means["variant"], means["stage"], strict=True)
     ]
-    return times.assign(label=labels)
+    starts = means.groupby("variant", sort=False)["seconds"].cumsum() - means["seconds"]
+    return means.assign(start_seconds=starts, label=labels)

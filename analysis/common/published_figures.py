@@ -1,4 +1,4 @@
-"""Figures from the literature as tables, to stand beside ours and never among them."""
+"""Figures from the literature as tables: they stand beside ours, never among them."""
 
 from __future__ import annotations
 

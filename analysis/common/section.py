@@ -1,4 +1,11 @@
-"""Numbers, tables and files as readers get them: signs, dashes, Markdown, LaTeX."""
+"""A question's answer: a section of tables, figures and sentences, and the files that it becomes.
+
+Each question's script has `build(results) -> Section | None`, None where the folder holds no data for its question, and a command
+line `--results DIR [--out DIR]` that writes the section and prints its main table and its conclusion.
+
+A table is a frame of plain numbers, which the CSV holds in full. A column's name decides how readers see it: the suffix is the unit
+(see `_DIGITS`), `x` with `x_sd` becomes mean ± standard deviation, `ci_low` with `ci_high` an interval.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,71 +24,15 @@ from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.cell_figures import save_figure
 
-# MERGED DOCSTRING
-# What every research question's script gives: a section of tables, figures and sentences, and the files that it becomes.
-#
-# Each script has `build(results) -> Section | None`, None where the folder holds no data for its question, and a command line
-# `--results DIR [--out DIR]` that writes the section and prints its main table and its conclusion.
-#
-# A table is a frame of plain numbers, which the CSV holds in full. How a column is shown to readers follows from its name: the unit
-# is its suffix (see `_DIGITS`), `x` with `x_sd` becomes mean ± standard deviation, `ci_low` with `ci_high` an interval.
-
 NOTHING = "–"
-
-
-def show(value: float | None, digits: int, sign: bool = False) -> str:
-    """A number for readers, with a true minus sign; a dash where there is none."""
-    if value is None or math.isnan(value):
-        return NOTHING
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
-
-
-def show_interval(low: float, high: float, digits: int) -> str:
-    return NOTHING if math.isnan(low) else f"[{show(low, digits, True)}, {show(high, digits, True)}]"
-
-
-def to_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    align = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align if rows else None)
-
-
-def to_latex(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A booktabs table in plain ASCII."""
-    align = ["left", *["right"] * (len(headers) - 1)]
-    text = tabulate(rows, headers, tablefmt="latex_booktabs", disable_numparse=True, colalign=align if rows else None)
-    for character, command in (("±", r"$\pm$"), ("−", "$-$"), (NOTHING, "--")):
-        text = text.replace(character, command)
-    return text + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-PUBLISHED = "published"  # a table whose name starts with this holds other people's figures, and is headed accordingly
 NOTHING_MISSING = "Nothing: every search and every evaluation is there."
+PUBLISHED = "published"  # a table whose name starts with this holds other people's figures, and its heading says so
 
 _UNITS = {"percent": "%", "points": "points", "millions": "M", "seconds": "s", "mebibytes": "MiB", "hours": "h"}
-_DIGITS = {
-    "search_percent": 1,
-    "inherited_percent": 1,
-    "percent": 2,
-    "points": 2,
-    "millions": 2,
-    "seconds": 0,
-    "mebibytes": 0,
-    "hours": 1,
-    "skips": 1,
-    "depth": 1,
-    "width": 1,
-    "p": 3,
-    "min_p": 3,
-    "p_holm": 3,
-}
+_DIGITS = {"seconds": 0, "mebibytes": 0, "p": 3, "min_p": 3, "p_holm": 3}
+_DIGITS |= dict.fromkeys(("search_percent", "inherited_percent", "hours", "skips", "depth", "width"), 1)
 _HEADINGS = {"two_by_two": "Dropout x refinement", "non_inferiority": "Non-inferiority", "by_limit": "Limits on skip-connects"}
+_COLUMNS = {"p_holm": "p (Holm)", "min_p": "smallest p"}
 _SIGNED = ("difference", "interaction", "gap", "change")
 
 
@@ -96,12 +46,23 @@ class Section:
     figures: Mapping[str, Figure]
     conclusion: tuple[str, ...]  # sentences
     missing: tuple[str, ...]  # what the figures lack, one line each
-    notes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # how to read a table or a figure, by its name
+    notes: Mapping[str, str] = field(default_factory=dict)  # how to read a table or a figure, by its name
     about: str = ""  # where the figures come from: data, recipe, device, code
 
     @property
     def main_table(self) -> pd.DataFrame:
         return next(iter(self.tables.values()))
+
+
+def show(value: float | None, digits: int, sign: bool = False) -> str:
+    """A number for readers, with a true minus sign; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def show_interval(low: float, high: float, digits: int) -> str:
+    return NOTHING if math.isnan(low) else f"[{show(low, digits, True)}, {show(high, digits, True)}]"
 
 
 def heading(name: str) -> str:
@@ -116,44 +77,29 @@ def heading(name: str) -> str:
 
 
 def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells as readers see them; a dash where there is no figure."""
+    """Headers and rows as readers see them; a dash where there is no figure."""
     headers, columns = [], []
     for name in table.columns:
         if name == "ci_high" or (name.endswith("_sd") and name.removesuffix("_sd") in table.columns):
             continue
         if name == "ci_low":
-            digits = _digits("difference_points")
-            bounds = zip(table["ci_low"], table["ci_high"], strict=True)
             headers.append("95 % interval")
-            columns.append([show_interval(low, high, digits) for low, high in bounds])
+            columns.append([show_interval(low, high, 2) for low, high in zip(table["ci_low"], table["ci_high"], strict=True)])
             continue
-        headers.append(_header(name))
-        shown = [_cell(value, name) for value in table[name]]
+        suffix = name.removesuffix("_sd").rsplit("_", 1)[-1]
+        unit = _UNITS.get(suffix)
+        words = (name.rsplit("_", 1)[0] if unit else name).replace("_", " ")
+        headers.append(_COLUMNS.get(name, f"{words}, {unit}" if unit else words))
+        digits = _DIGITS.get(name.removesuffix("_sd"), _DIGITS.get(suffix, 2))
+        cells = [_cell(value, name, digits) for value in table[name]]
         if f"{name}_sd" in table.columns:
-            spreads = [_cell(value, f"{name}_sd") for value in table[f"{name}_sd"]]
-            shown = [f"{mean} ± {sd}" if sd != NOTHING else mean for mean, sd in zip(shown, spreads, strict=True)]
-        columns.append(shown)
+            spreads = [_cell(value, f"{name}_sd", digits) for value in table[f"{name}_sd"]]
+            cells = [f"{mean} ± {sd}" if sd != NOTHING else mean for mean, sd in zip(cells, spreads, strict=True)]
+        columns.append(cells)
     return headers, [list(row) for row in zip(*columns, strict=True)]
 
 
-def _suffix(name: str) -> str:
-    return name.removesuffix("_sd").rsplit("_", 1)[-1]
-
-
-def _header(name: str) -> str:
-    special = {"p_holm": "p (Holm)", "min_p": "smallest p"}
-    if name in special:
-        return special[name]
-    unit = _UNITS.get(_suffix(name))
-    words = (name.rsplit("_", 1)[0] if unit else name).replace("_", " ")
-    return f"{words}, {unit}" if unit else words
-
-
-def _digits(name: str) -> int:
-    return _DIGITS.get(name.removesuffix("_sd"), _DIGITS.get(_suffix(name), 2))
-
-
-def _cell(value: object, name: str) -> str:
+def _cell(value: object, name: str, digits: int) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return NOTHING
     if isinstance(value, str):
@@ -167,8 +113,24 @@ def _cell(value: object, name: str) -> str:
     assert isinstance(value, float), f"{name}: {value!r}"
     if name == "detectable" and math.isinf(value):
         return "none"
-    signed = name.startswith(_SIGNED) and not name.endswith("_sd")
-    return show(value, _digits(name), signed)
+    return show(value, digits, sign=name.startswith(_SIGNED) and not name.endswith("_sd"))
+
+
+def _tabulate(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
+    align = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align if rows else None)
+
+
+def to_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return _tabulate(headers, rows, "github")
+
+
+def to_latex(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A booktabs table in plain ASCII."""
+    text = _tabulate(headers, rows, "latex_booktabs")
+    for character, command in (("±", r"$\pm$"), ("−", "$-$"), (NOTHING, "--")):
+        text = text.replace(character, command)
+    return text + "\n"
 
 
 def table_markdown(table: pd.DataFrame) -> str:
@@ -183,11 +145,15 @@ def to_text(section: Section) -> str:
             parts += [f"## {heading(name)}", table_markdown(table), section.notes.get(name, "")]
     for name in section.figures:
         parts += [f"## {heading(name)}", f"![{heading(name)}]({section.name}_{name}.png)", section.notes.get(name, "")]
-    parts += [
-        "## What is missing",
-        "\n".join(f"- {line}" for line in section.missing) or NOTHING_MISSING,
-    ]
+    parts += ["## What is missing", "\n".join(f"- {line}" for line in section.missing) or NOTHING_MISSING]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or nothing."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def write_section(section: Section, out: Path) -> Path:

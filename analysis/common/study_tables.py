@@ -1,6 +1,6 @@
-"""What the analysis scripts share: a study's tables joined to one row a trial.
+"""A study's tables, joined to one row a trial, and the configurations of its variants: what every question starts from.
 
-The scripts run as `python analysis/rq1_depth_gap.py`, so they import this module by its bare name.
+The scripts run as `python analysis/rq1_depth_gap.py`, so they import the files of this folder as `common.study_tables`.
 """
 
 from __future__ import annotations
@@ -25,24 +25,20 @@ from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_seeds, planned_seeds
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import final_genotypes, read_rows, read_table
-
-# MERGED DOCSTRING
-# Which variants a question compares, known by their configurations and not by their names: anybody's study will do.
-# MERGED DOCSTRING
-# What the answers to RQ1, RQ2, RQ3 and the comparison of methods start from.
+from pdarts_tune.results.tables import final_genotypes, read_table
 
 CELLS = ("normal", "reduce")
-# What answers rest on: in studies of thousands of trials every further column takes seconds.
-_UNASKED = ("study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out", "mean", "std")
-_SEARCH_COLUMNS = [
-    name for name in SCHEMAS["trials"].names if name not in (*_UNASKED, *(field.name for field in fields(Execution)))
-]
-_EPOCH_COLUMNS = ["trial_id", "stage", "epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count", "collapsed"]
-_EPOCH_COLUMNS += ["hessian_eigenvalue", "derived_epoch"]
-_EVALUATION_COLUMNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy"]
-_EVALUATION_COLUMNS += ["top5_accuracy", "params", "macs", "config"]  # for comparisons across settings
-_GENOTYPE_COLUMNS = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs"]
+RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
+
+# The columns that answers need. In studies of thousands of trials every further column takes seconds.
+_UNREAD = {"study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out", "mean", "std"}
+_UNREAD |= {field.name for field in fields(Execution)}
+_TRIALS = [name for name in SCHEMAS["trials"].names if name not in _UNREAD]
+_EPOCHS = ["trial_id", "stage", "epoch", "derived_epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count"]
+_EPOCHS += ["collapsed", "hessian_eigenvalue"]
+_GENOTYPES = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs", "inherited_accuracy"]
+_EVALUATIONS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy", "top5_accuracy"]
+_EVALUATIONS += ["params", "macs", "config"]
 _TRIAL_COLUMNS = ["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]
 
 
@@ -58,6 +54,10 @@ class StudyTables:
     evaluations: pd.DataFrame  # of derived genotypes; `stem`, `params` and `macs` are the evaluated network's
 
 
+Read = Callable[[Path], StudyTables]  # read_study, or a function that keeps its results
+Configs = Mapping[str, SearchConfig]  # by variant
+
+
 def find_study(results: Path, name: str) -> Path | None:
     """The folder of a study that has trials: `<results>/<name>`, or `results` itself if it is one study's folder, of any name.
 
@@ -67,48 +67,36 @@ def find_study(results: Path, name: str) -> Path | None:
     if not results.is_dir():
         raise ConfigError(f"{results}: no such results folder")
     folder = results if (results / "trials").is_dir() else results / name
-    return folder if any((folder / "trials").glob("[!.]*.parquet")) else None
+    return folder if has_trials(folder) else None
 
 
-def load_study(folder: Path, *, several_settings: bool = False, epoch_columns: Sequence[str] = ()) -> StudyTables:
-    """Reads the folder of one study, for a question about one data set and recipe, or about `several_settings`.
-
-    Raises:
-        ConfigError: as `read_study`, `of_one_setting` and `of_several_settings`.
-    """
-    study = read_study(folder, epoch_columns)
-    return of_several_settings(study) if several_settings else of_one_setting(study)
+def has_trials(folder: Path) -> bool:
+    return any((folder / "trials").glob("[!.]*.parquet"))
 
 
 def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
-    """All of one study, with the evaluations in every setting, which are of any data set and recipe.
+    """All of one study, with the evaluations of every data set and recipe.
 
     Args:
-        epoch_columns: of the table `epochs`, beside those that answers rest on.
+        epoch_columns: columns of the table `epochs`, beside those that answers need.
 
     Raises:
         ConfigError: it holds no trials, two trials have the same variant and seeds, or its searches are not those of the study.
     """
-    columns = {
-        "trials": _SEARCH_COLUMNS,
-        "epochs": [*_EPOCH_COLUMNS, *epoch_columns],
-        "genotypes": [*_GENOTYPE_COLUMNS, "inherited_accuracy"],
-        "evaluations": _EVALUATION_COLUMNS,
-    }
-    with ThreadPoolExecutor(len(columns)) as pool:  # what takes one core alone, of each table, is done side by side
+    epoch_columns = [*_EPOCHS, *epoch_columns]
+    columns = {"trials": _TRIALS, "epochs": epoch_columns, "genotypes": _GENOTYPES, "evaluations": _EVALUATIONS}
+    with ThreadPoolExecutor(len(columns)) as pool:  # parts of each reading keep one core busy, so all tables are read at once
         trials, epochs, genotypes, evaluations = pool.map(partial(read_table, folder), columns, columns.values())
-    trials = trials.sort_values(["started", "trial_id"], ignore_index=True)
     definition = read_definition(folder)
     order = {name: index for index, name in enumerate(definition.get("variants", ()))}
-    trials = trials.sort_values("variant", key=lambda column: column.map(order), kind="stable")
-    trials = trials.reset_index(drop=True)
+    trials = trials.sort_values(["started", "trial_id"])
+    trials = trials.sort_values("variant", key=lambda column: column.map(order), kind="stable", ignore_index=True)
     if trials.empty:
         raise ConfigError(f"{folder}: holds no trials yet")
     twice = trials[trials.duplicated(["variant", "seed", "split_seed"])]
     if len(twice):
         raise ConfigError(f"{folder}: two trials of variant {twice['variant'].iloc[0]}, seed {twice['seed'].iloc[0]}")
-    found = {str(variant): set(seeds) for variant, seeds in trials.groupby("variant")["seed"]}
-    check_seeds(definition, found, completed=(folder / COMPLETED).exists(), where=str(folder))
+    check_seeds(definition, _seeds(trials), completed=(folder / COMPLETED).exists(), where=str(folder))
     epochs = epochs.sort_values(["trial_id", "stage", "epoch"])
     epochs = epochs.assign(running_epoch=epochs.groupby("trial_id").cumcount())
     epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
@@ -121,14 +109,14 @@ def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
 
 
 def of_one_setting(study: StudyTables) -> StudyTables:
-    """With the evaluations on the data that the cells were searched on alone. ConfigError where they are of several recipes."""
+    """The study with evaluations on the data of its searches alone. ConfigError where they have several recipes."""
     evaluations = study.evaluations.merge(study.derived[["genotype_id", "data"]].drop_duplicates())
     _refuse_mixed(evaluations, str(study.folder))
     return replace(study, evaluations=evaluations)
 
 
 def of_several_settings(study: StudyTables) -> StudyTables:
-    """The same study. ConfigError where figures of one data set and recipe's name are of several recipes."""
+    """The same study. ConfigError where evaluations on one data set have one recipe's name and several recipes."""
     for data, runs in study.evaluations.groupby("data"):
         _refuse_mixed(runs[runs.groupby("recipe")["recipe_id"].transform("nunique") > 1], f"{study.folder}: on {data}")
     return study
@@ -142,23 +130,70 @@ def _refuse_mixed(evaluations: pd.DataFrame, where: str) -> None:
 
 
 def read_definition(folder: Path) -> dict[str, Any]:
-    """What the study's folder remembers of it, such as the order of its variants; nothing where no study wrote it."""
+    """The study's `study.json`; empty where there is none."""
     definition = folder / DEFINITION
     return json.loads(definition.read_text()) if definition.exists() else {}
 
 
+class Question(NamedTuple):
+    """A question's study, on one data set and by one recipe."""
+
+    study: StudyTables
+    configs: Configs
+    measures: pd.DataFrame  # of measure_trials
+    missing: list[str]  # of list_missing; the question adds what else its answer lacks
+    rng: np.random.Generator
+
+
+def open_question(results: Path, name: str, read: Read, is_about: Callable[[StudyTables], bool]) -> Question | None:
+    """The study of a question: of that name in `results`, or `results` itself if it is one that the question `is_about`.
+
+    Raises:
+        ConfigError: the study cannot be read, its evaluations have several recipes, or a configuration is unknown.
+    """
+    folder = find_study(results, name)
+    if folder is None:
+        return None
+    study = of_one_setting(read(folder))
+    if folder.name != name and not is_about(study):
+        return None
+    study, other_devices = keep_one_device(study)
+    measures = measure_trials(study)
+    missing = list_missing(study, measures) + other_devices
+    return Question(study, read_configs(study.trials), measures, missing, np.random.default_rng(RNG_SEED))
+
+
+def keep_one_device(study: StudyTables) -> tuple[StudyTables, list[str]]:
+    """The study with the costs of one kind of device alone, that of most searches, and a line on the others.
+
+    A study may be continued, or take over variants, on another machine. Its seconds and peak memory do not compare.
+    """
+    devices = study.trials.set_index("trial_id")["device"]
+    counts = devices.reindex(study.epochs["trial_id"].unique()).value_counts()
+    if len(counts) < 2:
+        return study, []
+    usual, *others = counts.index
+
+    def blank(table: pd.DataFrame) -> pd.DataFrame:
+        usual_ones = ~table["trial_id"].map(devices).isin(others)
+        return table.assign(**{cost: table[cost].where(usual_ones) for cost in ("seconds", "peak_bytes")})
+
+    names = ", ".join(f"{counts[name]} on {name}" for name in others)
+    line = f"seconds and peak memory are those of the searches on {usual}; left out are {counts[others].sum()} searches: {names}"
+    return replace(study, trials=blank(study.trials), epochs=blank(study.epochs)), [line]
+
+
 def evaluate_cells(study: StudyTables, cells: pd.DataFrame) -> pd.DataFrame:
-    """`cells` with `accuracy` and `error_percent`, means over evaluation seeds, and `evaluations`, how many were finished."""
-    finished = study.evaluations[study.evaluations["status"] == "completed"]
-    means = finished.groupby(["genotype_id", "data"], as_index=False).agg(
-        accuracy=("accuracy", "mean"), evaluations=("accuracy", "size")
-    )
+    """`cells` with `accuracy` and `error_percent`, means over evaluation seeds, and `evaluations`, how many are completed."""
+    completed = study.evaluations[study.evaluations["status"] == "completed"]
+    grouped = completed.groupby(["genotype_id", "data"], as_index=False)
+    means = grouped.agg(accuracy=("accuracy", "mean"), evaluations=("accuracy", "size"))
     joined = cells.merge(means, on=["genotype_id", "data"], how="left").fillna({"evaluations": 0})
     return joined.assign(error_percent=100 * (1 - joined["accuracy"]))
 
 
 def stage_ends(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Of each stage that has ended, or candidate of a random search, the epoch whose alphas decided what came out of it.
+    """Of each stage that has ended, or candidate of a random search, the epoch whose alphas gave its cell.
 
     That is the last one, or an earlier one where the stage was stopped early.
     """
@@ -167,7 +202,7 @@ def stage_ends(epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_epochs(study: StudyTables) -> pd.DataFrame:
-    """The epoch that each completed search took its cell from: what the search saw of it.
+    """The epoch that each completed search took its cell from.
 
     Of a random search that is the last one of the candidate with the best validation accuracy, of others that of the last stage.
     """
@@ -180,53 +215,38 @@ def chosen_epochs(study: StudyTables) -> pd.DataFrame:
 def measure_trials(study: StudyTables) -> pd.DataFrame:
     """One row a trial: its own columns, those of its last cell, `search_accuracy`, `accuracy` and `gap_points`.
 
-    `search_accuracy` is the validation accuracy of the network that this cell was taken from: see `chosen_epochs`.
-    Fractions, percent and points (of accuracy, search minus evaluation). What a trial does not have is nan; a trial that is not
-    completed has no cell.
+    `search_accuracy` is the validation accuracy of the network that this cell was taken from: see `chosen_epochs`. Accuracies are
+    fractions, errors percent, gaps points of accuracy, search minus evaluation. A trial that is not completed has no cell. What a
+    trial does not have is nan.
     """
-    cells = final_genotypes(study.cells, study.trials)
-    columns = [
-        "trial_id",
-        "genotype_id",
-        "skips",
-        "depth",
-        "width",
-        "params",
-        "macs",
-        "inherited_accuracy",
-        "accuracy",
-        "error_percent",
-    ]
-    measures = study.trials.merge(evaluate_cells(study, cells)[[*columns, "evaluations"]], on="trial_id", how="left")
-    found = chosen_epochs(study)[["trial_id", "validation_accuracy"]].rename(columns={"validation_accuracy": "search_accuracy"})
-    measures = measures.merge(found, on="trial_id", how="left")
+    cells = evaluate_cells(study, final_genotypes(study.cells, study.trials))
+    cells = cells.drop(columns=["stage", "own_limit", *_TRIAL_COLUMNS[1:]])
+    measures = study.trials.merge(cells, on="trial_id", how="left")
+    search = chosen_epochs(study)[["trial_id", "validation_accuracy"]].rename(columns={"validation_accuracy": "search_accuracy"})
+    measures = measures.merge(search, on="trial_id", how="left")
     return measures.assign(gap_points=100 * (measures["search_accuracy"] - measures["accuracy"]))
 
 
 def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
-    """What the figures lack, one line each: trials that failed, run or were never started, evaluations that are not there."""
+    """What the figures lack, one line each: trials that are not completed or not there, and evaluations that are not there."""
     lines = []
-    planned = study.evaluations["seed"].nunique()
+    evaluation_seeds = study.evaluations["seed"].nunique()
     for trial in measures.to_dict("records"):
         where = f"{trial['variant']}, seed {trial['seed']}"
         if trial["status"] != "completed":
-            lines.append(
-                f"{where}: search {trial['status']}"
-                + (f" ({first_line(trial['error'])})" if isinstance(trial["error"], str) else "")
-            )
+            reason = f" ({first_line(trial['error'])})" if isinstance(trial["error"], str) else ""
+            lines.append(f"{where}: search {trial['status']}{reason}")
         elif not trial["evaluations"] > 0:
             failures = study.evaluations.loc[study.evaluations["genotype_id"] == trial["genotype_id"], "failure"].dropna().unique()
-            lines.append(
-                f"{where}: its cell has no finished evaluation" + "".join(f" ({first_line(failure)})" for failure in failures)
-            )
-        elif trial["evaluations"] < planned:
-            lines.append(f"{where}: {trial['evaluations']:.0f} of {planned} evaluations finished")
-    planned_searches = planned_seeds(read_definition(study.folder))
-    found = {str(variant): set(rows["seed"]) for variant, rows in measures.groupby("variant", sort=False)}
+            reasons = "".join(f" ({first_line(failure)})" for failure in failures)
+            lines.append(f"{where}: its cell has no finished evaluation{reasons}")
+        elif trial["evaluations"] < evaluation_seeds:
+            lines.append(f"{where}: {trial['evaluations']:.0f} of {evaluation_seeds} evaluations finished")
+    planned, seeds = planned_seeds(read_definition(study.folder)), _seeds(measures)
     searched = set(measures.loc[measures["method"] != "given", "variant"])  # a given genotype needs one seed
-    for variant in found | planned_searches:
-        others = set(measures["seed"]) if variant in searched else set()
-        absent = sorted((others | set(planned_searches.get(variant, ()))) - found.get(variant, set()))
+    for variant in seeds | planned:
+        needed = set(measures["seed"]) if variant in searched else set()
+        absent = sorted((needed | set(planned.get(variant, ()))) - seeds.get(variant, set()))
         lines += [f"{variant}: no trial with seed {seed}" for seed in absent]
     evaluated = measures[measures["evaluations"] > 0]
     for _, rows in evaluated[evaluated.duplicated("genotype_id", keep=False)].groupby("genotype_id", sort=False):
@@ -235,15 +255,23 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _seeds(trials: pd.DataFrame) -> dict[str, set[int]]:
+    return {str(variant): set(seeds) for variant, seeds in trials.groupby("variant", sort=False)["seed"]}
+
+
+def first_line(text: str) -> str:
+    """What happened, of an error's text: the traceback follows it."""
+    return text.split("\n", 1)[0]
+
+
 def describe_study(study: StudyTables) -> str:
     """Where the figures come from: data, recipe, devices, code."""
 
     def listed(values: pd.Series) -> str:
         return ", ".join(str(value) for value in values.dropna().unique()) or "unknown"
 
-    recipes = (
-        listed(study.evaluations["recipe"] + " (" + study.evaluations["recipe_id"] + ")") if len(study.evaluations) else "none yet"
-    )
+    runs = study.evaluations
+    recipes = listed(runs["recipe"] + " (" + runs["recipe_id"] + ")") if len(runs) else "none yet"
     return (
         f"Study {study.folder.name}: {len(study.trials)} searches on {listed(study.trials['data'])}, "
         f"{(study.trials['status'] == 'completed').sum()} of them completed; evaluation recipe {recipes}; "
@@ -254,26 +282,22 @@ def describe_study(study: StudyTables) -> str:
 def read_candidates(study: StudyTables) -> tuple[list[str], NDArray[np.int64]]:
     """The candidate operations of completed searches: their trial ids, and (trials, stages, cells, edges) sets of operations.
 
-    A set is a sum of 2^k for the operations PRIMITIVES[k] that are in it, 0 where a search has no such stage; cells are normal and
-    reduction cells. All epochs of a stage have the same candidates. Compact, since large studies have millions of rows even of the
-    first epochs alone.
+    A set is a sum of 2^k for its operations PRIMITIVES[k], 0 where a search has no such stage; cells are normal and reduction
+    cells. All epochs of a stage have the same candidates, so the first ones are read. The sets are compact: large studies have
+    millions of rows even of the first epochs alone.
     """
-    found = read_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], only={"epoch": [0]})
+    alphas = read_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], only={"epoch": [0]})
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]
-    trials = sorted(set(found["trial_id"].unique()) & set(completed))
+    trials = sorted(set(alphas["trial_id"].unique()) & set(completed))
 
     def place(column: str, names: Sequence[str]) -> NDArray[np.int64]:
-        values = found[column].astype("category")
+        values = alphas[column].astype("category")
         return pd.Index(names).get_indexer(values.cat.categories)[values.cat.codes].astype(np.int64)
 
-    places = [
-        place("trial_id", trials),
-        found["stage"].to_numpy(np.int64) - 1,
-        place("cell", CELLS),
-        found["edge"].to_numpy(np.int64),
-    ]
-    known = (places[0] >= 0) & (places[1] >= 0)
-    shape = (len(trials), int(places[1].max(initial=0)) + 1, len(CELLS), len(EDGES))
+    stages, edges = alphas["stage"].to_numpy(np.int64) - 1, alphas["edge"].to_numpy(np.int64)
+    places = [place("trial_id", trials), stages, place("cell", CELLS), edges]
+    known = (places[0] >= 0) & (stages >= 0)
+    shape = (len(trials), int(stages.max(initial=0)) + 1, len(CELLS), len(EDGES))
     if not known.any():
         return trials, np.zeros(shape, dtype=np.int64)
     at = np.ravel_multi_index(tuple(values[known] for values in places), shape)
@@ -281,48 +305,17 @@ def read_candidates(study: StudyTables) -> tuple[list[str], NDArray[np.int64]]:
     return trials, sets.reshape(shape).astype(np.int64)
 
 
-def read_correct(study: StudyTables) -> dict[tuple[str, int], NDArray[np.bool_]]:
-    """Per-example correctness by genotype and evaluation seed, of the first search seed's cells alone, since it is large."""
-    first = study.trials["seed"].min()
-    chosen = study.cells[(study.cells["seed"] == first) & (study.cells["status"] == "completed")]
-    runs = study.evaluations[
-        study.evaluations["genotype_id"].isin(chosen["genotype_id"]) & (study.evaluations["status"] == "completed")
-    ]
-    flags = {}
-    for run in runs.to_dict("records"):
-        (row,) = read_rows(study.folder, "evaluations", run["trial_id"])
-        if row["correct"]:
-            flags[row["genotype_id"], row["seed"]] = np.array(row["correct"], dtype=bool)
-    return flags
+# Which variants a question compares follows from their configurations and not from their names: anybody's study will do.
 
 
-def average_curves(epochs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """What `figures.draw_learning_curves` draws: mean, lowest and highest over the seeds of a variant, epoch by epoch."""
-    grouped = epochs.groupby(["variant", "stage", "running_epoch"], sort=False, as_index=False)
-    return grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))
-
-
-def stage_times(epochs: pd.DataFrame) -> pd.DataFrame:
-    """What `figures.draw_timeline` draws, without its labels: seconds of each stage of each variant, mean over its searches."""
-    spent = epochs.dropna(subset="seconds").groupby(["variant", "trial_id", "stage"], sort=False, as_index=False)["seconds"].sum()
-    means = spent.groupby(["variant", "stage"], sort=False, as_index=False)["seconds"].mean()
-    return means.assign(start_seconds=means.groupby("variant", sort=False)["seconds"].cumsum() - means["seconds"])
-
-
-Arms = Mapping[str, SearchConfig]
-
-
-def read_arms(trials: pd.DataFrame) -> Arms:
+def read_configs(trials: pd.DataFrame) -> Configs:
     """The configuration of each variant, in the order of the study; seeds are those of some trial.
 
     Raises:
         ConfigError: a configuration that this release does not know.
     """
-    first = trials.drop_duplicates("variant")
-    return {
-        variant: from_dict(SearchConfig, json.loads(text))
-        for variant, text in first[["variant", "config"]].itertuples(index=False, name=None)
-    }
+    first = trials.drop_duplicates("variant")[["variant", "config"]]
+    return {variant: from_dict(SearchConfig, json.loads(text)) for variant, text in first.itertuples(index=False, name=None)}
 
 
 def differences(one: SearchConfig, other: SearchConfig) -> set[str]:
@@ -346,6 +339,12 @@ def operations(config: SearchConfig) -> list[int]:
     return [stage.operations for stage in config.stages]
 
 
+def at_stage(plan: str, stage: int) -> str:
+    """The number of a stage in a plan such as 5-11-17. Candidates of a random search are stages that share the plan's one stage."""
+    numbers = plan.split("-")
+    return numbers[min(stage, len(numbers)) - 1]
+
+
 def grows(config: SearchConfig) -> bool:
     """Whether this is a search whose network only grows from stage to stage, as P-DARTS' does."""
     cells = depths(config)
@@ -360,62 +359,3 @@ def drops(config: SearchConfig) -> bool:
 
 def has_skip_dropout(config: SearchConfig) -> bool:
     return trains_alphas(config.method) and any(stage.skip_dropout > 0 for stage in config.stages)
-
-
-RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
-
-Read = Callable[[Path], StudyTables]  # frames.read_study, or what keeps its results
-
-
-class Question(NamedTuple):
-    """A question's study, on one data set and by one recipe."""
-
-    study: StudyTables
-    arms: Arms
-    measures: pd.DataFrame  # frames.measure_trials
-    missing: list[str]  # frames.list_missing; what else the answer lacks is added
-    rng: np.random.Generator
-
-
-def open_question(results: Path, name: str, read: Read, is_about: Callable[[StudyTables], bool]) -> Question | None:
-    """The study of a question: of that name in `results`, or `results` itself if it is one that the question `is_about`.
-
-    Raises:
-        ConfigError: where study_tables.load_study does.
-    """
-    folder = find_study(results, name)
-    if folder is None:
-        return None
-    study = of_one_setting(read(folder))
-    if folder.name != name and not is_about(study):
-        return None
-    study, told = keep_one_device(study)
-    measures = measure_trials(study)
-    missing = list_missing(study, measures) + told
-    return Question(study, read_arms(study.trials), measures, missing, np.random.default_rng(RNG_SEED))
-
-
-def keep_one_device(study: StudyTables) -> tuple[StudyTables, list[str]]:
-    """The study with the costs of one kind of device alone, that of most searches, and a line on those left out.
-
-    A study may be continued, or take over arms, on another machine; seconds and peak memory would be compared as if variants
-    differed in them.
-    """
-    devices = study.trials.set_index("trial_id")["device"]
-    counts = devices.reindex(study.epochs["trial_id"].unique()).value_counts()
-    if len(counts) < 2:
-        return study, []
-    usual, *others = counts.index
-
-    def blank(table: pd.DataFrame) -> pd.DataFrame:
-        usual_ones = ~table["trial_id"].map(devices).isin(others)
-        return table.assign(**{cost: table[cost].where(usual_ones) for cost in ("seconds", "peak_bytes")})
-
-    names = ", ".join(f"{counts[name]} on {name}" for name in others)
-    told = f"seconds and peak memory are those of the searches on {usual}; left out are {counts[others].sum()} searches: {names}"
-    return replace(study, trials=blank(study.trials), epochs=blank(study.epochs)), [told]
-
-
-def first_line(text: str) -> str:
-    """Of a failure, what happened."""
-    return text.split("\n", 1)[0]  # the traceback follows

@@ -308,10 +308,8 @@ def predict_needs(trials: Sequence[SearchTrial | EvalTrial]) -> dict[str, int]:
 
 @lru_cache
 def _checked(data: str, train_images: int | None, test_images: int | None, image_size: int | None, skip_bad: bool) -> DatasetInfo:
-    config = SearchConfig(
-        data=data, train_images=train_images, test_images=test_images, image_size=image_size, skip_bad_images=skip_bad
-    )
-    return check_dataset(config)
+    counts = {"train_images": train_images, "test_images": test_images}
+    return check_dataset(SearchConfig(data=data, **counts, image_size=image_size, skip_bad_images=skip_bad))
 
 
 def _info(config: SearchConfig | EvalConfig) -> DatasetInfo:

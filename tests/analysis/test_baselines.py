@@ -131,7 +131,7 @@ def test_a_search_is_shown_with_the_accuracy_of_the_network_that_its_cell_is_fro
     write_rows(folder, "epochs", "baselines-pdarts-s0", stopped)
     seen = {"pdarts": 0.25, "random_search": 0.9}
 
-    study = study_tables.load_study(folder)
+    study = study_tables.of_one_setting(study_tables.read_study(folder))
     measures = study_tables.measure_trials(study).set_index("variant")
     assert measures["search_accuracy"].to_dict() == seen
     assert measures["gap_points"].to_dict() == {name: 100 * (seen[name] - measures.loc[name, "accuracy"]) for name in seen}
@@ -139,7 +139,8 @@ def test_a_search_is_shown_with_the_accuracy_of_the_network_that_its_cell_is_fro
     assert rq1_stages(study).groupby("variant")["search_percent"].last()["pdarts"] == 25.0
     ended = count_collapses(study).set_index("variant")["collapsed_at_end"]
     assert ended.to_dict() == {"pdarts": 0, "random_search": 1}
-    lines = [line.split("|") for line in summarise(study_tables.load_study(folder, epoch_columns=COLUMNS)).splitlines()]
+    detailed = study_tables.of_one_setting(study_tables.read_study(folder, COLUMNS))
+    lines = [line.split("|") for line in summarise(detailed).splitlines()]
     assert {line[1].strip(): line[6].strip() for line in lines if len(line) > 6 and line[1].strip() in seen} == {
         "pdarts": "0.25",
         "random_search": "0.90",

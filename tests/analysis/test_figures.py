@@ -4,6 +4,7 @@ import itertools
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, random_genotype
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 from pdarts_tune.results.cell_figures import draw_alpha_evolution, draw_alphas, draw_genotype, save_figure
+
+ANALYSIS = Path(__file__).parents[2] / "analysis"
 
 TWICE = CellGenotype(  # two operations between the same two states, at every node
     (
@@ -284,7 +287,7 @@ def test_saving_into_a_missing_folder_is_an_error(tmp_path):
 def test_drawing_touches_no_global_state_of_matplotlib():
     heavy = ("matplotlib.pyplot", "torch", "ray", "mlflow")
     code = f"import sys, pdarts_tune.results.cell_figures, common.figures; print([m for m in {heavy} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ANALYSIS, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 

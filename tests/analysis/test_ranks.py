@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from common import statistics
-from common.statistics import holm, kendall_tau, minimum_detectable_tau, partial_correlation, tau_within_variants
+from common import ranks
+from common.ranks import kendall_tau, minimum_detectable_tau, partial_correlation, tau_within_variants
+from common.statistics import holm
 
 
 def correlated(rng, n, rho):
@@ -202,7 +203,7 @@ def test_offsets_between_variants_neither_make_nor_hide_an_agreement():
 
 @pytest.mark.parametrize(("sizes", "rho"), [((6, 6, 6, 6), 0.0), ((6, 6, 6, 6), 0.6), ((3, 3, 3, 3), 0.3), ((10, 3, 3), 0.5)])
 def test_interval_within_variants_covers_the_truth_and_p_is_right(sizes, rho, monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 499)
+    monkeypatch.setattr(ranks, "RESAMPLES", 499)
     rng, variants = np.random.default_rng(sum(sizes)), np.repeat(np.arange(len(sizes)), sizes)
     truth = 2 / math.pi * math.asin(rho)
     found = []
@@ -242,8 +243,8 @@ def test_with_very_many_pairs_interval_and_p_are_normal_ones_and_agree_with_thos
     for found in (quality, search + quality / 2):
         drawn = within(search, found, variants, cells)
         with monkeypatch.context() as patch:
-            patch.setattr(statistics, "_DRAWN_UP_TO", 0)
-            patch.setattr(statistics, "_AT_ONCE", 0)
+            patch.setattr(ranks, "DRAWN_UP_TO", 0)
+            patch.setattr(ranks, "COMPARED_UP_TO", 0)
             normal = within(search, found, variants, cells)
         assert (normal.tau, normal.pairs) == (pytest.approx(drawn.tau), drawn.pairs)
         assert normal.p_value == pytest.approx(drawn.p_value, abs=0.02)

@@ -1,6 +1,5 @@
 """RQ1's report on synthetic studies: a planted effect is found, a planted null is not, and what is missing is said."""
 
-import importlib
 import itertools
 import json
 import subprocess
@@ -12,6 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import rq1_depth_gap as rq1
+from common import comparisons, study_tables
+from common.section import table_markdown, to_text
 from pdarts_tune.config.methods import RandomSampling
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
@@ -20,11 +22,6 @@ from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from synthetic import make_study, make_trial, shrink
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
-sys.path.append(str(ANALYSIS))
-frames = importlib.import_module("common.study_tables")
-rq1 = importlib.import_module("analysis.rq1_depth_gap")
-comparisons = importlib.import_module("common.comparisons")
-sections = importlib.import_module("common.section")
 
 BASE = SearchConfig()
 VARIANTS = {
@@ -91,7 +88,7 @@ def test_six_seeds_fall_short_because_of_the_correction_and_no_difference_is_cal
     section = rq1.build(tmp_path, figures=False)
     first, *_ = section.conclusion
     assert (section.tables["error_differences"]["detectable"] == np.inf).all()
-    (line,) = [line for line in sections.table_markdown(section.tables["error_differences"]).splitlines() if "shallow" in line]
+    (line,) = [line for line in table_markdown(section.tables["error_differences"]).splitlines() if "shallow" in line]
     assert line.split("|")[-3].strip() == "none"
     assert "(smallest possible p 0.031, 0.125 after Holm's correction for 4 comparisons)" in first
 
@@ -125,7 +122,7 @@ def test_the_main_table_is_what_the_tables_hold(three):
 
 def test_the_comparison_pairs_trials_of_the_same_seed(three):
     answer = rq1.build(three, figures=False)
-    errors = frames.measure_trials(frames.load_study(three / "depth_gap")).pivot(
+    errors = study_tables.measure_trials(study_tables.of_one_setting(study_tables.read_study(three / "depth_gap"))).pivot(
         index="seed", columns="variant", values="error_percent"
     )
     found = answer.tables["error_differences"].set_index("variant")
@@ -220,7 +217,9 @@ def test_ranks_and_spread_are_those_of_the_evaluations(tmp_path):
     folder = study(tmp_path, 3, evaluation_seeds=(0, 1, 2))
     section = rq1.build(tmp_path, figures=False)
     evaluations = read_table(folder, "evaluations").pivot_table(index="genotype_id", columns="seed", values="accuracy")
-    measures = frames.measure_trials(frames.load_study(folder)).dropna(subset=["search_accuracy"])
+    measures = study_tables.measure_trials(study_tables.of_one_setting(study_tables.read_study(folder))).dropna(
+        subset=["search_accuracy"]
+    )
     row = section.tables["ranks"].set_index("measure").loc["search network"]
     assert (row["n"], row["pairs"]) == (12, 4 * 3)
     found = evaluations.loc[measures["genotype_id"]].to_numpy()
@@ -283,7 +282,7 @@ def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
         write_rows(folder, "evaluations", trial_id, [row])
     (folder / "evaluations" / f"eval-{genotypes['depth_gap-reversed-s0']}-s1.parquet").unlink()
     answer = rq1.build(tmp_path, figures=False)
-    text = sections.to_text(answer)
+    text = to_text(answer)
     assert "- deep, seed 1: search failed (FloatingPointError: stage 1, epoch 2: the training loss is nan)" in text
     assert "- shallow, seed 3: search running" in text
     assert "- reversed, seed 2: its cell has no finished evaluation (FloatingPointError: the loss is nan)" in text
@@ -329,7 +328,7 @@ def test_seconds_are_those_of_the_device_that_most_searches_ran_on(tmp_path):
 )
 def test_a_study_with_next_to_nothing_still_gets_its_tables(tmp_path, variants, settings):
     study(tmp_path, 1, variants={name: VARIANTS[name] for name in variants}, **settings)
-    text = sections.to_text(rq1.build(tmp_path, figures=False))
+    text = to_text(rq1.build(tmp_path, figures=False))
     grows = "progressive" in variants
     assert "Nothing can be compared: " in text if grows else "No search grows in depth, " in text
     assert all(f"| {name}" in text for name in variants)
@@ -339,7 +338,7 @@ def test_a_study_with_next_to_nothing_still_gets_its_tables(tmp_path, variants, 
 def test_trials_that_share_a_cell_are_named(tmp_path):
     variants = {"progressive": VARIANTS["random"], "random": VARIANTS["random"]}  # drawn from the same seed
     study(tmp_path, 1, variants=variants)
-    assert "progressive seed 0, random seed 0 found the same cell" in sections.to_text(rq1.build(tmp_path, figures=False))
+    assert "progressive seed 0, random seed 0 found the same cell" in to_text(rq1.build(tmp_path, figures=False))
 
 
 def another_recipe(folder):
@@ -435,7 +434,7 @@ def test_the_conclusion_names_every_claim_with_its_sign():
 def test_the_report_says_how_far_few_validation_images_put_the_gap_off():
     measures = pd.DataFrame({"search_accuracy": [0.4, np.nan, 0.6]})
     few = SearchConfig(train_images=2500, validation_fraction=0.04)
-    said = rq1.say_precision({"a": few, "b": few}, measures)
+    said = rq1.describe_precision({"a": few, "b": few}, measures)
     assert said == "A search accuracy is on 100 validation images: its standard error is 5.0 points, and a gap's no less."
-    assert not rq1.say_precision({"a": SearchConfig()}, measures)  # how many a whole set has, the tables do not say
-    assert not rq1.say_precision({"a": few}, measures.iloc[1:2])
+    assert not rq1.describe_precision({"a": SearchConfig()}, measures)  # how many a whole set has, the tables do not say
+    assert not rq1.describe_precision({"a": few}, measures.iloc[1:2])

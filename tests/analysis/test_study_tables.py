@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from common.study_tables import differences, drops, grows, has_skip_dropout, read_arms
+from common.study_tables import differences, drops, grows, has_skip_dropout, read_configs
 from pdarts_tune.config.methods import RandomSampling, SecondOrder
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, to_dict
@@ -42,6 +42,6 @@ def test_growing_dropping_and_dropout_are_seen_in_the_stages_and_never_in_random
 def test_configurations_are_read_once_a_variant_in_the_studys_order_and_unknown_ones_refused():
     texts = [json.dumps(to_dict(config)) for config in (BASE, replace(BASE, seed=1), replace(BASE, max_skips=4))]
     trials = pd.DataFrame({"variant": ["b", "b", "a"], "config": texts})
-    assert list(read_arms(trials).items()) == [("b", BASE), ("a", replace(BASE, max_skips=4))]
+    assert list(read_configs(trials).items()) == [("b", BASE), ("a", replace(BASE, max_skips=4))]
     with pytest.raises(ConfigError, match="unknown setting"):
-        read_arms(pd.DataFrame({"variant": ["c"], "config": ['{"colour": 1}']}))
+        read_configs(pd.DataFrame({"variant": ["c"], "config": ['{"colour": 1}']}))

@@ -191,7 +191,10 @@ def test_a_seed_that_the_source_lacks_is_left_to_run(earlier):
 
 
 def test_what_the_docs_say_the_paper_s_studies_share_is_shared():
-    scripts = {name: importlib.import_module(name).STUDY for name in ("depth_gap", "approximation", "regularization", "baselines")}
+    scripts = {
+        name: importlib.import_module(f"studies.{name}").STUDY
+        for name in ("depth_gap", "approximation", "regularization", "baselines")
+    }
     plans = {name: make_plan(study, "paper", data="cifar10") for name, study in scripts.items()}
     there = {config_id(trial.config) for trial in plans.pop("depth_gap").searches()}
     base = PRESETS["paper"].search.stages
