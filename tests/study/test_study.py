@@ -124,7 +124,7 @@ def test_a_study_whose_variant_makes_no_sense_is_refused_before_anything_starts(
     code, output = run_main(["--preset", "smoke", "--results", str(tmp_path / "results")], capsys, study)
     assert code == 2
     assert output.err == (
-        "error: stages[2].operations: 5 is more than the 3 of the stage before; "
+        "error: variants of example: stages[2].operations: 5 is more than the 3 of the stage before; "
         "a stage can only keep or drop operations, so at most 3\n"
     )
 
