@@ -64,11 +64,11 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
         from ray import tune
 
         from pdarts_tune.config.serialize import from_dict
-        from pdarts_tune.study.trainable import TrialSpec, _TrialRow
+        from pdarts_tune.study.trainable import TrialRow, TrialSpec
 
         started = time.monotonic()
         spec = TrialSpec(**settings["trial"])
-        row = _TrialRow(spec, from_dict(SearchConfig, spec.config), torch.device("cpu"))
+        row = TrialRow(spec, from_dict(SearchConfig, spec.config), torch.device("cpu"))
         row.write("running", 0.0)
         tune.report({"epoch": 0})
         time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))
@@ -99,7 +99,7 @@ def time_writing(folder: Path) -> tuple[float, float]:
     from pdarts_tune.networks.checkpoint import save_checkpoint
     from pdarts_tune.pdarts.space import SearchSpace
     from pdarts_tune.search.loop import Search
-    from pdarts_tune.study.trainable import TrialSpec, _SearchRows, _TrialRow
+    from pdarts_tune.study.trainable import TrialRow, TrialSpec, _SearchRows
 
     config = SearchConfig(stages=EIGHT, data="digits", train_images=100, batch_size=24)
     search = Search(
@@ -119,7 +119,7 @@ def time_writing(folder: Path) -> tuple[float, float]:
         for weight in group["params"]:
             search.weight_optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     spec = TrialSpec("t", "many", "all", str(folder / "writing" / "many"), {}, "", 1, "")
-    row = _TrialRow(spec, config, torch.device("cpu"))
+    row = TrialRow(spec, config, torch.device("cpu"))
     rows, whole, seconds, cpu = _SearchRows(spec, config), search.records, [], []
     search.records = whole[:-5]
     rows.write(search.records)
