@@ -60,7 +60,6 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
     from pdarts_tune.study.sweep import Grants
 
     def one_second(settings: dict[str, Any]) -> None:
-        import torch
         from ray import tune
 
         from pdarts_tune.config.serialize import from_dict
@@ -68,7 +67,7 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
 
         started = time.monotonic()
         spec = TrialSpec(**settings["trial"])
-        row = TrialRow(spec, from_dict(SearchConfig, spec.config), torch.device("cpu"))
+        row = TrialRow(spec, from_dict(SearchConfig, spec.config))
         row.write("running", 0.0)
         tune.report({"epoch": 0})
         time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))
@@ -119,7 +118,7 @@ def time_writing(folder: Path) -> tuple[float, float]:
         for weight in group["params"]:
             search.weight_optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     spec = TrialSpec("t", "many", "all", str(folder / "writing" / "many"), {}, "", 1, "")
-    row = TrialRow(spec, config, torch.device("cpu"))
+    row = TrialRow(spec, config)
     rows, whole, seconds, cpu = _SearchRows(spec, config), search.records, [], []
     search.records = whole[:-5]
     rows.write(search.records)
