@@ -120,8 +120,8 @@ def _benchmarks(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
         data |= set(trials["data"])
         settings = {text: json.loads(text) for text in trials["config"].unique()}
         images = trials["config"].map({text: tuple(str(values.get(name)) for name in _IMAGES) for text, values in settings.items()})
-        splits = trials.assign(both=list(zip(images, trials["split_seed"], strict=True)))
-        splits = splits.groupby(["seed", "variant"])["both"].agg(frozenset).groupby("seed").nunique()
+        pairs = trials.assign(both=pd.Series(zip(images, trials["split_seed"], strict=True), index=trials.index, dtype=object))
+        splits = pairs.groupby(["seed", "variant"])["both"].agg(frozenset).groupby("seed").nunique()
         if images.nunique() > 1 or (splits > 1).any() or trials["left_out"].dropna().nunique() > 1:
             differing.append(study.name)
     if not data:

@@ -140,7 +140,7 @@ def list_cells(study: StudyTables) -> list[Cell]:
         if completed.empty:
             cells.append(Cell(str(variant), None, "No search of this variant is completed, so there is no cell.", ""))
             continue
-        first = completed.iloc[0].to_dict()
+        first = {str(name): value for name, value in completed.iloc[0].items()}
         genotype = final_genotype(first, read_rows(study.folder, "genotypes", first["trial_id"]))
         if genotype is None:
             cells.append(Cell(str(variant), None, f"The table genotypes has no rows of {first['trial_id']}.", ""))

@@ -262,7 +262,8 @@ def draw_search(study: StudyTables, variant: str | None) -> dict[str, Figure]:
     """The stage timeline of all variants, and cells and alphas of the first completed search of `variant`."""
     figures = {"timeline": draw_timeline(time_stages(study))} if len(study.epochs) else {}
     completed = study.trials[(study.trials["variant"] == variant) & (study.trials["status"] == "completed")]
-    for trial in completed.sort_values(["seed", "split_seed"]).head(1).to_dict("records"):
+    for _, row in completed.sort_values(["seed", "split_seed"]).head(1).iterrows():
+        trial: dict[str, Any] = {str(name): value for name, value in row.items()}
         genotype = final_genotype(trial, read_rows(study.folder, "genotypes", trial["trial_id"]))
         if genotype is not None:
             figures["cells"] = draw_genotype(Genotype.parse(genotype["genotype"]), trial["trial_id"])

@@ -98,7 +98,7 @@ def mean_interval(values: ArrayLike, rng: np.random.Generator, cells: Sequence[H
     if cells is not None and len(set(cells)) < numbers.size:
         places = {cell: place for place, cell in enumerate(dict.fromkeys(cells))}
         place = np.array([places[cell] for cell in cells])
-        samples = np.bincount(place, numbers), np.bincount(place).astype(np.float64)
+        samples = np.bincount(place, numbers).astype(np.float64), np.bincount(place).astype(np.float64)
     if samples[0].size < 3 or np.ptp(numbers) <= 1e-12 * np.abs(numbers).max():  # equal decimals differ by rounding
         return math.nan, math.nan
 
@@ -326,8 +326,3 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a proportion (Wilson, 1927)."""
     interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def relative_improvement(accuracy: float, random_accuracy: float) -> float:
-    """By how many percent a method is more accurate than a random cell of its search space (Yang et al., ICLR 2020, section 3)."""
-    return 100.0 * (accuracy - random_accuracy) / random_accuracy
