@@ -45,10 +45,10 @@ typedef struct { long kernel, dilation, stride, order[MOST], first[4]; taps forw
 typedef struct { /* half a convolution; of pools and skip-connects only norm and sums */
     const shape *shape; /* missing: no depthwise convolution */
     const norm *norm;
-    const REAL *depthwise, *weight, *weight2;
+    const REAL *depthwise, *weight, *weight2, *back; /* back: rows of the weight, padded */
     REAL *of_depthwise, *of_weight, *of_weight2;
     long in, height, width;                                          /* `in`: inputs of the product */
-    REAL *z, *taps, *back_taps, *across, *back, *sum_taps, *sum_back; /* z: all images; sums of gradients, one a thread */
+    REAL *z, *taps, *back_taps, *across, *sum_taps, *sum_back; /* z: all images; sums of gradients, one a thread */
     REAL *mean, *rstd, *scale, *shift, *a, *b, *c;
     double *sum;
 } half;
@@ -145,7 +145,8 @@ static void plan_half(plan *p, half *h, const operation *op, int is_last, const 
         const long n = s->forward.n;
         h->depthwise = op->weight[2 * is_last], h->of_depthwise = op->of_weight[2 * is_last];
         h->taps = numbers(p, n * P);
-        for (long j = 0; j < n; j++) for (long i = 0; i < P; i++) h->taps[j * P + i] = h->depthwise[i % C * n + j];
+        for (long j = 0; j < n; j++) for (long i = 0; i < P; i++)
+            h->taps[j * P + i] = i < C ? h->depthwise[i * n + j] : h->taps[j * P + i - C];
         if (backward) {
             h->back_taps = h->taps;
             if (s->stride > 1) {
@@ -157,20 +158,27 @@ static void plan_half(plan *p, half *h, const operation *op, int is_last, const 
     } else
         h->weight2 = op->weight[2], h->of_weight2 = op->of_weight[2];
     if (!backward || p->c->recompute) {
-        h->across = numbers(p, in * UP(C));
-        for (long i = 0; i < in; i++) for (long o = 0; o < UP(C); o++) h->across[i * UP(C) + o] = o < C ? weight_at(h, C, o, i) : 0;
+        const long row = UP(C);
+        h->across = numbers(p, in * row);
+        if (row > C || h->weight2) clear(h->across, in * row);
+        for (long o = 0; o < C; o++)
+            if (h->weight2) for (long i = 0; i < in; i++) h->across[i * row + o] = weight_at(h, C, o, i);
+            else for (long i = 0; i < in; i++) h->across[i * row + o] = h->weight[o * in + i];
     }
     if (backward) {
-        h->back = numbers(p, C * rows);
-        for (long o = 0; o < C; o++) for (long i = 0; i < rows; i++) h->back[o * rows + i] = i < in ? weight_at(h, C, o, i) : 0;
+        if (rows == in && !h->weight2) h->back = h->weight; /* it is as it should be */
+        else {
+            REAL *back = numbers(p, C * rows);
+            for (long o = 0; o < C; o++) for (long i = 0; i < rows; i++) back[o * rows + i] = i < in ? weight_at(h, C, o, i) : 0;
+            h->back = back;
+        }
         h->sum_back = filled(p, threads * C * rows, 0);
     }
 }
 
 /* The scale and shift of a norm whose statistics are known. */
 static void open_norm(const plan *p, half *h) {
-    for (long i = 0; i < p->P; i++) {
-        const long c = i % p->C;
+    for (long i = 0, c = 0; i < p->P; i++, c = c + 1 == p->C ? 0 : c + 1) {
         const double gamma = h->norm->gamma ? h->norm->gamma[c] : 1, beta = h->norm->gamma ? h->norm->beta[c] : 0;
         h->scale[i] = h->norm->mean ? (REAL)(gamma * h->rstd[c]) : 1;
         h->shift[i] = h->norm->mean ? (REAL)(beta - gamma * h->mean[c] * h->rstd[c]) : 0;
