@@ -10,7 +10,7 @@ workers stay alive between epochs, as a careful user would have it.
     python benchmarks/data.py --share
 
 needs no data set, and prints instead what part of a search step's time drawing and augmenting its batch takes, at the shapes of
-benchmarks/supernet.py. A step is one of the weights (fast cells); those of the alphas have a batch of their own.
+benchmarks/supernet.py. A step is one of the weights; those of the alphas have a batch of their own.
 """
 
 from __future__ import annotations

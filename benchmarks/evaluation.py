@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +26,6 @@ from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
 from pdarts_tune.networks.kernels import build
 from pdarts_tune.networks.runtime import keep_freed_memory
 from pdarts_tune.pdarts.published import PUBLISHED
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "networks"))
-from kernel_cells import KernelEvalNetwork  # until `cell_evaluation` chooses the kernels
 
 # name: channels, cells, batch, image size
 SHAPES = {
@@ -47,10 +43,11 @@ class Contestant:
     def __init__(self, variant: str, config: NetworkConfig, images: torch.Tensor, labels: torch.Tensor) -> None:
         torch.manual_seed(0)
         plain = variant == "plain"
-        self.network = (EvalNetwork if plain else KernelEvalNetwork)(PUBLISHED["PDARTS_C10"].genotype, config)
+        self.network = EvalNetwork(PUBLISHED["PDARTS_C10"].genotype, config)
         self.network.set_drop_path(0.2)
-        if not plain:
-            self.network.recompute = variant.endswith("recompute")
+        self.network.evaluation = "plain" if plain else "kernels"
+        for cell in self.network.cells:
+            cell.recompute = variant.endswith("recompute")
         self.images, self.labels = images, labels
         self.clip: Callable[..., object] = nn.utils.clip_grad_norm_ if plain else clip_gradients
         fused = None if plain else True

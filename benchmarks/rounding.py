@@ -2,8 +2,8 @@
 
     python benchmarks/rounding.py
 
-Trains the laptop preset's first stage twice from one seed, on the same batches: once with the plain evaluation, once with the fast
-one. They compute the same function, so in float64 the losses agree; in float32 the last bits differ and training amplifies them.
+Trains the laptop preset's first stage twice from one seed, on the same batches: once with plain cells, once with kernels.
+They compute the same function, so in float64 the losses agree; in float32 the last bits differ and training amplifies them.
 Takes about half a minute.
 """
 
@@ -20,7 +20,7 @@ from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.search.loop import Search
 
 EPOCHS = 2
-Evaluation = Literal["plain", "fast"]
+Evaluation = Literal["plain", "kernels"]
 
 
 def losses(evaluation: Evaluation, dtype: torch.dtype) -> list[float]:
@@ -47,10 +47,10 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for dtype in (torch.float64, torch.float32):
-        plain, fast = losses("plain", dtype), losses("fast", dtype)
-        apart = [abs(a - b) for a, b in zip(plain, fast, strict=True)]
-        rows += [[str(dtype), step + 1, plain[step], fast[step], apart[step]] for step in (0, 4, 8, len(plain) - 1)]
-    print(tabulate(rows, ["precision", "step", "plain", "fast", "apart"], floatfmt=("", "d", ".9f", ".9f", ".1e")))
+        plain, kernels = losses("plain", dtype), losses("kernels", dtype)
+        apart = [abs(a - b) for a, b in zip(plain, kernels, strict=True)]
+        rows += [[str(dtype), step + 1, plain[step], kernels[step], apart[step]] for step in (0, 4, 8, len(plain) - 1)]
+    print(tabulate(rows, ["precision", "step", "plain", "kernels", "apart"], floatfmt=("", "d", ".9f", ".9f", ".1e")))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Our evaluation of the search network against the conventional one, in one process, taking turns.
+"""The search network: plain modules against kernels, in one process, taking turns.
 
     python benchmarks/supernet.py --threads 1 --csv supernet.csv
 
-Conventional: one module per operation, each edge on its own, PyTorch's default memory format (`Supernet(evaluation="plain")`).
-A step is forward, backward, clipping and both optimizers: a search's for ours, PyTorch's defaults for the conventional one. Times
-are medians; read the ratios, since they bear a busy machine. Bytes are those that autograd keeps for backward, operators those that
-launch work, in a step and in its forward and backward pass alone: both follow from the shapes alone. Takes about four minutes.
+Plain: one module per operation, each edge on its own, PyTorch's default memory format, optimizers and clipping. A step is forward,
+backward, clipping and both optimizers: a search's own with kernels. Times are medians; read the ratios, since they bear a busy
+machine. Bytes are those that autograd keeps for backward, operators those of PyTorch that launch work, in a step and in its forward
+and backward pass alone: both follow from the shapes alone. Takes about four minutes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHAPES = {
     "stage 3: 17 cells, 3 operations": (17, 3, 16, 32, 16),
     "small: 5 cells, 8 operations": (5, 8, 64, 8, 4),
 }
-VARIANTS = ("conventional", "fast", "fast, recompute")
+VARIANTS = ("plain", "kernels", "kernels, recompute")
 
 
 class Contestant:
@@ -48,7 +48,7 @@ class Contestant:
         self, variant: str, space: SearchSpace, cells: int, channels: int, images: torch.Tensor, labels: torch.Tensor
     ) -> None:
         torch.manual_seed(0)
-        evaluation: Literal["plain", "fast"] = "plain" if variant == "conventional" else "fast"
+        evaluation: Literal["plain", "kernels"] = "plain" if variant == "plain" else "kernels"
         self.network = Supernet(space, cells, channels, 10, evaluation=evaluation, recompute=variant.endswith("recompute"))
         self.images, self.labels = images, labels
         groups = self.network.weight_parameters(), self.network.arch_parameters()
@@ -57,7 +57,7 @@ class Contestant:
             torch.optim.SGD(groups[0], 0.025, momentum=0.9, weight_decay=3e-4),
             torch.optim.Adam(groups[1], 6e-4, betas=(0.5, 0.999), weight_decay=1e-3),
         )
-        if variant != "conventional":
+        if variant != "plain":
             self.clip, self.optimizers = clip_gradients, build_optimizers(PRESETS["paper"].search, self.network)
 
     def loss(self) -> torch.Tensor:
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="PREFIX", help="of the names, e.g. small 'stage 1'")
     parser.add_argument("--csv", type=Path, help="where to write the table")
     arguments = parser.parse_args()
-    keep_freed_memory()  # as every trial does; of use to the conventional network, too
+    keep_freed_memory()  # as every trial does; of use to the plain network, too
     rows = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)

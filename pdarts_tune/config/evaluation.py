@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pdarts_tune.config.execution import CellEvaluation
 from pdarts_tune.config.serialize import (
     ConfigError,
     Fraction,
@@ -37,7 +38,7 @@ Stem = Literal["cifar", "imagenet"]
 STEMS: tuple[Stem, ...] = typing.get_args(Stem)
 
 # Settings that do not count in `recipe_id`: data set, seeds, and what changes speed alone.
-_NOT_IN_RECIPE = ("seed", "split_seed", "data", "channels_last", "compile", "skip_bad_images")
+_NOT_IN_RECIPE = ("seed", "split_seed", "data", "channels_last", "compile", "skip_bad_images", "cell_evaluation")
 
 
 @settings
@@ -77,10 +78,21 @@ class EvalConfig:
     channels_last: bool = False  # memory layout; like `compile` it changes speed, and results by rounding
     compile: bool = False
     skip_bad_images: bool = False  # leave out images that cannot be read, rather than refuse the set
+    cell_evaluation: CellEvaluation = later("auto")  # see `Execution`; it changes speed, and results by rounding
 
     def __post_init__(self) -> None:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs} is wrong, it must be less than epochs ({self.epochs})")
+        if self.cell_evaluation == "kernels" and (names := self._needs_plain()):
+            raise ValueError(f"{names[0]}: {getattr(self, names[0])!r} needs plain cells, set cell_evaluation to auto or plain")
+
+    @property
+    def cells_by(self) -> CellEvaluation:
+        """How cells may be evaluated: `auto` is plain where a setting has no kernels."""
+        return "plain" if self.cell_evaluation == "auto" and self._needs_plain() else self.cell_evaluation
+
+    def _needs_plain(self) -> list[str]:
+        return [name for name, on in (("precision", self.precision != "fp32"), ("compile", self.compile)) if on]
 
     @property
     def recipe_id(self) -> str:

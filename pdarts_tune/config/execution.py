@@ -1,12 +1,20 @@
 """How a search is computed, as opposed to what it computes: precision, kernels, memory against time."""
 
-from typing import Literal
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from pdarts_tune.config.methods import Method, PartialChannels
 from pdarts_tune.config.serialize import settings
 
 Precision = Literal["fp32", "bf16"]
-CellEvaluation = Literal["fast", "plain"]
+CellEvaluation = Literal["auto", "kernels", "plain"]
+
+
+def _present_name(value: Any) -> Any:
+    """Studies that were begun before there were kernels call the default `fast`."""
+    return "auto" if value == "fast" else value
 
 
 @settings
@@ -18,10 +26,13 @@ class Execution:
     of a results folder are computed in one way.
     """
 
-    cell_evaluation: CellEvaluation = "fast"
-    """fast: a hand-written pass per cell; plain: one module per operation (PC-DARTS has no other)."""
+    cell_evaluation: Annotated[CellEvaluation, BeforeValidator(_present_name)] = dataclasses.field(
+        default="auto",
+        metadata={"id": "fast"},
+    )
+    """kernels: a C library, on CPUs alone; plain: one module per operation; auto: kernels where they can be had, else plain."""
     recompute: bool = False
-    """Of the fast cells: keep an eighth of the bytes for backward, for 6 to 20 % more time."""
+    """Keep only the inputs of cells for backward, and compute the rest again."""
     precision: Precision = "fp32"
     """bf16: convolutions and products in bfloat16, weights and statistics in float32; needs plain cells."""
     tf32: bool = False
@@ -29,29 +40,32 @@ class Execution:
     compile: bool = False
     """Compile each cell with torch.compile: minutes at the start of each stage; needs plain cells."""
     channels_last: bool = False
-    """Images in channels-last memory from the stem on. The fast cells always use this layout."""
+    """Plain cells: images in channels-last memory from the stem on. Kernels always use this layout."""
     deterministic: bool = False
     """Use only deterministic algorithms; an operation without one ends the search. On a CPU all are deterministic."""
 
 
 def cell_evaluation(execution: Execution, method: Method) -> CellEvaluation:
-    """How cells are evaluated. PC-DARTS has plain cells alone."""
-    return "plain" if isinstance(method, PartialChannels) else execution.cell_evaluation
+    """How cells may be evaluated: `auto` is plain where a setting or the method has no kernels."""
+    no_kernels = isinstance(method, PartialChannels) or any(_needs_plain(execution).values())
+    return "plain" if execution.cell_evaluation == "auto" and no_kernels else execution.cell_evaluation
 
 
 def check_execution(execution: Execution, method: Method) -> None:
-    """Refuses a setting that would do nothing.
-
-    The fast cells compute products of moments, which need full precision. torch.compile cannot trace their hand-written backward.
+    """Refuses settings that exclude each other.
 
     Raises:
         ValueError: the setting and the reason.
     """
-    if cell_evaluation(execution, method) == "plain":
-        if execution.recompute:
-            reason = "method partial_channels has plain ones" if isinstance(method, PartialChannels) else "these are plain"
-            raise ValueError(f"execution.recompute: works with fast cells, {reason}; it must be off")
+    if execution.cell_evaluation != "kernels":
         return
-    needs_plain = {"precision": execution.precision != "fp32", "tf32": execution.tf32, "compile": execution.compile}
-    for name in (name for name, on in needs_plain.items() if on):
-        raise ValueError(f"execution.{name}: {getattr(execution, name)!r} needs plain cells, set cell_evaluation to plain")
+    if isinstance(method, PartialChannels):
+        raise ValueError("execution.cell_evaluation: method partial_channels has no kernels, it must be auto or plain")
+    for name in (name for name, on in _needs_plain(execution).items() if on):
+        raise ValueError(
+            f"execution.{name}: {getattr(execution, name)!r} needs plain cells, set execution.cell_evaluation to auto or plain"
+        )
+
+
+def _needs_plain(execution: Execution) -> dict[str, bool]:
+    return {"precision": execution.precision != "fp32", "tf32": execution.tf32, "compile": execution.compile}

@@ -107,10 +107,17 @@ def _explain(error: ValidationError, kind: Any) -> str:
 
 
 def content(value: Any) -> Any:
-    """What an id counts of a value: all settings of a dataclass but those that joined later and have their default."""
+    """What an id counts of a value: all settings of a dataclass but those that joined later and have their default.
+
+    A field whose default has a new name says in its metadata, as `id`, the name that ids go on to count.
+    """
     if dataclasses.is_dataclass(value):
         fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {field.name: content(part) for field, part in fields if not (field.metadata.get("later") and part == field.default)}
+        return {
+            field.name: field.metadata["id"] if "id" in field.metadata and part == field.default else content(part)
+            for field, part in fields
+            if not (field.metadata.get("later") and part == field.default)
+        }
     return [content(part) for part in value] if isinstance(value, list | tuple) else value
 
 

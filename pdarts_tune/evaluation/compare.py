@@ -36,6 +36,7 @@ from pdarts_tune.networks.checkpoint import load_checkpoint
 from pdarts_tune.networks.cost import network_cost, network_shape
 from pdarts_tune.networks.darts_weights import load_darts_state_dict
 from pdarts_tune.networks.evaluation_network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
+from pdarts_tune.networks.kernels.build import announce
 from pdarts_tune.networks.runtime import keep_freed_memory, peak_bytes, reset_peak_bytes
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.published import PUBLISHED
@@ -137,6 +138,8 @@ def train(
             print(job.log.read_text() if job.log.exists() else "", end="")
         else:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            if device.type == "cpu":
+                announce({config.cells_by})
             reset_peak_bytes(device)
             run_eval_job(job, device, lambda epoch: print(epoch_line(epoch, config), flush=True))
         rows = read_rows(folder, "evaluations", trial_id)

@@ -28,6 +28,7 @@ from pdarts_tune.data.normalisation import Moments, sample_moments
 from pdarts_tune.data.streaming import StreamedSet
 from pdarts_tune.evaluation.training import ALONE, EvalEpoch, Evaluation, TestResult
 from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.networks.runtime import is_out_of_memory, peak_bytes
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import SCHEMAS
@@ -96,6 +97,7 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
         write({"status": failure_status(error), "failure": error_text(error)}, peak_bytes(device))
         raise
     outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
+    outcome["cell_evaluation"] = choose(evaluation.network.evaluation, device)
     write(outcome | data_columns(evaluation.dataset), peak_bytes(device))
     if first:
         storage.remove(job.checkpoint)

@@ -29,7 +29,7 @@ from pdarts_tune.data.batches import Batches, Workers
 from pdarts_tune.data.datasets import load_dataset
 from pdarts_tune.data.normalisation import Moments
 from pdarts_tune.data.splits import split_train
-from pdarts_tune.networks.build import first_not_finite
+from pdarts_tune.networks.build import clip_gradients, first_not_finite, in_one_call
 from pdarts_tune.networks.cost import network_cost, network_shape
 from pdarts_tune.networks.evaluation_network import EvalNetwork
 from pdarts_tune.pdarts.genotype import Genotype
@@ -107,9 +107,15 @@ class Evaluation:
             self.network = EvalNetwork(genotype, self.network_config, auxiliary=config.auxiliary_weight > 0)
         self.network.to(device).to(memory_format=self._memory_format)
         self.network.drop_path_generator = self.generators["drop path"]
+        # Norms over all processes' images have no kernels.
+        self.network.evaluation = config.cells_by if workers.count == 1 else "plain"
         self._model: nn.Module = self._prepare_model()
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+            self.network.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=in_one_call(list(self.network.parameters())),
         )
 
     @property
@@ -222,7 +228,7 @@ class Evaluation:
                 objective = loss + config.auxiliary_weight * auxiliary_loss
             # DDP averages gradients over workers, whose shares may differ by an image.
             (objective * (workers.count / place.total)).backward()
-            nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+            clip_gradients(list(self.network.parameters()), config.gradient_clip)
             self.optimizer.step()
             # They stay on the device until the end of the epoch: a copy after each step would stall a GPU.
             losses.append(loss.detach())

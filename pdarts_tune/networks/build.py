@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pdarts_tune.config.execution import cell_evaluation
 from pdarts_tune.config.methods import PartialChannels
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.partial_channels import PartialSupernet
@@ -27,13 +28,14 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
                 share=method.k,
                 edge_normalization=method.edge_normalization,
                 alpha_init_scale=config.alpha_init_scale,
+                recompute=execution.recompute,
                 dropout_on_reduce=config.dropout_on_reduce,
             )
         else:
             network = Supernet(
                 *shape,
                 alpha_init_scale=config.alpha_init_scale,
-                evaluation=execution.cell_evaluation,
+                evaluation=cell_evaluation(execution, method),
                 recompute=execution.recompute,
                 dropout_on_reduce=config.dropout_on_reduce,
             )
@@ -45,7 +47,7 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
 def build_optimizers(config: SearchConfig, network: Supernet) -> tuple[torch.optim.SGD, torch.optim.Adam]:
     """SGD of the weights, Adam of the alphas (paper, section 4.2.1)."""
     weights, alphas = network.weight_parameters(), network.arch_parameters()
-    fused = _fused(weights)
+    fused = in_one_call(weights)
     return (
         torch.optim.SGD(weights, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused),
         torch.optim.Adam(
@@ -56,10 +58,10 @@ def build_optimizers(config: SearchConfig, network: Supernet) -> tuple[torch.opt
 
 def clip_gradients(parameters: Sequence[nn.Parameter], norm: float) -> None:
     """Scales all gradients so that their common norm is at most `norm`."""
-    nn.utils.clip_grad_norm_(parameters, norm, foreach=_fused(parameters))
+    nn.utils.clip_grad_norm_(parameters, norm, foreach=in_one_call(parameters))
 
 
-def _fused(parameters: Sequence[nn.Parameter]) -> bool | None:
+def in_one_call(parameters: Sequence[nn.Parameter]) -> bool | None:
     """Whether to use kernels that take all tensors in one call, which PyTorch does not by default on a CPU. None: it decides."""
     return True if parameters[0].device.type in ("cpu", "cuda") else None
 

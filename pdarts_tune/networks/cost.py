@@ -22,11 +22,13 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.networks.build import build_network
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
+from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
 
 MOBILE_MADDS = 600_000_000  # the limit of the mobile setting
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -142,18 +144,21 @@ def predict_stage_bytes(
     num_classes: int,
     in_channels: int = 3,
     space: SearchSpace | None = None,
+    device: torch.device = CPU,
 ) -> int:
     """The memory that a training step of a stage takes, in bytes: the saved tensors at their most, weights, running statistics
     and the optimizers' state.
 
     Args:
         space: the kept operations; None: an even spread over the edges, since only the search decides.
+        device: where the step would run, which decides how cells are evaluated.
     """
     if space is None:
         space = even_space(stage.operations)
     # Mixed precision does not know the meta device. Fake tensors, which are slower, pretend to be on a real one.
     with FakeTensorMode() if config.execution.precision == "bf16" else torch.device("meta"):
         network = build_network(config, space, stage.cells, num_classes, in_channels, seed=0)
+        network.evaluation = choose(network.evaluation, device)
         network.set_skip_dropout(stage.skip_dropout)
         images = torch.empty(config.batch_size, in_channels, image_size, image_size)
         groups = network.weight_parameters(), network.arch_parameters()
@@ -181,11 +186,12 @@ def even_space(operations: int) -> SearchSpace:
     return SearchSpace(cell, cell)
 
 
-def predict_evaluation_bytes(genotype: Genotype, shape: NetworkConfig, config: EvalConfig) -> int:
+def predict_evaluation_bytes(genotype: Genotype, shape: NetworkConfig, config: EvalConfig, device: torch.device = CPU) -> int:
     """The memory that a training step of a genotype's network takes, in bytes: the saved tensors at their most, weights with
     gradients and momenta, and running statistics."""
     with torch.device("meta"):
         network = EvalNetwork(genotype, shape, auxiliary=config.auxiliary_weight > 0)
+        network.evaluation = choose(config.cells_by, device)
         images = torch.empty(config.batch_size, shape.in_channels, shape.image_size, shape.image_size)
         saved = saved_bytes(lambda: network(images))
     return saved + sum(buffer.nbytes for buffer in network.buffers()) + 3 * sum(p.nbytes for p in network.parameters())

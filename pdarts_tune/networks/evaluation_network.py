@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pdarts_tune.config.evaluation import STEMS
+from pdarts_tune.config.execution import CellEvaluation
 from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.networks.kernels.build import choose
+from pdarts_tune.networks.kernels.function import Plan, Settings, as_nodes, evaluate, evaluation_plan, joined
 from pdarts_tune.networks.operations import FURTHER_OPERATIONS, OPERATIONS, FactorizedReduce, ReLUConvBN
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.progressive_depth import reduction_cells
@@ -57,6 +60,9 @@ class Cell(nn.Module):
         super().__init__()
         self.genotype = genotype
         self.out_channels = channels * len(genotype.concat)
+        self._channels, self._reduction = channels, reduction
+        self.recompute = False  # of the kernels: keep the inputs alone for backward
+        self._plan: Plan | None = None  # of the kernels, made at their first use
         adapt = FactorizedReduce if reduction_before else ReLUConvBN
         self.preprocess0 = adapt(before2, channels, affine=True)
         self.preprocess1 = ReLUConvBN(before1, channels, affine=True)
@@ -78,6 +84,19 @@ class Cell(nn.Module):
                 states.append(outputs[-2] + outputs[-1])
         return torch.cat([states[state] for state in self.genotype.concat], dim=1)
 
+    def by_kernels(self, before2: Tensor, before1: Tensor, drop_path: Tensor | None) -> Tensor:
+        """The same, evaluated by the C library. Inputs and the output are (nodes, batch, height, width, channels): where the plain
+        evaluation concatenates nodes along the channels, this one keeps them one after the other."""
+        if self._plan is None:
+            preprocess, operations = (self.preprocess0, self.preprocess1), list(self.operations)
+            self._plan = evaluation_plan(preprocess, operations, self.genotype, self._channels, self._reduction)
+        if self._plan is None:  # an operation without a kernel
+            return as_nodes(self(joined(before2), joined(before1), drop_path))
+        factors = None if drop_path is None else drop_path.flatten(1)
+        nodes = evaluate(self._plan, Settings(self.training, self.recompute), before2, before1, factors=factors)
+        concat = [state - 2 for state in self.genotype.concat]
+        return nodes if concat == list(range(len(nodes))) else nodes[concat]
+
 
 class EvalNetwork(nn.Module):
     """The network of a genotype.
@@ -95,6 +114,7 @@ class EvalNetwork(nn.Module):
         self.config = config
         self.drop_path = 0.0
         self.drop_path_generator: torch.Generator | None = None
+        self.evaluation: CellEvaluation = "plain"
         self._share: tuple[int, int] | None = None
         channels = config.channels
         if config.stem == "cifar":
@@ -146,18 +166,27 @@ class EvalNetwork(nn.Module):
 
         The latter are None in evaluation mode, and without an auxiliary head.
         """
+        kernels = choose(self.evaluation, images.device) == "kernels"
+        if kernels:
+            images = images.contiguous(memory_format=torch.channels_last)
         if self.config.stem == "cifar":
             before2 = before1 = self.stem(images)
         else:
             before2 = self.stem0(images)
             before1 = self.stem1(before2)
         auxiliary = None
-        factors = self._drop_path_factors(before1)
+        factors = self._drop_path_factors(images if kernels else before1)
+        if kernels:
+            before2, before1 = as_nodes(before2), as_nodes(before1)
         for index, cell in enumerate(self.cells):
-            before2, before1 = before1, cell(before2, before1, None if factors is None else factors[index])
+            assert isinstance(cell, Cell)
+            drop_path = None if factors is None else factors[index]
+            out = cell.by_kernels(before2, before1, drop_path) if kernels else cell(before2, before1, drop_path)
+            before2, before1 = before1, out
             if self.training and self.auxiliary_head is not None and index == reduction_cells(len(self.cells))[1]:
-                auxiliary = self.auxiliary_head(before1)
-        return self.classifier(before1.mean(dim=(2, 3))), auxiliary
+                auxiliary = self.auxiliary_head(joined(before1) if kernels else before1)
+        pooled = before1.mean(dim=(2, 3)).transpose(0, 1).flatten(1) if kernels else before1.mean(dim=(2, 3))
+        return self.classifier(pooled), auxiliary
 
     def _drop_path_factors(self, images: Tensor) -> Tensor | None:
         """Factors 0 or 1 / (1 - rate) for each cell, edge and image, (cells, edges, N, 1, 1, 1)."""

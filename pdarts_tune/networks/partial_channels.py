@@ -60,6 +60,7 @@ class PartialSupernet(Supernet):
         share: int,
         edge_normalization: bool,
         alpha_init_scale: float = 1e-3,
+        recompute: bool = False,
         dropout_on_reduce: bool = False,
     ) -> None:
         if channels % share:
@@ -72,6 +73,7 @@ class PartialSupernet(Supernet):
             in_channels,
             alpha_init_scale=alpha_init_scale,
             evaluation="plain",
+            recompute=recompute,
             dropout_on_reduce=dropout_on_reduce,
             make_cell=functools.partial(PartialCell, share=share),
         )

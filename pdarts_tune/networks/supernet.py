@@ -7,16 +7,16 @@ space says which operations an edge has, so every stage of P-DARTS uses this net
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pdarts_tune.config.execution import CellEvaluation, Precision
-from pdarts_tune.networks.cell_adapt import AdaptFunction, full_precision
-from pdarts_tune.networks.cell_backward import CellFunction, Settings
-from pdarts_tune.networks.cell_layout import channels_last
-from pdarts_tune.networks.cell_norms import unit
-from pdarts_tune.networks.cell_plan import mixing_order, plan_states
+from pdarts_tune.networks.kernels.build import choose
+from pdarts_tune.networks.kernels.function import Plan, Settings, as_nodes, evaluate, search_plan
 from pdarts_tune.networks.operations import OPERATIONS, FactorizedReduce, ReLUConvBN
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, Probs
 from pdarts_tune.pdarts.progressive_depth import reduction_cells
@@ -53,14 +53,9 @@ class Cell(nn.Module):
             for edge, names in enumerate(operations)
         )
 
-        self.recompute = False  # keep less for backward
+        self.recompute = False  # keep the inputs alone for backward
         self.dropout_on_reduce = False  # skip dropout also acts on skip-connects of stride 2
-        self._plans = plan_states(self.edges, reduction)
-        order, inverse, incidence = mixing_order(self._plans, operations)
-        self.register_buffer("mixing_order", order, persistent=False)
-        self.register_buffer("mixing_inverse", inverse, persistent=False)
-        self.register_buffer("incidence", incidence, persistent=False)
-        self.register_buffer("unit", unit(9 * channels), persistent=False)  # enough for 4 branches and for a 3x3 sum
+        self._plan: Plan | None = None  # of the kernels, made at their first use
 
     def stride(self, edge: int) -> int:
         return 2 if self.reduction and EDGES[edge][0] < 2 else 1
@@ -100,18 +95,13 @@ class Cell(nn.Module):
         assert total is not None
         return total
 
-    def fast(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
-        """The same, by the hand-written pass of a whole cell. Inputs and output are (nodes, batch, height, width, channels)."""
-        parameters = [parameter for plan in self._plans for parameter in plan.parameters()]
-        settings = Settings(self.training, self.recompute, kept)
-        constants = self.mixing_order, self.mixing_inverse, self.incidence, self.unit
-        with full_precision(weights.device):
-            states = []
-            for preprocess, before in ((self.preprocess0, before2), (self.preprocess1, before1)):
-                adapt = list(preprocess.parameters())
-                states.append(AdaptFunction.apply(preprocess.bn, self.unit, self.training, before.to(adapt[0].dtype), *adapt))
-            nodes: Tensor = CellFunction.apply(self._plans, settings, constants, skip_masks, weights, *states, *parameters)
-        return nodes
+    def by_kernels(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
+        """The same by the C library. Inputs and output are (nodes, batch, height, width, channels)."""
+        if self._plan is None:
+            preprocess = self.preprocess0, self.preprocess1
+            edges = [edge for edge in self.edges if isinstance(edge, nn.ModuleDict)]
+            self._plan = search_plan(preprocess, edges, self.channels, self.reduction, self.skip_edges)
+        return evaluate(self._plan, Settings(self.training, self.recompute, kept), before2, before1, weights, skip_masks)
 
 
 class Supernet(nn.Module):
@@ -138,20 +128,18 @@ class Supernet(nn.Module):
         in_channels: int = 3,
         *,
         alpha_init_scale: float = 1e-3,
-        evaluation: CellEvaluation = "fast",
+        evaluation: CellEvaluation = "auto",
         recompute: bool = False,
         dropout_on_reduce: bool = False,
         make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
     ) -> None:
         super().__init__()
-        if evaluation not in ("fast", "plain"):
-            raise ValueError(f"evaluation: {evaluation!r} is not 'fast' or 'plain'")
         self.evaluation = evaluation
         self.space = space
         self.dropout_generator: torch.Generator | None = None
         self.skip_dropout = 0.0
         self.precision: Precision = "fp32"  # bf16: mixed precision, see `config/execution.py`
-        self.channels_last = False  # memory layout of the plain evaluation; the fast one is always channels-last
+        self.channels_last = False  # memory layout of plain cells; that of kernels is always channels-last
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
         before2 = before1 = 3 * channels
         reduction_before = False
@@ -236,26 +224,25 @@ class Supernet(nn.Module):
 
     def _logits(self, images: Tensor, mixing: Mixing | list[Tensor] | None) -> Tensor:
         mixing = self.mixing() if mixing is None else mixing
-        fast = self.evaluation == "fast"
-        before1: Tensor = self.stem(channels_last(images) if fast else images)
-        if fast:
+        kernels = choose(self.evaluation, images.device) == "kernels"
+        if kernels:
+            images = images.contiguous(memory_format=torch.channels_last)
+        before1: Tensor = self.stem(images)
+        if kernels:
             before1 = as_nodes(before1)
         elif self.channels_last:
-            before1 = channels_last(before1)
+            before1 = before1.contiguous(memory_format=torch.channels_last)
         before2 = before1
         kept = 1.0 - self.skip_dropout
         for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
-            masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if fast else before1)
-            # The fast evaluation never holds the output of a stride-2 skip-connect, so it cannot drop elements of it.
-            if fast and not (cell.reduction and cell.dropout_on_reduce and masks is not None):
-                out = cell.fast(before2, before1, weights, masks, kept)
+            masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if kernels else before1)
+            if kernels:
+                out = cell.by_kernels(before2, before1, weights, masks, kept)
             else:
                 share = torch.full((), kept, dtype=weights.dtype, device=weights.device)  # one compiled code for every rate
-                images2, images1 = (joined(before2), joined(before1)) if fast else (before2, before1)
-                out = cell(images2, images1, weights, masks, share)
-                out = as_nodes(out) if fast else out
+                out = (recomputed if cell.recompute else Cell.__call__)(cell, before2, before1, weights, masks, share)
             before2, before1 = before1, out
-        pooled = before1.mean(dim=(2, 3)).transpose(0, 1).flatten(1) if fast else before1.mean(dim=(2, 3))
+        pooled = before1.mean(dim=(2, 3)).transpose(0, 1).flatten(1) if kernels else before1.mean(dim=(2, 3))
         logits: Tensor = self.classifier(pooled)
         return logits
 
@@ -276,14 +263,24 @@ class Supernet(nn.Module):
         return masks.permute(0, 1, 4, 2, 3)
 
 
-def as_nodes(images: Tensor) -> Tensor:
-    """Images as a single node: (1, batch, height, width, channels)."""
-    return images.permute(0, 2, 3, 1).contiguous().unsqueeze(0)
+def recomputed(cell: Cell, *inputs: Any) -> Tensor:
+    """A plain cell that keeps its inputs alone, and is evaluated again for backward. Its running statistics move once."""
+    norms = [module for module in cell.modules() if isinstance(module, nn.BatchNorm2d)]
 
+    @contextmanager
+    def still() -> Iterator[None]:
+        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        try:
+            yield
+        finally:
+            for norm, (momentum, batches) in zip(norms, before, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, batches
 
-def joined(nodes: Tensor) -> Tensor:
-    """Nodes (nodes, batch, height, width, channels) as images, concatenated along the channels."""
-    return nodes.permute(1, 0, 4, 2, 3).flatten(1, 2)
+    contexts = nullcontext(), still()
+    output: Tensor = checkpoint(cell, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
+    return output
 
 
 def _kept(operations: CellOps) -> Tensor:

@@ -66,8 +66,14 @@ def _run_columns() -> list[Any]:
 def _execution_columns() -> list[Any]:
     """See `config/execution.py`."""
     return [
-        _later("cell_evaluation", _TEXT, "text", "how cells of the search network are computed", choices=("fast", "plain")),
-        _later("recompute", _FLAG, "flag", "whether fast cells keep less for backward and compute it again"),
+        _later(
+            "cell_evaluation",
+            _TEXT,
+            "text",
+            "how cells were computed: `kernels` (C), `plain` (a module an operation); `fast` in earlier rows",
+            choices=("kernels", "plain", "fast"),
+        ),
+        _later("recompute", _FLAG, "flag", "whether cells keep their inputs alone for backward and compute the rest again"),
         _later("precision", _TEXT, "text", "fp32, or bf16: mixed precision", choices=("fp32", "bf16")),
         _later("tf32", _FLAG, "flag", "whether products and convolutions on CUDA round to TensorFloat-32"),
         _later("compile", _FLAG, "flag", "whether cells are compiled"),
@@ -230,6 +236,13 @@ _COLUMNS: dict[str, list[Any]] = {
         _LEFT_OUT,
         _later("shared", _INTEGER, "images", "test images that are among the training images too; null if not known"),
         *_MOMENTS,
+        _later(
+            "cell_evaluation",
+            _TEXT,
+            "text",
+            "how cells were computed: `kernels` (C) or `plain` (a module an operation)",
+            choices=("kernels", "plain"),
+        ),
     ],
 }
 

@@ -195,7 +195,7 @@ class Search:
 
     def _stage_bytes(self) -> int:
         shape = self.dataset.image_size, self.dataset.num_classes, self.dataset.in_channels
-        return predict_stage_bytes(self.config, self.stage, *shape, space=self.space)
+        return predict_stage_bytes(self.config, self.stage, *shape, space=self.space, device=self.device)
 
     def _run_epoch(self) -> EpochRecord:
         started = time.perf_counter()

@@ -256,6 +256,11 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
 
         default_tracking_uri(settings.results)
     definition = _merge_definition(plan, settings)
+    if "kernels" in plan.cell_evaluations() and settings.address is None:
+        from pdarts_tune.networks.kernels.build import missing
+
+        if reason := missing():
+            raise ConfigError(f"cell_evaluation: {reason}, or set it to auto")
 
     from pdarts_tune.data.datasets import check_dataset
     from pdarts_tune.networks.cost import check_madds

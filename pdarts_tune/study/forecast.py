@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pdarts_tune.config.evaluation import EvalConfig
@@ -25,7 +24,7 @@ from pdarts_tune.config.serialize import ConfigError, to_dict
 from pdarts_tune.data.datasets import DatasetInfo, check_dataset
 from pdarts_tune.evaluation.job import EvalJob, write_eval_row
 from pdarts_tune.evaluation.training import autocast
-from pdarts_tune.networks.build import build_network, build_optimizers
+from pdarts_tune.networks.build import build_network, build_optimizers, clip_gradients, in_one_call
 from pdarts_tune.networks.cost import check_madds, even_space, network_shape, predict_evaluation_bytes, predict_stage_bytes
 from pdarts_tune.networks.evaluation_network import EvalNetwork
 from pdarts_tune.networks.runtime import keep_freed_memory, switched
@@ -81,7 +80,9 @@ def probe_evaluation(genotype: Genotype, config: EvalConfig, info: DatasetInfo, 
     network = EvalNetwork(genotype, network_shape(genotype, config, info), auxiliary=config.auxiliary_weight > 0).to(device)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
+    network.evaluation = config.cells_by
+    parameters = list(network.parameters())
+    optimizer = torch.optim.SGD(parameters, 1e-3, fused=in_one_call(parameters))
     images, labels = _noise(config.batch_size, info, device)
 
     def train() -> None:
@@ -92,7 +93,7 @@ def probe_evaluation(genotype: Genotype, config: EvalConfig, info: DatasetInfo, 
         if auxiliary is not None:
             loss = loss + config.auxiliary_weight * cross_entropy(auxiliary.float(), labels)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        clip_gradients(parameters, config.gradient_clip)
         optimizer.step()
 
     weights = _time(train, device)
@@ -178,7 +179,7 @@ class Forecaster:
         key = _shape(config, stage, info)
         if key not in self._bytes:
             sizes = info.image_size, info.num_classes, info.in_channels
-            self._bytes[key] = predict_stage_bytes(config, stage, *sizes)
+            self._bytes[key] = predict_stage_bytes(config, stage, *sizes, device=self.device)
         return self._bytes[key]
 
     def search_needs(self, config: SearchConfig, info: DatasetInfo) -> int:
@@ -210,7 +211,7 @@ class Forecaster:
 
     def evaluation(self, genotype: Genotype, config: EvalConfig, info: DatasetInfo) -> StageForecast:
         """Of a training from scratch."""
-        needed = predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config)
+        needed = predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config, self.device)
         if self._spent >= self.patience:
             return StageForecast(needed, None, False)
         times = self._probe(lambda: probe_evaluation(genotype, config, info, self.device))
@@ -295,7 +296,7 @@ def forecast_here(plan: Plan, patience: float) -> str:
 
 def predict_needs(trials: Sequence[SearchTrial | EvalTrial]) -> dict[str, int]:
     """The predicted device memory of each trial in bytes, by trial id; 0 for a trial that trains nothing."""
-    forecaster = Forecaster(torch.device("cpu"), 0.0)
+    forecaster = Forecaster(torch.device("cuda"), 0.0)  # times nothing, so any machine will do
     needs = {}
     for trial in trials:
         info = _info(trial.config)
@@ -308,8 +309,9 @@ def predict_needs(trials: Sequence[SearchTrial | EvalTrial]) -> dict[str, int]:
 
 @lru_cache
 def _checked(data: str, train_images: int | None, test_images: int | None, image_size: int | None, skip_bad: bool) -> DatasetInfo:
-    counts = {"train_images": train_images, "test_images": test_images}
-    return check_dataset(SearchConfig(data=data, **counts, image_size=image_size, skip_bad_images=skip_bad))
+    return check_dataset(
+        SearchConfig(data=data, train_images=train_images, test_images=test_images, image_size=image_size, skip_bad_images=skip_bad)
+    )
 
 
 def _info(config: SearchConfig | EvalConfig) -> DatasetInfo:

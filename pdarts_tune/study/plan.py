@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pdarts_tune.config.evaluation import EvalConfig
-from pdarts_tune.config.execution import Execution
+from pdarts_tune.config.execution import CellEvaluation, Execution, cell_evaluation
 from pdarts_tune.config.methods import Given, RandomSampling, paired_variant
 from pdarts_tune.config.presets import PRESETS, Preset
 from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
@@ -130,6 +130,11 @@ class Plan:
     def evaluation(self) -> EvalConfig:
         """The first of the recipes, by which variants are compared."""
         return self.recipes[0]
+
+    def cell_evaluations(self) -> set[CellEvaluation]:
+        """How the cells of searches and evaluations may be computed."""
+        searches = {cell_evaluation(variant.search.execution, variant.search.method) for variant in self.variants}
+        return searches | {recipe.cells_by for recipe in self.recipes}
 
     def searches(self) -> list[SearchTrial]:
         """Every search, seeds outermost, so that a study that is cut short still compares all its variants.

@@ -252,12 +252,15 @@ def run_missing(plan: Plan, demands: Demands, folder: Storage, signals: Signals)
         print(f"{len(searches)} searches and {len(evaluations)} evaluations, all of them done", flush=True)
         return 0
 
+    from pdarts_tune.networks.kernels.build import announce
     from pdarts_tune.study.forecast import predict_needs, refuse_large
     from pdarts_tune.study.sweep import open_sweep
 
     failed = 0
     with open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures) as sweep:
         signals.install()  # again: Ray's start installs a handler that aborts
+        if not sweep.grants.gpu_bytes:  # compiles the kernels, before trials would do it side by side
+            announce(plan.cell_evaluations())
 
         def run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str) -> int:
             missing = lacking(trials, table)
@@ -287,11 +290,14 @@ def run_missing(plan: Plan, demands: Demands, folder: Storage, signals: Signals)
 
 def _run_adaptive(plan: Plan, demands: Demands, folder: Storage, signals: Signals) -> int:
     """Runs schedules until the plan's number of them is finished, and returns how many failed."""
+    from pdarts_tune.networks.kernels.build import announce
     from pdarts_tune.study.schedule_search import run_schedules
     from pdarts_tune.study.sweep import open_sweep
 
     with open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures) as sweep:
         signals.install()
+        if not sweep.grants.gpu_bytes:
+            announce(plan.cell_evaluations())
         return run_schedules(plan, folder, sweep, _commit())
 
 

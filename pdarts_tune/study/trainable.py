@@ -39,6 +39,7 @@ from pdarts_tune.evaluation.job import (
 )
 from pdarts_tune.evaluation.training import EvalEpoch
 from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.networks.runtime import give_back_freed_memory, keep_freed_memory, reset_peak_bytes
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.results.storage import Storage
@@ -90,6 +91,7 @@ def run_search(spec: TrialSpec) -> None:
     try:
         device = prepare(spec)
         trial.row["device"] = describe_device(device)
+        trial.row["cell_evaluation"] = choose(cell_evaluation(config.execution, config.method), device)
         genotype = _settled_genotype(spec, config)
         if genotype is None:
             spent, peak = _search(spec, config, device, trial)
@@ -210,7 +212,7 @@ class TrialRow:
             "channels": config.channels,
             "batch_size": config.batch_size,
             **asdict(config.execution),
-            "cell_evaluation": cell_evaluation(config.execution, config.method),
+            "cell_evaluation": None,
             "config": json.dumps(to_dict(config)),
             "config_id": config_id(config),
             "commit": spec.commit,

@@ -4,10 +4,10 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from pdarts_tune.config.execution import Execution
-from pdarts_tune.config.methods import PartialChannels
+from pdarts_tune.config.execution import Execution, cell_evaluation
+from pdarts_tune.config.methods import FirstOrder, PartialChannels
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, to_dict
+from pdarts_tune.config.serialize import ConfigError, config_id, content, from_dict, to_dict
 from pdarts_tune.pdarts.progressive_depth import Stage
 
 TINY = SearchConfig(stages=(Stage(3, 8, 0.3, epochs=2, warmup_epochs=1),), data="digits", channels=2)
@@ -18,13 +18,12 @@ PLAIN = Execution(cell_evaluation="plain")
     ("execution", "message"),
     [
         ({"precision": "fp8"}, "execution.precision: 'fp8' is wrong, it must be 'fp32' or 'bf16'"),
-        ({"cell_evaluation": "slow"}, "execution.cell_evaluation: 'slow' is wrong, it must be 'fast' or 'plain'"),
+        ({"cell_evaluation": "slow"}, "execution.cell_evaluation: 'slow' is wrong, it must be 'auto', 'kernels' or 'plain'"),
         ({"compile": 1}, "execution.compile: 1 is wrong, it must be a valid boolean"),
         ({"tf23": True}, "execution.tf23: unknown setting of Execution, known are cell_evaluation"),
-        ({"precision": "bf16"}, "execution.precision: 'bf16' needs plain cells"),
-        ({"tf32": True}, "execution.tf32: True needs plain cells"),
-        ({"compile": True}, "execution.compile: True needs plain cells"),
-        ({"recompute": True, "cell_evaluation": "plain"}, "execution.recompute: works with fast cells, these are plain"),
+        ({"precision": "bf16", "cell_evaluation": "kernels"}, "execution.precision: 'bf16' needs plain cells"),
+        ({"tf32": True, "cell_evaluation": "kernels"}, "execution.tf32: True needs plain cells"),
+        ({"compile": True, "cell_evaluation": "kernels"}, "execution.compile: True needs plain cells"),
     ],
 )
 def test_a_setting_that_would_do_nothing_is_refused_in_one_line(execution, message):
@@ -37,8 +36,26 @@ def test_a_setting_that_would_do_nothing_is_refused_in_one_line(execution, messa
 def test_partial_channels_have_plain_cells_so_they_take_what_those_take():
     partial = replace(TINY, method=PartialChannels(2))
     assert replace(partial, execution=Execution(precision="bf16", tf32=True, compile=True)).execution.compile
-    with pytest.raises(ConfigError, match=r"execution\.recompute: works with fast cells, method partial_channels has plain"):
-        replace(partial, execution=Execution(recompute=True))
+    with pytest.raises(ConfigError, match=r"execution\.cell_evaluation: method partial_channels has no kernels"):
+        replace(partial, execution=Execution(cell_evaluation="kernels"))
+
+
+def test_auto_is_plain_where_a_setting_has_no_kernels():
+    first = FirstOrder()
+    assert cell_evaluation(Execution(), first) == "auto"
+    assert cell_evaluation(Execution(), PartialChannels(2)) == "plain"
+    for setting in (Execution(precision="bf16"), Execution(tf32=True), Execution(compile=True)):
+        assert cell_evaluation(setting, first) == "plain"
+
+
+def test_a_configuration_of_earlier_code_is_read_and_keeps_its_id():
+    """What is `auto` now was called `fast`: ids go on to count that name."""
+    older = to_dict(replace(TINY, execution=Execution(recompute=True)))
+    older["execution"]["cell_evaluation"] = "fast"
+    read = from_dict(SearchConfig, older)
+    assert read.execution == Execution(recompute=True)
+    assert content(read)["execution"]["cell_evaluation"] == "fast"
+    assert config_id(read) == config_id(replace(TINY, execution=Execution(recompute=True)))
 
 
 def test_second_derivatives_of_compiled_cells_are_refused():

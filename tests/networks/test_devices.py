@@ -18,26 +18,21 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.data.batches import Batches
 from pdarts_tune.data.datasets import Dataset
 from pdarts_tune.data.in_memory import ImageSet
-from pdarts_tune.networks import cell_layout, cell_state
 from pdarts_tune.networks.build import build_network
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.space import SearchSpace
 from pdarts_tune.search.snas import sample_mixing
 from pdarts_tune.search.steps import build_steps
 
-LAYOUTS = {"side by side": 2**40, "apart": 0}  # whether images are small and channels few, see `cell_state`, `cell_layout`
 STAGE = Stage(3, 8, 0.4)
 CONFIG = SearchConfig(stages=(STAGE,), channels=4, batch_size=4)
-PLAIN = Execution(cell_evaluation="plain")
 CONFIGS = {
-    "fast": CONFIG,
+    "plain": CONFIG,  # kernels are for CPUs
     "recompute": replace(CONFIG, execution=Execution(recompute=True)),
-    "plain": replace(CONFIG, execution=PLAIN),
-    "plain, channels-last": replace(CONFIG, execution=replace(PLAIN, channels_last=True)),
+    "channels-last": replace(CONFIG, execution=Execution(channels_last=True)),
     "PC-DARTS": replace(CONFIG, method=PartialChannels(2)),
     "SNAS": replace(CONFIG, method=Snas(penalty="mild")),
 }
-FAST = ("fast", "recompute", "SNAS", "second order")
 
 
 def build(config, space=None):
@@ -46,13 +41,8 @@ def build(config, space=None):
     return network
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_augmentation_and_forward_stay_on_the_accelerator(monkeypatch, name, layout):
-    if layout == "apart" and name not in FAST:
-        pytest.skip("plain cells have one layout")
-    monkeypatch.setattr(cell_state, "SMALL", LAYOUTS[layout])
-    monkeypatch.setattr(cell_layout, "NARROW", LAYOUTS[layout])
+def test_augmentation_and_forward_stay_on_the_accelerator(name):
     with FakeTensorMode(), torch.device("cuda"):
         pixels = torch.zeros(10, 3, 16, 16, dtype=torch.uint8)
         part = ImageSet(pixels, torch.zeros(10, dtype=torch.int64))
@@ -65,14 +55,9 @@ def test_augmentation_and_forward_stay_on_the_accelerator(monkeypatch, name, lay
             assert loss.device.type == "cuda"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [*CONFIGS, "second order"])
-def test_whole_steps_compute_nothing_on_the_host(monkeypatch, name, layout):
+def test_whole_steps_compute_nothing_on_the_host(name):
     config = replace(CONFIG, method=SecondOrder()) if name == "second order" else CONFIGS[name]
-    if layout == "apart" and name not in FAST:
-        pytest.skip("plain cells have one layout")
-    monkeypatch.setattr(cell_state, "SMALL", LAYOUTS[layout])
-    monkeypatch.setattr(cell_layout, "NARROW", LAYOUTS[layout])
     with torch.device("meta"):
         network = build(config)
         network.dropout_generator = torch.Generator()

@@ -8,12 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cells import KernelEvalNetwork, KernelSupernet, search_cell
 from torch.nn import functional as F  # noqa: N812
 
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
-from pdarts_tune.networks.kernels.function import Settings, evaluate, evaluation_plan
-from pdarts_tune.networks.supernet import Cell, Supernet, joined
+from pdarts_tune.networks.kernels.function import Settings, evaluate, evaluation_plan, joined
+from pdarts_tune.networks.supernet import Cell, Supernet
 from pdarts_tune.pdarts.genotype import GENOTYPE_OPERATIONS, CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
 
@@ -97,7 +96,7 @@ def test_every_gradient_and_statistic_of_a_search_cell_equals_the_plain_one(
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        actual = results_of(joined(search_cell(kernels, *inputs, drawn, kept)), inputs, kernels, grad)
+        actual = results_of(joined(kernels.by_kernels(*inputs, drawn, kept)), inputs, kernels, grad)
     finally:
         torch.set_num_threads(usual)
     assert_equal_results(expected, actual)
@@ -164,7 +163,7 @@ def train_step(network, images, labels):
 def search_networks(channels=4, cells=3, **settings):
     torch.manual_seed(0)
     plain = Supernet(SearchSpace.full(), cells, channels, 5, evaluation="plain", alpha_init_scale=1.0, **settings).double()
-    kernels = KernelSupernet(SearchSpace.full(), cells, channels, 5, **settings).double()
+    kernels = Supernet(SearchSpace.full(), cells, channels, 5, evaluation="kernels", **settings).double()
     kernels.load_state_dict(plain.state_dict())
     return plain, kernels
 
@@ -197,9 +196,10 @@ def test_a_whole_evaluation_network_equals_the_plain_one(stem):
     genotype = Genotype(random_genotype(rng), random_genotype(rng))
     config = NetworkConfig(4, 5, 5, 16 if stem == "cifar" else 64, stem)
     results = []
-    for kind in (EvalNetwork, KernelEvalNetwork):
+    for evaluation in ("plain", "kernels"):
         torch.manual_seed(0)
-        network = kind(genotype, config).double()
+        network = EvalNetwork(genotype, config).double()
+        network.evaluation = evaluation
         network.set_drop_path(0.3)
         network.drop_path_generator = torch.Generator().manual_seed(0)
         torch.manual_seed(1)
@@ -236,7 +236,7 @@ def test_a_step_is_the_same_to_the_last_bit_every_time(threads):
     try:
         for _ in range(2):
             torch.manual_seed(0)
-            network = KernelSupernet(SearchSpace.full(), 3, 4, 5)
+            network = Supernet(SearchSpace.full(), 3, 4, 5, evaluation="kernels")
             results.append(train_step(network, torch.randn(4, 3, 16, 16), torch.randint(5, (4,))))
     finally:
         torch.set_num_threads(usual)
@@ -247,7 +247,7 @@ def test_recompute_gives_the_same_bits():
     results = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        network = KernelSupernet(SearchSpace.full(), 3, 4, 5, recompute=recompute)
+        network = Supernet(SearchSpace.full(), 3, 4, 5, evaluation="kernels", recompute=recompute)
         results.append(train_step(network, torch.randn(4, 3, 16, 16), torch.randint(5, (4,))))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -286,7 +286,7 @@ def test_sizes_are_checked_before_an_address_is_passed():
     before2, before1 = torch.randn(1, 2, 6, 6, 12).double(), torch.randn(4, 2, 6, 6, 4).double()
     mixing = torch.rand(14, 8).double()
     masks = torch.ones(14, 2, 4, 6, 6, dtype=torch.bool)
-    search_cell(cell, before2, before1, mixing, masks, 0.5)
+    cell.by_kernels(before2, before1, mixing, masks, 0.5)
     for wrong, message in (
         ((before2[..., :8], before1, mixing, masks), "input 0"),
         ((before2, before1[:, :1], mixing, masks), "input 0"),
@@ -301,7 +301,7 @@ def test_sizes_are_checked_before_an_address_is_passed():
         ((before2[:, :1, :1, :1], before1[:, :1, :1, :1], mixing, masks[:, :1, :, :1, :1]), "single pixel"),
     ):
         with pytest.raises(ValueError, match=message):
-            search_cell(cell, *wrong, 0.5)
+            cell.by_kernels(*wrong, 0.5)
 
 
 def test_inputs_that_are_parts_of_other_tensors_are_read_as_they_are():
@@ -310,5 +310,5 @@ def test_inputs_that_are_parts_of_other_tensors_are_read_as_they_are():
     before2, before1 = torch.randn(1, 4, 6, 6, 12).double(), torch.randn(4, 6, 6, 4, 4).double().permute(0, 3, 1, 2, 4)
     mixing = torch.rand(14, 8).double()
     expected = cell(joined(before2[:, 1:3]), joined(before1[:, 1:3]), mixing, None, 1.0)
-    actual = joined(search_cell(cell, before2[:, 1:3], before1[:, 1:3], mixing, None, 1.0))
+    actual = joined(cell.by_kernels(before2[:, 1:3], before1[:, 1:3], mixing, None, 1.0))
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)

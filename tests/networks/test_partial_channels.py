@@ -41,7 +41,7 @@ def test_with_k_1_and_edge_weights_1_it_is_darts():
 
 
 def test_a_whole_search_with_k_1_and_edge_weights_1_is_that_of_darts():
-    """Up to rounding: DARTS runs in the fast evaluation, PC-DARTS in the plain one."""
+    """Up to rounding: kernels evaluate DARTS, plain cells PC-DARTS."""
     stages = (Stage(3, 8, epochs=1, warmup_epochs=0),)
     config = SearchConfig(stages=stages, data="digits", train_images=120, validation_fraction=0.2, channels=2, batch_size=24)
     partial, darts = (

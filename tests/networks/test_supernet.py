@@ -28,7 +28,7 @@ def golden():
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-@pytest.fixture(params=["fast", "plain"])
+@pytest.fixture(params=["kernels", "plain"])
 def golden_network(golden, request):
     network = Supernet(FULL, 5, 4, 10, evaluation=request.param).double()
     load_darts_state_dict(network, {name[6:]: tensor for name, tensor in golden.items() if name.startswith("state/")})
@@ -193,12 +193,12 @@ def test_skip_dropout_on_reductions_drops_elements_of_stride_2_skip_connects_too
         logits.square().sum().backward()
         return network, logits, [parameter.grad for parameter in network.parameters()]
 
-    network, fast, fast_gradients = outputs("fast", True)
+    network, ours, our_gradients = outputs("kernels", True)
     _, plain, plain_gradients = outputs("plain", True)
-    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
-    for ours, theirs in zip(fast_gradients, plain_gradients, strict=True):
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(our_gradients, plain_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8 * float(theirs.abs().max()))
-    assert not torch.allclose(fast, outputs("fast", False)[1])
+    assert not torch.allclose(ours, outputs("kernels", False)[1])
     reduction = network.cells[1]
     assert [edge for edge in reduction.skip_edges if EDGES[edge][0] < 2], "no skip-connect of stride 2"
     assert network._skip_masks(reduction, torch.zeros(2, 16, 7, 7)).shape == (14, 2, 8, 4, 4)

@@ -144,7 +144,7 @@ def test_the_eigenvalue_of_a_search_networks_hessian_is_numpys():
     edge = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")
     network = Supernet(SearchSpace((edge,) * 14, (edge,) * 14), 3, 2, 4, 1)
     found = alpha_eigenvalue(network, IMAGES, LABELS, seed=0)
-    assert network.evaluation == "fast"
+    assert network.evaluation == "auto"
     network.double()
     network.evaluation = "plain"
     product, size = hessian_product(lambda: cross_entropy(network(IMAGES.double()), LABELS), network.arch_parameters())

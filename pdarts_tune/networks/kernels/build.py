@@ -17,9 +17,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+from pdarts_tune.config.execution import CellEvaluation
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("cells.c", "vectors.h"))
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-w")
@@ -52,6 +56,39 @@ def load(dtype: torch.dtype) -> ctypes.CDLL:
     for name in ("forward", "backward"):
         getattr(library, name).argtypes, getattr(library, name).restype = (ctypes.c_void_p,), ctypes.c_int
     return library
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why this machine has no kernels, and how to mend it, in one line; None if it has them."""
+    try:
+        load(torch.float32)
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def announce(evaluations: Iterable[CellEvaluation]) -> None:
+    """Prints one line where `auto` must take plain cells on a CPU, since this machine has no kernels."""
+    reason = missing() if "auto" in evaluations else None
+    if reason:
+        print(f"note: cells are evaluated as plain modules, several times slower; {reason}", file=sys.stderr, flush=True)
+
+
+def choose(evaluation: CellEvaluation, device: torch.device) -> Literal["kernels", "plain"]:
+    """How cells are evaluated on a device. `auto` takes kernels on a CPU if this machine has them, else plain cells.
+
+    Raises:
+        BuildError: kernels are demanded, and this machine has none, or the device is no CPU.
+    """
+    if evaluation == "kernels":
+        if device.type == "meta":  # shapes alone: nothing is computed
+            return "kernels"
+        if device.type != "cpu":
+            raise BuildError(f"kernels: they run on CPUs and not on {device.type}; set cell_evaluation to auto or plain")
+        load(torch.float32)
+        return "kernels"
+    return "kernels" if evaluation == "auto" and device.type == "cpu" and missing() is None else "plain"
 
 
 def find_compiler() -> tuple[str, ...]:

@@ -25,6 +25,7 @@ WEIGHTS = 7  # depthwise, product, depthwise of the last half, product of the la
 KEPT = 15  # what backward needs of the first half and of the last one
 NORMS = 17, 24  # gamma, beta, their gradients, running mean, running variance, batches
 WIDTH = 31
+DEVICES = ("cpu", "meta")  # on the latter nothing is computed, and memory can be predicted
 CHUNK = 2**24  # bytes: larger ones would go back to the system when they are freed, see `keep_freed_memory`
 
 
@@ -224,6 +225,16 @@ def evaluate(
     return output
 
 
+def as_nodes(images: Tensor) -> Tensor:
+    """Images as a single node: (1, batch, height, width, channels)."""
+    return images.permute(0, 2, 3, 1).contiguous().unsqueeze(0)
+
+
+def joined(nodes: Tensor) -> Tensor:
+    """Nodes, (nodes, batch, height, width, channels), as images: side by side along the channels."""
+    return nodes.permute(1, 0, 4, 2, 3).flatten(1, 2)
+
+
 class CellFunction(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -250,7 +261,8 @@ class CellFunction(torch.autograd.Function):
         stats = before1.new_empty(4 * len(table) * plan.channels)
         cell = plan.call(settings, before, output, stats, mixing, factors, masks)
         cell.op = table.ctypes.data
-        run(build.load(dtype).forward, cell)
+        if not output.is_meta:
+            run(build.load(dtype).forward, cell)
         ctx.plan, ctx.settings = plan, settings
         ctx.save_for_backward(masks, factors, mixing, output, stats, *before, *states, *parameters, *saved)
         return output
@@ -307,7 +319,7 @@ def check(
     if settings.training and batch * -(-height // plan.stride) * -(-width // plan.stride) < 2:
         raise ValueError("batch norm: a single pixel has no variance, train with larger images or batches")
     for index, tensor in enumerate(before):
-        if tensor.dtype != dtype or tensor.device.type != "cpu" or tensor.shape[1] != batch:
+        if tensor.dtype != dtype or tensor.device.type not in DEVICES or tensor.shape[1] != batch:
             raise ValueError(
                 f"input {index}: {tensor.dtype}, {tensor.device}, batch {tensor.shape[1]}; expected {dtype}, cpu, {batch}"
             )
@@ -328,7 +340,7 @@ def check(
             continue
         shape = {"masks": node, "factors": (batch,), "mixing": ()}[name]
         length = given.numel() if name == "mixing" else len(given)
-        if given.dtype != kind or given.device.type != "cpu" or length < rows or (shape and given.shape[1:] != shape):
+        if given.dtype != kind or given.device.type not in DEVICES or length < rows or (shape and given.shape[1:] != shape):
             raise ValueError(f"{name}: {tuple(given.shape)} of {given.dtype}; expected {rows} rows of {shape}, {kind}")
 
 
