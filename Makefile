@@ -29,12 +29,15 @@ lint: $(INSTALLED)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# The lock pins what was tested; a newer release of a dependency cannot break a fresh clone.
+# The lock pins what was tested; a newer release of a dependency cannot break a fresh clone. The C kernels are compiled, by a compiler
+# that pip installs where the machine has none.
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pdarts_tune needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(VENV)/bin/python -c 'import sys; from pdarts_tune.networks.kernels.build import missing; sys.exit(missing())' || \
+	  $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check ziglang
 	touch $(INSTALLED)
 
 clean:

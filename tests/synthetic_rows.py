@@ -126,6 +126,7 @@ def trial_row(study, variant, trial_id, config, status, started, clock, peak_byt
         "channels": config.channels,
         "batch_size": config.batch_size,
         **asdict(config.execution),
+        "cell_evaluation": "kernels",
         "config": json.dumps(to_dict(config)),
         "config_id": config_id(config),
         "commit": None,
@@ -183,4 +184,5 @@ def evaluation_row(evaluation_id, found, config, rng, started, mean_accuracy):
         "shared": 0,
         "mean": [0.4914, 0.4822, 0.4465],
         "std": [0.2470, 0.2435, 0.2616],
+        "cell_evaluation": "kernels",
     }

@@ -10,7 +10,8 @@ Every operation maps (batch, channels, height, width) to (batch, channels, ceil(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -169,3 +170,18 @@ FURTHER_OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
     "conv_7x1_1x7": Conv7x1And1x7,
 }
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Passes in training mode leave the batch norms' running statistics and counters as they are."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter

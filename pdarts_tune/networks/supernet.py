@@ -7,7 +7,7 @@ space says which operations an edge has, so every stage of P-DARTS uses this net
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from pdarts_tune.config.execution import CellEvaluation, Precision
 from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.networks.kernels.function import Plan, Settings, as_nodes, evaluate, search_plan
-from pdarts_tune.networks.operations import OPERATIONS, FactorizedReduce, ReLUConvBN
+from pdarts_tune.networks.operations import OPERATIONS, FactorizedReduce, ReLUConvBN, frozen_statistics
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, Probs
 from pdarts_tune.pdarts.progressive_depth import reduction_cells
 from pdarts_tune.pdarts.space import EDGES, NUM_NODES, CellOps, SearchSpace
@@ -265,20 +265,7 @@ class Supernet(nn.Module):
 
 def recomputed(cell: Cell, *inputs: Any) -> Tensor:
     """A plain cell that keeps its inputs alone, and is evaluated again for backward. Its running statistics move once."""
-    norms = [module for module in cell.modules() if isinstance(module, nn.BatchNorm2d)]
-
-    @contextmanager
-    def still() -> Iterator[None]:
-        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        try:
-            yield
-        finally:
-            for norm, (momentum, batches) in zip(norms, before, strict=True):
-                norm.momentum, norm.num_batches_tracked = momentum, batches
-
-    contexts = nullcontext(), still()
+    contexts = nullcontext(), frozen_statistics(cell)
     output: Tensor = checkpoint(cell, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
     return output
 

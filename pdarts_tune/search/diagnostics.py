@@ -22,11 +22,12 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.data.batches import Batches
 from pdarts_tune.networks.build import build_network
+from pdarts_tune.networks.operations import frozen_statistics
 from pdarts_tune.networks.runtime import give_back_freed_memory, peak_bytes, reset_peak_bytes
 from pdarts_tune.networks.supernet import Cell, Mixing, Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, CellOps, SearchSpace
-from pdarts_tune.search.steps import frozen_statistics, require_gradients
+from pdarts_tune.search.steps import require_gradients
 
 # More than half of the normal cell's eight operations. DARTS' best cell has two skip-connects, P-DARTS allows two; the collapsed
 # cells of Zela et al. (2020, figure 1) have four to eight.

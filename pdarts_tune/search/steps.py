@@ -6,8 +6,7 @@ order, PC-DARTS and random search; `Unrolled` serves DARTS' second order, `Sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from pdarts_tune.config.methods import SecondOrder, Snas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.build import clip_gradients
+from pdarts_tune.networks.operations import frozen_statistics
 from pdarts_tune.networks.supernet import Mixing, Supernet
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.search.snas import PENALTY_WEIGHTS, expected_cost, relative_costs, sample_mixing, temperature
@@ -250,18 +250,3 @@ class Sampled(Alternating):
 def require_gradients(parameters: Sequence[nn.Parameter], on: bool) -> None:
     for parameter in parameters:
         parameter.requires_grad_(on)
-
-
-@contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Passes in training mode leave the batch norms' running statistics and counters as they are."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, counter

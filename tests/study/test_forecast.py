@@ -44,8 +44,8 @@ def clock(monkeypatch):
     monkeypatch.setattr(room, "probe_stage", probe)
     monkeypatch.setattr(room, "probe_evaluation", lambda *_: StepTimes(1.0, 1.0, 0.25))
     # Real predictions take a second each, and two tests below have them.
-    monkeypatch.setattr(room, "predict_stage_bytes", lambda _, stage, *__: 10**6 * stage.cells * stage.operations)
-    monkeypatch.setattr(room, "predict_evaluation_bytes", lambda *_: 10**6)
+    monkeypatch.setattr(room, "predict_stage_bytes", lambda _, stage, *__, **___: 10**6 * stage.cells * stage.operations)
+    monkeypatch.setattr(room, "predict_evaluation_bytes", lambda *_, **__: 10**6)
     return probed
 
 
@@ -126,7 +126,9 @@ def test_what_trials_need_is_predicted_for_searches_and_evaluations():
     search = make_plan(approximation.STUDY, "smoke", variants="lowest_dropped").searches()
     needs = predict_needs([*plan.searches(), *plan.evaluations(cell), *search])
     assert needs["pdarts_c10-seed0"] == 0
-    assert needs["lowest_dropped-seed0"] == predict_stage_bytes(search[0].config, search[0].config.stages[0], 8, 10, 1)
+    assert needs["lowest_dropped-seed0"] == predict_stage_bytes(
+        search[0].config, search[0].config.stages[0], 8, 10, 1, device=torch.device("cuda")
+    )
     evaluations = [needs[trial.trial_id] for trial in plan.evaluations(cell)]
     assert evaluations[0] > evaluations[1] > 0  # the second recipe has no auxiliary head
 

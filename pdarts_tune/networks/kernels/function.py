@@ -111,9 +111,6 @@ class Plan:
         self.shapes = [parameter.shape for parameter in self.parameters]
         self._offsets = np.cumsum([0, *self.sizes[:-1]])
         self.total = sum(self.sizes)
-        self.eps, momentum = self.norms[0].eps, self.norms[0].momentum
-        assert momentum is not None
-        self.momentum = momentum
 
     def addresses(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> Table:
         """The table with the addresses of parameters and running statistics."""
@@ -159,10 +156,11 @@ class Plan:
         factors: Tensor | None,
         masks: Tensor | None,
     ) -> _Cell:
+        norm = self.norms[0]  # all are alike; whoever freezes statistics sets their momentum
         _, batch, height, width, channels = output.shape
         state, threads = self.state_size(before[1], 1), min(torch.get_num_threads(), batch)
         shape = batch, channels, height, width, *state, self.stride, self.nodes, len(self.table)
-        cell = _Cell(*shape, settings.training, settings.recompute, threads, self.eps, self.momentum, settings.kept)
+        cell = _Cell(*shape, settings.training, settings.recompute, threads, norm.eps, norm.momentum, settings.kept)
         for index, (tensor, halves) in enumerate(zip(before, self.halves, strict=True)):
             nodes, _, height, width, channels = tensor.shape
             cell.inputs[index] = _Input(tensor.data_ptr(), None, *tensor.stride()[:2], nodes, channels, height, width, halves)
