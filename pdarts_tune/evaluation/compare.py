@@ -208,6 +208,7 @@ def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Da
     reset_peak_bytes(device)
     started = datetime.now(UTC)
     network = EvalNetwork(genotype, network_shape(genotype, config, dataset), auxiliary=False)
+    network.evaluation = config.cells_by
     try:
         load_darts_state_dict(network, weights.state)
     except Exception as error:  # the file may hold anything
