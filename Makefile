@@ -1,5 +1,5 @@
 # make study   everything a newcomer needs: environment, the RQ1 study on embedded data, its table
-# make test    the default tests (8 to 11 minutes on 2 cores: with AVX-512, without)
+# make test    the default tests (6 minutes on 2 cores with AVX-512)
 # make slow-test   studies killed, stopped and continued; the paper's networks; compiled cells
 # make lint    style, types and import layers
 
