@@ -30,6 +30,7 @@ from pdarts_tune.data.datasets import load_dataset
 from pdarts_tune.data.normalisation import Moments
 from pdarts_tune.data.splits import split_train
 from pdarts_tune.networks.build import clip_gradients, first_not_finite, in_one_call
+from pdarts_tune.networks.checkpoint import restore_generators
 from pdarts_tune.networks.cost import network_cost, network_shape
 from pdarts_tune.networks.evaluation_network import EvalNetwork
 from pdarts_tune.pdarts.genotype import Genotype
@@ -170,8 +171,7 @@ class Evaluation:
         self.dataset.check_saved_moments(state)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for purpose, generator in self.generators.items():
-            generator.set_state(state["generators"][purpose].cpu())
+        restore_generators(self.generators, state["generators"])
         self.records = [EvalEpoch(**record) for record in state["records"]]
         self.dataset.left_out.update(state["left_out"])
 

@@ -80,6 +80,22 @@ def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[s
     return state
 
 
+def restore_generators(generators: Mapping[str, torch.Generator], states: Mapping[str, Tensor]) -> None:
+    """Puts generators into the states that a checkpoint has of them, by purpose.
+
+    Raises:
+        ValueError: the checkpoint was made on another kind of device, whose generators have other states.
+    """
+    for purpose, generator in generators.items():
+        state = states[purpose].cpu()
+        if len(state) != len(generator.get_state()):
+            raise ValueError(
+                f"the checkpoint was made on another kind of device than {generator.device.type}, whose random numbers are others; "
+                "continue it on such a device, or start anew in another results folder"
+            )
+        generator.set_state(state)
+
+
 def _is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill a block of memory in any order, as channels-last images do."""
     expected = 1

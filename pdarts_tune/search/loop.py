@@ -26,6 +26,7 @@ from pdarts_tune.data.datasets import load_dataset
 from pdarts_tune.data.normalisation import Moments
 from pdarts_tune.data.splits import split_train
 from pdarts_tune.networks.build import build_network, build_optimizers, first_not_finite
+from pdarts_tune.networks.checkpoint import restore_generators
 from pdarts_tune.networks.cost import predict_stage_bytes
 from pdarts_tune.networks.partial_channels import PartialSupernet
 from pdarts_tune.networks.runtime import (
@@ -145,8 +146,7 @@ class Search:
         self.network.load_state_dict(state["network"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        for purpose, generator in self.generators.items():
-            generator.set_state(state["generators"][purpose].cpu())
+        restore_generators(self.generators, state["generators"])
         self.records, self._texts = [_load_record(text) for text in state["records"]], []
         self.dataset.left_out.update(state["left_out"])
 

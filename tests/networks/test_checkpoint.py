@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint
+from pdarts_tune.networks.checkpoint import load_checkpoint, restore_generators, save_checkpoint
 from pdarts_tune.results.storage import Storage
 
 CPU = torch.device("cpu")
@@ -49,3 +50,13 @@ def test_tensors_come_back_in_the_order_of_memory_they_had(tmp_path):
     assert [tensor.stride() for tensor in loaded] == [channels_last.stride(), (3, 1), (2, 1), ()]
     for before, after in zip((channels_last, odd, broadcast, torch.tensor(2.0)), loaded, strict=True):
         assert torch.equal(before, after)
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused_in_one_line():
+    """A CUDA generator's state has 16 bytes, a CPU's 5,056."""
+    own = torch.Generator()
+    restore_generators({"batches": own}, {"batches": torch.Generator().manual_seed(3).get_state()})
+    assert own.initial_seed() == 3
+    with pytest.raises(ValueError, match="made on another kind of device than cpu") as caught:
+        restore_generators({"batches": own}, {"batches": torch.zeros(16, dtype=torch.uint8)})
+    assert "\n" not in str(caught.value)
