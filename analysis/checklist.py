@@ -259,10 +259,13 @@ def _confounders(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     execution = [setting.name for setting in fields(Execution)]
     for study in studies:
         for column in [*words, *execution]:
-            known = study.trials.loc[_known(study.trials[column]), column].unique()
+            trials = study.trials
+            if column == "cell_evaluation":  # random and given cells are computed by no search
+                trials = trials[trials["seconds"] > 0]
+            known = trials.loc[_known(trials[column]), column].unique()
             if len(known) > 1:
                 differing.append(f"{len(known)} {words.get(column, f'values of {column}')} in {study.name}")
-            if len(study.trials) and not _known(study.trials[column]).all():
+            if len(trials) and not _known(trials[column]).all():
                 unknown.append(f"{words.get(column, column)} in {study.name}")
         plain = study.trials["config"].map(lambda text: str(sorted((k, v) for k, v in json.loads(text).items() if "seed" not in k)))
         mixed = plain.groupby(study.trials["variant"], sort=False).nunique()

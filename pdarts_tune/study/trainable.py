@@ -91,9 +91,9 @@ def run_search(spec: TrialSpec) -> None:
     try:
         device = prepare(spec)
         trial.row["device"] = describe_device(device)
-        trial.row["cell_evaluation"] = choose(cell_evaluation(config.execution, config.method), device)
         genotype = _settled_genotype(spec, config)
-        if genotype is None:
+        if genotype is None:  # else no cell is computed
+            trial.row["cell_evaluation"] = choose(cell_evaluation(config.execution, config.method), device)
             spent, peak = _search(spec, config, device, trial)
         else:
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
