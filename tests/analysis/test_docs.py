@@ -25,7 +25,8 @@ from pdarts_tune.study import cli as study_cli
 from synthetic import make_study
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
 TABLES = (ROOT / "docs" / "tables.md").read_text()
 OWN_STUDY = (ROOT / "docs" / "write_your_own_study.md").read_text()
 MODULES = {"pdarts_tune.evaluation": evaluation_command.Arguments, "pdarts_tune.results.columns": columns.Arguments}
@@ -45,7 +46,7 @@ def commands_of(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"(?:^|[\s`/])python3? ((?:-m )?[\w./]+)([^\n`#|']*)", text)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_relative_link_leads_to_a_file(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if not link.startswith(("http", "#")):
@@ -84,15 +85,23 @@ def test_the_files_that_contributors_are_led_to_exist():
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
-def test_every_study_is_in_the_readme():
-    text = PAGES[0].read_text()
+def test_every_study_is_in_the_readme_and_on_the_page_on_running():
+    running = (ROOT / "docs" / "run_a_study.md").read_text()
     for path in (ROOT / "studies").glob("*.py"):
-        assert f"`python studies/{path.name}`" in text, path.name
+        assert f"| `studies/{path.name}` |" in README.read_text(), path.name
+        assert f"| `python studies/{path.name}` |" in running, path.name
+
+
+def test_the_readme_is_short_and_every_page_is_a_click_away_from_it_and_from_the_index():
+    assert len(README.read_text().splitlines()) <= 150
+    for start in (README, ROOT / "docs" / "README.md"):
+        linked = {(start.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", start.read_text())}
+        assert {page for page in PAGES if page not in (start, README)} - linked == set(), start
 
 
 def test_the_examples_of_own_studies_run_as_they_stand(tmp_path, monkeypatch, capsys):
     examples = dict(zip(("width", "my_report", "recipes"), re.findall(r"```python\n(.*?)```", OWN_STUDY, re.DOTALL), strict=True))
-    assert examples["width"] in (ROOT / "README.md").read_text()
+    assert examples["width"] in README.read_text()
     for name, text in examples.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)

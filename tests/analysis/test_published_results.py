@@ -1,4 +1,4 @@
-"""The results in docs/results are what their tables say, and the README quotes them rightly."""
+"""The results in docs/results are what their tables say, and its page and the README quote them rightly."""
 
 import csv
 import importlib
@@ -60,11 +60,9 @@ def test_pandas_pyarrow_and_duckdb_read_all_rows_of_the_published_tables(study):
         assert duckdb.sql(f"SELECT count(*) FROM '{place}/*.parquet'").fetchall() == [(rows,)]
 
 
-def test_the_readme_quotes_the_published_depth_gap_study():
-    text = (ROOT / "README.md").read_text()
-    lines = {
-        line.split("|")[1].strip(" `"): line for line in text[text.index("## On real images") :].split("\n") if line.startswith("|")
-    }
+def test_the_page_quotes_the_published_depth_gap_study():
+    text = (RESULTS / "README.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in text.split("\n") if line.startswith("|")}
     differences = {row["variant"]: row for row in read_report("depth_gap", "rq1_error_differences")}
     for row in read_report("depth_gap", "rq1_variants"):
         cells = [cell.strip() for cell in lines[row["variant"]].split("|")[2:-1]]
@@ -87,8 +85,8 @@ def test_the_readme_quotes_the_published_depth_gap_study():
     assert "so no true difference, however large, could have been claimed" in said
 
 
-def test_the_readme_quotes_the_published_approximation_study():
-    section = section_of_readme("### Dropping operations (RQ2)")
+def test_the_page_quotes_the_published_approximation_study():
+    text = section_of_page("Dropping operations (RQ2)")
     differences = {row["variant"]: row for row in read_report("approximation", "rq2_error_differences")}
     stages = read_report("approximation", "rq2_stages")
     for row in read_report("approximation", "rq2_variants"):
@@ -102,14 +100,14 @@ def test_the_readme_quotes_the_published_approximation_study():
         own = [stage for stage in stages if stage["variant"] == row["variant"]]
         for column in ("peak_mebibytes", "seconds"):
             cells.append(" / ".join(show(float(stage[column] or "nan"), 0) for stage in own))
-        assert " ".join(f"| {' | '.join(cells)} |".split()) in section
+        assert " ".join(f"| {' | '.join(cells)} |".split()) in text
     assert not any(row["claimed"] == "True" for row in differences.values())
     assert not any(row["shown"] == "True" for row in read_report("approximation", "rq2_non_inferiority"))
     variants = {row["variant"]: row for row in read_report("approximation", "rq2_variants")}
     for table, column, unit in (("seconds", "search_seconds", "s"), ("peak", "peak_mebibytes", "MiB")):
         more = {row["variant"]: float(row["difference"]) for row in read_report("approximation", f"rq2_{table}_differences")}
         percent = 100 * more["nothing_dropped"] / float(variants["lowest_dropped"][column])
-        assert f"{more['nothing_dropped']:.0f} {unit} ({percent:.0f} %)" in section
+        assert f"{more['nothing_dropped']:.0f} {unit} ({percent:.0f} %)" in text
     epochs = read_table(RESULTS / "approximation", "epochs").merge(
         read_table(RESULTS / "approximation", "trials", ["trial_id", "variant"]), on="trial_id"
     )
@@ -120,35 +118,35 @@ def test_the_readme_quotes_the_published_approximation_study():
         ("lowest_dropped", "with the least probable dropped"),
     ):
         mean, low, high = times.loc[variant]
-        assert re.search(rf"{mean:.1f} times {words} \({low:.1f} to {high:.1f}\)", section)
+        assert re.search(rf"{mean:.1f} times {words} \({low:.1f} to {high:.1f}\)", text)
     mean, low, high = times.loc["random_dropped"]
-    assert f"{mean:.1f} times with random ones ({low:.1f} to {high:.1f})" in section
+    assert f"{mean:.1f} times with random ones ({low:.1f} to {high:.1f})" in text
     assert {row["detectable"] for row in differences.values()} == {"inf"}
-    assert "with four seeds none could be, however large" in section
-    assert f"have {elsewhere():.2f} %" in section
+    assert "with four seeds none could be, however large" in text
+    assert f"have {elsewhere():.2f} %" in text
 
 
-def test_the_readme_quotes_the_published_regularization_study():
-    section = section_of_readme("### Regularizers (RQ3)")
+def test_the_page_quotes_the_published_regularization_study():
+    text = section_of_page("Regularizers (RQ3)")
     two_by_two = {row["variant"]: row for row in read_report("regularization", "rq3_two_by_two")}
     limits = {(row["variant"], row["max_skips"]): row for row in read_report("regularization", "rq3_by_limit")}
     for variant, row in two_by_two.items():
         refined = [mean_sd(limits[key], "error_percent", 2) if (key := (variant, limit)) in limits else "–" for limit in "10"]
         skips = show(float(limits[variant, "8"]["skips"]), 1)
         cells = [skips, mean_sd(row, "as_derived_percent", 2), mean_sd(row, "at_most_2_skips_percent", 2), *refined]
-        assert f"| {row['search']} | {' | '.join(cells)} |" in section
+        assert f"| {row['search']} | {' | '.join(cells)} |" in text
     effects = {row["effect"]: row for row in read_report("regularization", "rq3_effects")}
     assert not any(row["claimed"] == "True" for row in effects.values())
     for name, before in (("dropout", "Its effect on the error is "), ("refinement", "which changed 2 of 12 cells, ")):
         difference, low, high = (float(effects[name][column]) for column in ("difference", "ci_low", "ci_high"))
-        assert f"{before}{show(difference, 2, sign=True)} " in section
-        assert f"{show(low, 2)} to {show(high, 2, sign=True)}" in section
+        assert f"{before}{show(difference, 2, sign=True)} " in text
+        assert f"{show(low, 2)} to {show(high, 2, sign=True)}" in text
     assert {row["detectable"] for row in effects.values()} == {"inf"}
-    assert "with six seeds and three effects none could have been claimed, however large" in section
+    assert "with six seeds and three effects none could have been claimed, however large" in text
     assert sum(int(limits[variant, "2"]["changed"]) for variant in two_by_two) == 2
     spreads = {row["variant"]: row for row in read_report("regularization", "rq3_spread_between_seeds")}
     p, adjusted = (show(float(spreads["no_dropout"][column]), 3) for column in ("p", "p_holm"))
-    assert f"Brown-Forsythe p {p}, Holm-adjusted {adjusted}" in section
+    assert f"Brown-Forsythe p {p}, Holm-adjusted {adjusted}" in text
     ratio = float(spreads["dropout"]["between_seeds_points"]) / float(spreads["no_dropout"]["between_seeds_points"])
     assert 2.5 < ratio < 3  # almost three times
 
@@ -165,9 +163,24 @@ def elsewhere():
     return errors.error_percent.mean()
 
 
-def section_of_readme(heading):
+def section_of_page(heading):
     """Its text without the line breaks."""
-    return " ".join(re.split(r"\n##+ ", (ROOT / "README.md").read_text().split(heading)[1])[0].split())
+    return " ".join((RESULTS / "README.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0].split())
+
+
+def test_the_readme_quotes_the_published_differences():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for study, table, key, name, words in (
+        ("depth_gap", "rq1_error_differences", "variant", "deep", "deep − progressive"),
+        ("approximation", "rq2_error_differences", "variant", "nothing_dropped", "nothing_dropped − lowest_dropped"),
+        ("regularization", "rq3_effects", "effect", "dropout", "with − without dropout"),
+    ):
+        (row,) = (row for row in read_report(study, table) if row[key] == name)
+        (seeds,) = set(json.loads((RESULTS / study / "study.json").read_text())["seeds"].values())
+        interval = show_interval(float(row["ci_low"]), float(row["ci_high"]), 2)
+        claimed = {"False": "no", "True": "yes"}[row["claimed"]]
+        line = f"| {study} | {seeds} | {words} | {show(float(row['difference']), 2, sign=True)} | {interval} | {claimed} |"
+        assert line in lines, line
 
 
 def read_report(study, name):
