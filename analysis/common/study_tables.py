@@ -31,7 +31,8 @@ CELLS = ("normal", "reduce")
 RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
 
 # The columns that answers need. In studies of thousands of trials every further column takes seconds.
-_UNREAD = {"study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out", "mean", "std"}
+_UNREAD = {"study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out"}
+_UNREAD |= {"train_images", "mean", "std"}
 _UNREAD |= {field.name for field in fields(Execution)}
 _TRIALS = [name for name in SCHEMAS["trials"].names if name not in _UNREAD]
 _EPOCHS = ["trial_id", "stage", "epoch", "derived_epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count"]

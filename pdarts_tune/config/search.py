@@ -34,7 +34,7 @@ class SearchConfig:
     stages: tuple[Stage, ...] = PDARTS_CIFAR10
     method: Annotated[Method, Field(discriminator="name")] = dataclasses.field(default_factory=FirstOrder)
     data: Text = "cifar10"
-    train_images: ImageCount | None = None  # use this many training images, the same number of each class; None: all
+    train_images: ImageCount | None = None  # at most so many training images, the same number of each class; None: all
     test_images: ImageCount | None = None
     validation_fraction: Fraction = 0.0  # of the training images, held out; 0: validate on the alphas' half, as the paper does
     seed: Natural = 0  # initial weights and alphas, batch order, augmentation, dropout masks

@@ -95,14 +95,14 @@ class DatasetInfo:
     in_channels: int
     image_size: int  # height and width, in pixels
     num_classes: int
-    train_images: int
+    train_images: int  # those that the configuration takes
     test_images: int
 
 
 def load_dataset(config: SearchConfig | EvalConfig, moments: Moments | None = None) -> Dataset:
     """Opens the data set that a configuration names: decodes it (or maps the decoded cache), or prepares it to stream.
 
-    It reads `data`; `train_images` and `test_images` (the first so many images, each class in equal number as far as possible);
+    It reads `data`; `train_images` and `test_images` (at most so many images, each class in equal number as far as possible);
     `image_size`; `skip_bad_images` (leave bad images out and warn, rather than refuse the set); `split_seed` (draws the test part
     of `digits`, a stratified fifth; other sets come with a test part). Grayscale images of a colour set get three equal channels.
     `moments` normalise the images; None: those of a new training (normalisation.py).
@@ -115,7 +115,7 @@ def load_dataset(config: SearchConfig | EvalConfig, moments: Moments | None = No
     """
     name, skip_bad = config.data, config.skip_bad_images
     source = _open(name, config.split_seed)
-    rows = [_chosen_rows(config, "train_images", source.train), _chosen_rows(config, "test_images", source.test)]
+    rows = [_chosen_rows(config.train_images, source.train), _chosen_rows(config.test_images, source.test)]
     channels, side = _layout(source.train, config)
     if moments is not None:
         check_moments(moments, channels, name)
@@ -150,26 +150,22 @@ def load_dataset(config: SearchConfig | EvalConfig, moments: Moments | None = No
 def check_dataset(config: SearchConfig | EvalConfig) -> DatasetInfo:
     """Checks a data set before any work: names, metadata and all labels; decodes one image. Downloads CIFAR.
 
-    The counts in the result are of the whole set.
-
     Raises:
         ConfigError: as `load_dataset`, but for bad images other than the first.
     """
     source = _open(config.data, config.split_seed)
     channels, side = _layout(source.train, config)
-    for setting, images in (("train_images", source.train), ("test_images", source.test)):
-        rows = _chosen_rows(config, setting, images)
-        if config.image_size is None:
-            check_memory(len(rows), channels, side)
-    return DatasetInfo(channels, side, len(source.class_names), len(source.train.labels), len(source.test.labels))
+    counts = [len(_chosen_rows(*part)) for part in ((config.train_images, source.train), (config.test_images, source.test))]
+    for count in counts if config.image_size is None else ():
+        check_memory(count, channels, side)
+    return DatasetInfo(channels, side, len(source.class_names), *counts)
 
 
-def _chosen_rows(config: SearchConfig | EvalConfig, setting: str, images: Images) -> Rows:
-    count, total = getattr(config, setting), len(images.labels)
-    if count is None:
+def _chosen_rows(count: int | None, images: Images) -> Rows:
+    """The first `count` images, each class in turn; all, if there are fewer."""
+    total = len(images.labels)
+    if count is None or count >= total:
         return np.arange(total)
-    if count > total:
-        raise ConfigError(f"{setting}: {count} asked for, {config.data} has {total}")
     return first_of_each_class(np.asarray(images.labels), count)
 
 

@@ -34,7 +34,7 @@ from pdarts_tune.evaluation.job import (
 from pdarts_tune.evaluation.training import evaluate
 from pdarts_tune.networks.checkpoint import load_checkpoint
 from pdarts_tune.networks.cost import network_cost, network_shape
-from pdarts_tune.networks.darts_weights import load_darts_state_dict
+from pdarts_tune.networks.darts_weights import load_darts_state_dict, network_size
 from pdarts_tune.networks.evaluation_network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
 from pdarts_tune.networks.kernels.build import announce
 from pdarts_tune.networks.runtime import keep_freed_memory, peak_bytes, reset_peak_bytes
@@ -212,7 +212,7 @@ def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Da
     try:
         load_darts_state_dict(network, weights.state)
     except Exception as error:  # the file may hold anything
-        raise ConfigError(f"weights: {weights.file}: {_first_line(error)}") from None
+        raise ConfigError(f"weights: {weights.file}: {_first_line(error)}{_fitting_size(weights.state, network.config)}") from None
     digest = hashlib.sha256(weights.file.read_bytes()).hexdigest()[:8]
     job = EvalJob(f"{genotype.genotype_id}-weights-{digest}-{config_id(config)}", str(folder), str(genotype), to_dict(config))
     own: dict[str, Any] = {"recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}
@@ -226,8 +226,20 @@ def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Da
     except Exception as error:
         write({"status": failure_status(error), "failure": error_text(error)})
         raise
-    write({"status": "completed"} | test_columns(result) | data_columns(dataset))
+    write({"status": "completed"} | test_columns(result) | data_columns(dataset) | {"train_images": None})  # nobody knows how many
     print(f"{label}: {_result(result.accuracy, result.top5_accuracy, len(result.correct))}\n")
+
+
+def _fitting_size(state: Mapping[str, Any], shape: NetworkConfig) -> str:
+    """The size of the network that saved the weights, where it is another: what to give for the weights to fit."""
+    try:
+        size = network_size(state)
+    except (AttributeError, ValueError):  # not tensors by name
+        return ""
+    if size.get("stem", shape.stem) != shape.stem:
+        return f"; it is of a network with the {size['stem']} stem, give a --recipe that has it"
+    other = [f"--{name} {value}" for name, value in size.items() if value != getattr(shape, name)]
+    return f"; it fits a network of {' '.join(other)}" if other else ""
 
 
 def _result(accuracy: float, top5: float, images: int) -> str:

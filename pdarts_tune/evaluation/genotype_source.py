@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pdarts_tune.config.serialize import ConfigError, derive_seed
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
-from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.pdarts.published import PUBLISHED, published_name
 from pdarts_tune.results.tables import final_genotypes, read_table
 
 MAX_SKIPS = "2"  # the limit of P-DARTS; random genotypes have the same, so that they are a fair control
@@ -40,8 +40,9 @@ def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Ge
     limits = parse_limits(MAX_SKIPS if max_skips is None else max_skips)
     if has_limits(source) and not source.startswith(RANDOM):
         return _from_results(Path(source), limits)
-    if source in PUBLISHED:
-        return {source: PUBLISHED[source].genotype}
+    name = published_name(source)
+    if name is not None and (name == source or not Path(source).exists()):
+        return {name: PUBLISHED[name].genotype}
     if source.startswith(RANDOM):
         seed = source.removeprefix(RANDOM)
         if not seed.isdecimal():
@@ -72,7 +73,7 @@ def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
             variant = re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts)).strip("_.-")
             if variant in variants:
                 raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
-            variants[variant] = (f"{source}: {label}" if label != source else source, genotype)
+            variants[variant] = (label if label in (source, published_name(source)) else f"{source}: {label}", genotype)
     return variants
 
 

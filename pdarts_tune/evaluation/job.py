@@ -121,12 +121,12 @@ def test_columns(result: TestResult) -> dict[str, Any]:
 
 def data_columns(dataset: Dataset) -> dict[str, Any]:
     """The numbers of bad and of shared images, and the moments, as columns of `evaluations`."""
-    return {"left_out": len(dataset.left_out), "shared": dataset.shared} | moment_columns(dataset)
+    return {"left_out": len(dataset.left_out), "shared": dataset.shared} | image_columns(dataset)
 
 
-def moment_columns(dataset: Dataset) -> dict[str, list[float]]:
-    """The images' moments as columns of `trials` and `evaluations`."""
-    return {"mean": list(dataset.mean), "std": list(dataset.std)}
+def image_columns(dataset: Dataset) -> dict[str, Any]:
+    """The number of training images and the images' moments, as columns of `trials` and `evaluations`."""
+    return {"train_images": len(dataset.train), "mean": list(dataset.mean), "std": list(dataset.std)}
 
 
 def settled_moments(

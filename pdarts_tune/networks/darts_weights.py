@@ -72,6 +72,18 @@ def load_darts_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) 
         network.load_state_dict({**ours, **loaded})
 
 
+def network_size(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]:
+    """The `cells`, `channels` and `stem` of the evaluation network that saved a state dict, as far as its names tell."""
+    shapes = {name.removeprefix("module."): tuple(tensor.shape) for name, tensor in state_dict.items()}
+    size: dict[str, int | str] = {}
+    if cells := [int(name.split(".")[1]) for name in shapes if re.match(r"cells\.\d+\.", name)]:
+        size["cells"] = 1 + max(cells)
+    for stem, weight, copies in (("cifar", "stem.0.weight", 3), ("imagenet", "stem1.1.weight", 1)):
+        if len(shapes.get(weight, ())) == 4:
+            size |= {"channels": shapes[weight][0] // copies, "stem": stem}
+    return size
+
+
 def _our_name(network: Supernet | EvalNetwork, name: str) -> str:
     """Our name of a tensor. Stems, classifiers, alphas, and whatever the network does not have, keep their name."""
     preprocess = re.fullmatch(r"(cells\.\d+\.preprocess[01])\.(.+)\.(\w+)", name)

@@ -5,6 +5,7 @@ to the one decimal that papers print; a wrong operation would show. `note` says 
 figures have no printed source.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -162,3 +163,25 @@ PUBLISHED: Mapping[str, Published] = {
         "retraining (3.12 %, 3.1M; arXiv 1806.09055, table 1)",
     ),
 }
+
+_ALIASES = {  # other projects' names, without - and _
+    "PDARTS": "PDARTS_C10",
+    "PDARTSCIFAR": "PDARTS_C10",
+    "PDARTSCIFAR10": "PDARTS_C10",
+    "DARTS": "DARTS_V2",
+    "DARTSFIRST": "DARTS_V1",
+    "DARTSSECOND": "DARTS_V2",
+    "SNAS": "SNAS_MILD",
+    "PCDARTS": "PC_DARTS_C10",
+    "PCDARTSCIFAR": "PC_DARTS_C10",
+    "PCDARTSCIFAR10": "PC_DARTS_C10",
+    "PCDARTSIMAGE": "PC_DARTS_IMAGENET",
+    "GDASV1": "GDAS",
+    "NASNET": "NASNET_A",
+    "AMOEBANET": "AMOEBANET_A",
+} | {name.replace("_", ""): name for name in PUBLISHED}
+
+
+def published_name(text: str) -> str | None:
+    """The key in PUBLISHED of a name as people type it: in any case, with - or _, or as other projects call the cell."""
+    return _ALIASES.get(re.sub("[-_ ]", "", text).upper())

@@ -118,7 +118,8 @@ _SEEDS = [
     _column("split_seed", _INTEGER, "number", "which images train, and which validate"),
 ]
 _LEFT_OUT = _later("left_out", _INTEGER, "images", "images that could not be used and were left out; null if not known")
-_MOMENTS = [
+_IMAGES = [
+    _later("train_images", _INTEGER, "images", "training images used, those held out included; null if not known"),
     _later("mean", _NUMBERS, "fraction", "per channel, subtracted from images scaled to [0, 1]; null if not known"),
     _later("std", _NUMBERS, "fraction", "per channel, images are then divided by it; null if not known"),
 ]
@@ -148,7 +149,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("versions", _TEXT, "JSON", "versions of Python and of the libraries"),
         *_run_columns(),
         _LEFT_OUT,
-        *_MOMENTS,
+        *_IMAGES,
         _later("diagnostic_seconds", _NUMBER, "seconds", "time of diagnostics, apart from seconds: the sum of its epochs'"),
     ],
     "epochs": [
@@ -235,7 +236,7 @@ _COLUMNS: dict[str, list[Any]] = {
         *_run_columns(),
         _LEFT_OUT,
         _later("shared", _INTEGER, "images", "test images that are among the training images too; null if not known"),
-        *_MOMENTS,
+        *_IMAGES,
         _later(
             "cell_evaluation",
             _TEXT,

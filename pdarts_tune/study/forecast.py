@@ -215,10 +215,9 @@ class Forecaster:
         if self._spent >= self.patience:
             return StageForecast(needed, None, False)
         times = self._probe(lambda: probe_evaluation(genotype, config, info, self.device))
-        images = config.train_images or info.train_images
-        held_out = round(config.validation_fraction * images)
-        steps = math.ceil((images - held_out) / config.batch_size)
-        test = math.ceil((config.test_images or info.test_images) / config.batch_size)
+        held_out = round(config.validation_fraction * info.train_images)
+        steps = math.ceil((info.train_images - held_out) / config.batch_size)
+        test = math.ceil(info.test_images / config.batch_size)
         validation = math.ceil(held_out / config.batch_size)
         return StageForecast(
             needed, config.epochs * (steps * times.weights + validation * times.forward) + test * times.forward, True
@@ -266,7 +265,7 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
         count = plan.most_genotypes * plan.evaluation_seeds
         total += count * (one.seconds or 0.0)
         unknown |= one.seconds is None
-        disk += count * (EVALUATION_TABLE_BYTES + (recipe.test_images or info.test_images) // 8)
+        disk += count * (EVALUATION_TABLE_BYTES + info.test_images // 8)
         needs[f"{recipe.recipe} on {recipe.data}"] = one.needed_bytes
         lines.append(
             f"evaluations by {recipe.recipe} on {recipe.data}: {show_bytes(one.needed_bytes)}, {_show_seconds(one)} each, "
@@ -371,9 +370,8 @@ def _shape(config: SearchConfig, stage: Stage, info: DatasetInfo) -> str:
 
 def _batches(config: SearchConfig, info: DatasetInfo) -> tuple[int, int]:
     """Batches of an epoch and of its validation."""
-    images = config.train_images or info.train_images
-    held_out = round(config.validation_fraction * images)
-    half = (images - held_out) / 2
+    held_out = round(config.validation_fraction * info.train_images)
+    half = (info.train_images - held_out) / 2
     return math.ceil(half / config.batch_size), math.ceil((held_out or half) / config.batch_size)
 
 

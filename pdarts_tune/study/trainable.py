@@ -33,7 +33,7 @@ from pdarts_tune.evaluation.job import (
     describe_device,
     error_text,
     failure_status,
-    moment_columns,
+    image_columns,
     run_eval_job,
     settled_moments,
 )
@@ -122,7 +122,7 @@ def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: 
     # To the CPU: Adam reads its step counts at every step, and waits for a GPU if they are there.
     saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
     search = Search(config, device, settled_moments(storage, "trials", config, saved))
-    trial.row |= moment_columns(search.dataset)
+    trial.row |= image_columns(search.dataset)
     if saved is not None:
         search.load_state_dict(saved)
         rows.write(search.records)
@@ -221,6 +221,7 @@ class TrialRow:
             "started": before[0]["started"] if before else datetime.now(UTC),
             "attempts": before[0]["attempts"] + 1 if before else 1,
             "left_out": None,
+            "train_images": None,
             "mean": None,
             "std": None,
         }

@@ -4,7 +4,7 @@ import pytest
 
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
-from pdarts_tune.evaluation.genotype_source import find_genotypes, parse_limits
+from pdarts_tune.evaluation.genotype_source import find_genotypes, named_genotypes, parse_limits
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.tables import write_rows
 from pdarts_tune.search.records import genotype_row
@@ -43,6 +43,29 @@ def test_a_genotype_is_a_name_a_text_a_file_or_a_seed(tmp_path):
     (first,), (again,), (other,) = (find_genotypes(f"random:{seed}").values() for seed in (1, 1, 2))
     assert first == again != other
     assert first.normal.skips <= 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("PDARTS", "PDARTS_C10"),
+        ("P-DARTS", "PDARTS_C10"),
+        ("DARTS", "DARTS_V2"),
+        ("darts_v1", "DARTS_V1"),
+        ("PC_DARTS_cifar", "PC_DARTS_C10"),
+        ("PC_DARTS_image", "PC_DARTS_IMAGENET"),
+        ("AmoebaNet", "AMOEBANET_A"),
+    ],
+)
+def test_names_that_people_type_are_aliases_of_the_published_cells(typed, name):
+    assert find_genotypes(typed) == {name: PUBLISHED[name].genotype}
+    assert named_genotypes(typed) == named_genotypes(name)
+
+
+def test_a_file_comes_before_an_alias(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "darts").write_text(str(PDARTS))
+    assert find_genotypes("darts") == {"darts": PDARTS}
 
 
 def test_random_genotypes_are_drawn_under_the_limits_that_searched_ones_are_evaluated_at(tmp_path):

@@ -84,16 +84,24 @@ def test_weights_are_tested_with_the_normalisation_that_they_were_trained_with(t
     light, dark = darkened(tmp_path)
     run(tmp_path / "trained", *light)
     trained = row(tmp_path / "trained")
+    assert trained["train_images"] == 60
     (weights,) = (tmp_path / "trained" / "trainings" / "weights").iterdir()
     saved = torch.load(weights, weights_only=True)
     for name, (data, results) in {"light": (light, "again"), "dark": (dark, "beside")}.items():
         run(tmp_path / results, *data, "--weights", str(weights))
         tested = row(tmp_path / results)
+        assert pd.isna(tested["train_images"])
         assert (name, tested["loss"], tested["correct"].tolist()) == (name, trained["loss"], trained["correct"].tolist())
         for moment in ("mean", "std"):
             assert tested[moment].tolist() == trained[moment].tolist() == saved[moment]
     assert capsys.readouterr().out.count(f"{weights} says so") == 2
     assert saved["mean"] == pytest.approx([0.5] * 3, abs=0.05)  # and not the dark ones'
+
+
+def test_the_row_says_how_many_images_of_a_small_set_were_used(tmp_path):
+    run(tmp_path, "--data", write_image_set(tmp_path / "few", train=20, test=10), "--epochs", "1")
+    found = row(tmp_path)
+    assert (found["train_images"], len(found["correct"]), json.loads(found["config"])["train_images"]) == (20, 10, 60)
 
 
 def unlabelled(tmp_path, side=8, channels=1, classes=10):
@@ -203,6 +211,17 @@ def other_width(tmp_path):
     return str(tmp_path / "wide.pt")
 
 
+def deep_and_wide(tmp_path):
+    network = EvalNetwork(PDARTS, NetworkConfig(6, 5, 10, 8, "cifar", 1))
+    torch.save({f"module.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "deep.pt")
+    return str(tmp_path / "deep.pt")
+
+
+def of_imagenet(tmp_path):
+    torch.save(EvalNetwork(PDARTS, NetworkConfig(8, 3, 10, 32, "imagenet", 1)).state_dict(), tmp_path / "imagenet.pt")
+    return str(tmp_path / "imagenet.pt")
+
+
 def not_finite(tmp_path):
     network = EvalNetwork(PDARTS, NetworkConfig(4, 3, 10, 8, "cifar", 1))
     network.state_dict()["cells.1.preprocess0.bn.running_mean"][0] = float("nan")
@@ -237,7 +256,13 @@ def not_finite(tmp_path):
         ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0", "0", "--std", "1", "1"], "mean: 2 values, digits's images have 1"),
         ("PDARTS_C10", ["--mean", "0.3", "--std", "0.3"], "mean, std: are for --weights"),
         ("PDARTS_C10", ["--weights", unlabelled, "--data", other_set], "does not say what its images were normalised with"),
-        ("PDARTS_C10", ["--weights", other_width], "stem.0.weight: shape (18, 1, 3, 3), this network needs (12, 1, 3, 3)"),
+        (
+            "PDARTS_C10",
+            ["--weights", other_width],
+            "shape (18, 1, 3, 3), this network needs (12, 1, 3, 3); it fits a network of --channels 6",
+        ),
+        ("PDARTS_C10", ["--weights", deep_and_wide], "; it fits a network of --cells 5 --channels 6"),
+        ("PDARTS_C10", ["--weights", of_imagenet], "; it is of a network with the imagenet stem, give a --recipe that has it"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, genotype, arguments, message):
