@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +36,7 @@ from pdarts_tune.evaluation.job import (
 from pdarts_tune.evaluation.training import evaluate
 from pdarts_tune.networks.checkpoint import load_checkpoint
 from pdarts_tune.networks.cost import network_cost, network_shape
-from pdarts_tune.networks.darts_weights import load_darts_state_dict, network_size
+from pdarts_tune.networks.darts_weights import find_state_dict, load_darts_state_dict, network_size
 from pdarts_tune.networks.evaluation_network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
 from pdarts_tune.networks.kernels.build import announce
 from pdarts_tune.networks.runtime import keep_freed_memory, peak_bytes, reset_peak_bytes
@@ -172,15 +174,16 @@ def read_weights(file: Path, mean: tuple[float, ...] | None, std: tuple[float, .
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's readers raise many kinds of errors
-        raise ConfigError(f"weights: {file}: {_first_line(error)}") from None
+        raise ConfigError(f"weights: {file}: {_load_reason(file, error)}") from None
+    try:
+        state = find_state_dict(saved)
+    except ValueError as error:
+        raise ConfigError(f"weights: {file}: {error}") from None
     info = check_dataset(config)
     options: Moments | None = None
     if mean is not None and std is not None:
         options = mean, std
         check_moments(options, info.in_channels, config.data)
-    if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
-        saved = {"state_dict": saved}
-    state = saved["state_dict"]
     if "mean" in saved and "std" in saved:
         try:
             own = tuple(map(float, saved["mean"])), tuple(map(float, saved["std"]))
@@ -249,6 +252,20 @@ def _result(accuracy: float, top5: float, images: int) -> str:
 def _normalised(mean: Sequence[float], std: Sequence[float]) -> str:
     numbers = (" ".join(f"{value:.4f}" for value in values) for values in (mean, std))
     return "images are normalised with mean {} and deviation {}".format(*numbers)
+
+
+def _load_reason(file: Path, error: Exception) -> str:
+    """Why PyTorch does not load a file of weights, and the way on."""
+    other = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    if other is None:
+        return _first_line(Exception(str(error).rpartition("WeightsUnpickler error: ")[2] or error))
+    names = [other[1]]
+    with suppress(ValueError):  # the format before PyTorch 1.6
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    return (
+        f"holds other objects than tensors, numbers and texts, which could run any code: {', '.join(names)}; where they come from, "
+        "load the file with weights_only=False, and save the state dict alone: torch.save(network.state_dict(), FILE)"
+    )
 
 
 def _first_line(error: Exception) -> str:

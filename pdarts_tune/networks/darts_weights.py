@@ -34,14 +34,35 @@ _OPERATION_PARTS: Mapping[str, Mapping[str, str]] = {
     "sep_conv_7x7": _SEP_CONV,
     "conv_7x1_1x7": {"1": "horizontal", "2": "vertical", "3": "bn"},
 }
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_STATISTICS = ("running_mean", "running_var")
+_STEPS = "num_batches_tracked"  # batch norms have it since PyTorch 0.4.1; ours never use it
+_PROFILE = ("total_ops", "total_params")  # buffers that the profiler thop leaves in a network
+_MODULES = ("stem", "stem0", "stem1", "cells", "auxiliary_head", "classifier", "alphas_normal", "alphas_reduce")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")  # keys under which checkpoints keep a state dict
+
+
+def find_state_dict(saved: object) -> Mapping[str, Tensor]:
+    """The state dict in a checkpoint: `saved` itself, or what lies under a key such as `state_dict`, `model` or `net`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(saved, Mapping):
+        if saved and all(isinstance(value, Tensor) for value in saved.values()):
+            return saved
+        for key in _WRAPPERS:
+            if isinstance(saved.get(key), Mapping):
+                return find_state_dict(saved[key])
+    kind = f"a dict of {', '.join(map(str, saved)) or 'nothing'}" if isinstance(saved, Mapping) else f"a {type(saved).__name__}"
+    raise ValueError(f"no state dict, it is {kind[:120]}; a state dict is looked for under {', '.join(_WRAPPERS)}")
 
 
 def load_darts_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Loads a state dict that DARTS-family code saved, e.g. with `torch.save(model.state_dict(), ...)`.
 
-    The prefix `module.` of parallel wrappers is dropped. So are the weights of an auxiliary head if the network has none. A state
-    dict without running statistics leaves the network's as they are. After an error the network is unchanged.
+    The prefixes of wrappers (`module.`, `model.`, `_orig_mod.`) are dropped. So are a profiler's buffers, and the weights of an
+    auxiliary head if the network has none. A state dict without running statistics leaves the network's as they are. After an
+    error the network is unchanged.
 
     Raises:
         ValueError: a tensor is missing, unexpected, not finite or of another shape. The message names the first such tensor.
@@ -51,11 +72,13 @@ def load_darts_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) 
         raise TypeError(f"network: a {type(network).__name__}, neither a Supernet nor an EvalNetwork")
     headless = isinstance(network, EvalNetwork) and network.auxiliary_head is None
     ours = network.state_dict()
-    loaded = {}
+    loaded: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        target = _our_name(network, name.removeprefix("module."))
-        if headless and target.startswith("auxiliary_head."):
+        target = _our_name(network, _without_wrappers(name))
+        if name.endswith(_PROFILE) or (headless and target.startswith("auxiliary_head.")):
             continue
+        if target in loaded:
+            raise ValueError(f"{name}: there are two tensors of this name, with and without a prefix; save one network alone")
         if target not in ours:
             raise ValueError(f"{name}: unexpected tensor of shape {tuple(tensor.shape)}, this network has no such weight")
         if ours[target].shape != tensor.shape:
@@ -64,7 +87,8 @@ def load_darts_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) 
             raise ValueError(f"{name}: holds nan or an infinity, weights must be finite")
         loaded[target] = tensor
     has_statistics = any(name.endswith(_STATISTICS) for name in loaded)
-    missing = [name for name in ours if name not in loaded and (has_statistics or not name.endswith(_STATISTICS))]
+    optional = (_STEPS,) if has_statistics else (_STEPS, *_STATISTICS)
+    missing = [name for name in ours if name not in loaded and not name.endswith(optional)]
     if missing:
         shape = tuple(ours[missing[0]].shape)
         raise ValueError(f"{missing[0]}: missing tensor ({len(missing)} of {len(ours)} are), this network needs its shape {shape}")
@@ -74,7 +98,7 @@ def load_darts_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) 
 
 def network_size(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]:
     """The `cells`, `channels` and `stem` of the evaluation network that saved a state dict, as far as its names tell."""
-    shapes = {name.removeprefix("module."): tuple(tensor.shape) for name, tensor in state_dict.items()}
+    shapes = {_without_wrappers(name): tuple(tensor.shape) for name, tensor in state_dict.items()}
     size: dict[str, int | str] = {}
     if cells := [int(name.split(".")[1]) for name in shapes if re.match(r"cells\.\d+\.", name)]:
         size["cells"] = 1 + max(cells)
@@ -82,6 +106,11 @@ def network_size(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]:
         if len(shapes.get(weight, ())) == 4:
             size |= {"channels": shapes[weight][0] // copies, "stem": stem}
     return size
+
+
+def _without_wrappers(name: str) -> str:
+    parts = [part for part in name.split(".") if part != "_orig_mod"]  # torch.compile can wrap any module
+    return ".".join(parts[next((index for index, part in enumerate(parts) if part in _MODULES), 0) :])
 
 
 def _our_name(network: Supernet | EvalNetwork, name: str) -> str:

@@ -8,6 +8,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -229,6 +230,17 @@ def not_finite(tmp_path):
     return str(tmp_path / "nan.pt")
 
 
+def with_a_numpy_scalar(tmp_path, new_format=True):
+    network = EvalNetwork(PDARTS, NetworkConfig(4, 3, 10, 8, "cifar", 1))
+    saved = {"state_dict": network.state_dict(), "best_accuracy": np.float64(97.5)}
+    torch.save(saved, tmp_path / "numpy.pt", _use_new_zipfile_serialization=new_format)
+    return str(tmp_path / "numpy.pt")
+
+
+def with_a_numpy_scalar_of_before_pytorch_1_6(tmp_path):
+    return with_a_numpy_scalar(tmp_path, new_format=False)
+
+
 @pytest.mark.parametrize(
     ("genotype", "arguments", "message"),
     [
@@ -247,6 +259,12 @@ def not_finite(tmp_path):
         ("PDARTS_C10", ["--devices", "0"], "devices: 0 is wrong, it must be at least 1"),
         ("PDARTS_C10", ["--weights", "nowhere.pt"], "weights: nowhere.pt is not a file"),
         ("PDARTS_C10", ["--weights", broken], "weights.pt: "),
+        (
+            "PDARTS_C10",
+            ["--weights", with_a_numpy_scalar],
+            "could run any code: numpy._core.multiarray.scalar, numpy.dtype;",
+        ),
+        ("PDARTS_C10", ["--weights", with_a_numpy_scalar_of_before_pytorch_1_6], "multiarray.scalar; where they come from, load"),
         ("PDARTS_C10", ["--weights", not_finite], "cells.1.preprocess0.bn.running_mean: holds nan or an infinity, weights must be"),
         ("PDARTS_C10", ["--test-images", "1"], "test_images: 1 is wrong, it must be at least 2"),
         ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0.3"], "mean: given without std, give both"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pdarts_tune.networks.darts_weights import load_darts_state_dict
+from pdarts_tune.networks.darts_weights import find_state_dict, load_darts_state_dict, network_size
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
 from pdarts_tune.networks.supernet import Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
@@ -103,10 +103,12 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "module._orig_mod.", "net.module.model."])
 def test_loaded_weights_give_the_reference_logits(golden, evaluation_state, prefix):
     network = EvalNetwork(GENOTYPE, CONFIG).double()
-    load_darts_state_dict(network, {prefix + name: tensor for name, tensor in evaluation_state.items()})
+    wrapped = {prefix + name: tensor for name, tensor in evaluation_state.items()}
+    load_darts_state_dict(network, wrapped)
+    assert network_size(wrapped) == {"cells": CONFIG.cells, "channels": CONFIG.channels, "stem": "cifar"}
     close(network.eval()(golden["input"])[0], golden["eval_logits"])
     logits, auxiliary = network.train()(golden["input"])
     close(logits, golden["train_logits"])
@@ -119,9 +121,63 @@ def test_a_network_without_auxiliary_head_leaves_the_heads_weights_out(golden, e
     close(network.eval()(golden["input"])[0], golden["eval_logits"])
 
 
+def test_a_wrapper_around_a_part_and_a_profilers_buffers_change_nothing(golden, evaluation_state):
+    profile = {
+        "total_ops": torch.zeros(1),
+        "cells.0.total_params": torch.zeros(1),
+        "model.cells.1._ops.0.total_ops": torch.zeros(1),
+    }
+    compiled = {name.replace("cells.1.", "cells.1._orig_mod."): tensor for name, tensor in evaluation_state.items()}
+    network = EvalNetwork(GENOTYPE, CONFIG).double()
+    load_darts_state_dict(network, compiled | profile)
+    close(network.eval()(golden["input"])[0], golden["eval_logits"])
+
+
+def test_weights_of_before_pytorch_0_4_1_lack_the_number_of_batches(golden, evaluation_state):
+    old = {name: tensor for name, tensor in evaluation_state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(evaluation_state)
+    network = EvalNetwork(GENOTYPE, CONFIG, auxiliary=False).double()
+    load_darts_state_dict(network, old)
+    close(network.eval()(golden["input"])[0], golden["eval_logits"])
+    del old["stem.1.running_mean"]
+    with pytest.raises(ValueError, match=r"^stem.1.running_mean: missing"):
+        load_darts_state_dict(network, old)
+
+
+def test_two_networks_in_one_state_dict_are_refused(evaluation_state):
+    twice = evaluation_state | {f"ema.{name}": tensor for name, tensor in evaluation_state.items()}
+    with pytest.raises(ValueError, match=r"^ema\.stem.0.weight: there are two tensors of this name"):
+        load_darts_state_dict(EvalNetwork(GENOTYPE, CONFIG).double(), twice)
+
+
+@pytest.mark.parametrize("keys", [(), ("state_dict",), ("model_state_dict",), ("model",), ("net",), ("model", "state_dict")])
+def test_a_state_dict_is_found_in_its_checkpoint(keys):
+    weights = {"stem.0.weight": torch.zeros(1)}
+    saved = weights
+    for key in keys:
+        saved = {"epoch": 3, key: saved, "optimizer": {}}
+    assert find_state_dict(saved) is weights
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (
+            {"epoch": 3, "weights": {}},
+            "no state dict, it is a dict of epoch, weights; a state dict is looked for under",
+        ),
+        ([1, 2], "no state dict, it is a list"),
+        ({"model": {}}, "no state dict, it is a dict of nothing"),
+    ],
+)
+def test_a_file_without_a_state_dict_says_what_it_holds(saved, message):
+    with pytest.raises(ValueError, match=message):
+        find_state_dict(saved)
+
+
 def test_a_network_with_an_auxiliary_head_needs_its_weights(evaluation_state):
     with pytest.raises(
-        ValueError, match=r"^auxiliary_head\S+: missing tensor \(14 of \d+ are\), this network needs its shape \(128, 96, 1, 1\)$"
+        ValueError, match=r"^auxiliary_head\S+: missing tensor \(12 of \d+ are\), this network needs its shape \(128, 96, 1, 1\)$"
     ):
         load_darts_state_dict(
             EvalNetwork(GENOTYPE, CONFIG), {name: tensor for name, tensor in evaluation_state.items() if "auxiliary" not in name}
