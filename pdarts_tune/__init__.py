@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from pdarts_tune.pdarts.published import PUBLISHED
     from pdarts_tune.pdarts.regularization import limit_skips, skip_dropout
     from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
+    from pdarts_tune.results.cell_figures import draw_alphas, draw_genotype
     from pdarts_tune.results.tables import read_table
     from pdarts_tune.study.cli import main
     from pdarts_tune.study.plan import Study, Variant, given_variants
@@ -64,6 +65,7 @@ _ROOMS = {
     "config.evaluation": "RECIPES EvalConfig",
     "config.serialize": "ConfigError",
     "config.presets": "PRESETS PUBLISHED_SEARCHES",
+    "results.cell_figures": "draw_alphas draw_genotype",
     "results.tables": "read_table",
     "networks.cost": "network_cost",
     "networks.evaluation_network": "CIFAR IMAGENET_MOBILE EvalNetwork NetworkConfig",

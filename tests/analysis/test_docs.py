@@ -1,10 +1,13 @@
 """The README and the pages of docs/: what they say about the code is compared with the code."""
 
 import io
+import itertools
 import json
+import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -133,6 +136,53 @@ def test_the_example_of_an_own_report_averages_over_no_two_recipes_or_data_sets(
     own = row["recipe_id"]
     assert {tuple(line[1:4]) for line in lines} == {("cifar10", own, "2"), ("cifar100", own, "2"), ("cifar10", "cifar-other", "2")}
     assert sorted(float(error) > 90 for *_, error in lines) == [False, True, True]
+
+
+CELLS = [cell for cell in json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+RUN_CELLS = """
+import contextlib, io, json, sys
+printed, names = [], {}
+for cell in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(cell, names)
+    printed.append(output.getvalue())
+json.dump(printed, sys.stdout)
+"""
+
+
+def run_tour(cells):
+    """What each cell of the notebook prints in a new process, which knows no command of IPython."""
+    code = ["".join(line for line in cell["source"] if not line.startswith("%")) for cell in cells]
+    command = [sys.executable, "-W", "error", "-c", RUN_CELLS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, input=json.dumps(code), cwd=ROOT / "docs", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def starts_a_study(cell):
+    return "subprocess.run" in "".join(cell["source"])
+
+
+def test_the_tour_shows_what_its_cells_print_and_draw():
+    reading = list(itertools.takewhile(lambda cell: not starts_a_study(cell), CELLS))
+    outputs = [output for cell in reading for output in cell["outputs"]]
+    shown = ["".join(line for output in cell["outputs"] for line in output.get("text", ())) for cell in reading]
+    assert run_tour(reading) == shown, "run the notebook again and save it"
+    assert sum("image/png" in output.get("data", ()) for output in outputs) == 3, "the gap, the alphas, a cell"
+    assert (ROOT / "docs" / "tour.ipynb").stat().st_size < 300_000
+
+
+@pytest.mark.slow  # a study of two searches and two trainings
+def test_the_whole_tour_runs():
+    *_, of_the_study, last = run_tour(CELLS)
+    assert "| progressive |" in of_the_study
+    assert last.split()[-10] == "progressive"
+
+
+def test_the_picture_of_the_stages_is_that_of_the_settings():
+    script = runpy.run_path(str(ROOT / "docs" / "images" / "stages.py"))
+    assert script["draw"]() == (ROOT / "docs" / "images" / "stages.svg").read_text(), "run: python docs/images/stages.py"
 
 
 def test_the_page_on_tables_has_the_columns_of_the_schemas():
