@@ -28,7 +28,8 @@ class Arguments:
     """Settings that are left out are the recipe's. A change of the recipe gives it another id."""
 
     genotype: tuple[str, ...]
-    """One or more: published names (PDARTS_C10), texts of genotypes, files with one, random:SEED, studies' results folders."""
+    """One or more: published names (PDARTS_C10), texts, files, random:SEED, studies' results folders. Of a file with several
+    genotypes: FILE:last, FILE:LINE or FILE:NAME."""
     data: str
     """Data set: digits, cifar10, cifar100, imagenet, folder:PATH or parquet:PATH."""
     recipe: str = "cifar"

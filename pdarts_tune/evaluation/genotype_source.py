@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import random
 import re
 from collections.abc import Mapping
@@ -18,17 +20,18 @@ RANDOM = "random:"
 
 def has_limits(source: str) -> bool:
     """Whether the genotypes of a source depend on skip limits."""
-    return source.startswith(RANDOM) or (not _is_text(source) and Path(source).is_dir())
+    return source.startswith(RANDOM) or (not _is_text(source) and os.path.isdir(source))  # noqa: PTH112  (unlike Path's, for names of any length)
 
 
 def _is_text(source: str) -> bool:
-    return "Genotype(" in source or source.lstrip().startswith("{")
+    return re.search(r"Genotype\s*\(|^\s*\{", source) is not None
 
 
 def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Genotype]:
     """The distinct genotypes of `source`, by a label to print.
 
     A study's results folder gives the final genotypes of its searches at the limits `max_skips` (2, 0,2 or 0..8; by default 2).
+    A file with several different genotypes needs a choice: FILE:last, FILE:LINE (a number) or FILE:NAME (a variable).
     `random:SEED` is a draw from all genotypes whose normal cell has no more skip-connects than the limit, one for each limit.
 
     Raises:
@@ -49,13 +52,27 @@ def find_genotypes(source: str, max_skips: str | None = None) -> Mapping[str, Ge
             raise ConfigError(f"genotype: {source!r} is wrong, it must be random: and a whole number")
         draws = {limit: random_genotype(random.Random(derive_seed(int(seed), "genotype")), limit) for limit in limits}
         return {source if max_skips is None else f"{source} M={limit}": genotype for limit, genotype in draws.items()}
-    if not is_text and not Path(source).is_file():
-        raise ConfigError(f"genotype: {source!r} is neither a file nor a published name, known are {', '.join(PUBLISHED)}")
+    if is_text:
+        label, text, choice = "", source, None
+    else:
+        path, _, choice = (source, "", None) if os.path.isfile(source) else source.rpartition(":")  # noqa: PTH113
+        if not os.path.isfile(path):  # noqa: PTH113
+            raise ConfigError(f"genotype: {source[:60]!r} is neither a file nor a published name, known are {', '.join(PUBLISHED)}")
+        label, text = Path(source).name, _read_text(Path(path))
     try:
-        genotype = Genotype.parse(source if is_text else Path(source).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error) if is_text else f"{source}: {error}") from None
-    return {genotype.genotype_id if is_text else Path(source).name: genotype}
+        genotype = Genotype.parse(text, choice)
+    except ValueError as error:
+        raise ConfigError(str(error) if is_text else f"{path}: {error}") from None
+    return {label or genotype.genotype_id: genotype}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes files
+    return content.decode("utf-16" if wide else "utf-8-sig", errors="replace")
 
 
 def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
@@ -65,16 +82,29 @@ def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
         ConfigError: as `find_genotypes`; two have one name.
     """
     variants: dict[str, tuple[str, Genotype]] = {}
-    for item in sources.split(","):
-        name, equals, source = item.rpartition("=")
+    for item in _split(sources):
+        named = re.fullmatch(r"([^=/(\[{]+)=(.*)", item, re.DOTALL)
+        name, source = named.groups() if named else ("", item)
         genotypes = find_genotypes(source)
         for label, genotype in genotypes.items():
-            parts = [name] if equals and len(genotypes) == 1 else [part for part in (name, label.split(" ")[0]) if part]
+            parts = [name] if name and len(genotypes) == 1 else [part for part in (name, label.split(" ")[0]) if part]
             variant = re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts)).strip("_.-")
             if variant in variants:
                 raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
             variants[variant] = (label if label in (source, published_name(source)) else f"{source}: {label}", genotype)
     return variants
+
+
+def _split(sources: str) -> list[str]:
+    """The parts between commas that are in no bracket: texts of genotypes are full of commas."""
+    parts, depth = [""], 0
+    for character in sources:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def parse_limits(text: str) -> list[int]:

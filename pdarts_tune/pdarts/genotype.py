@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pdarts_tune.pdarts.space import EDGES, NUM_NODES, PRIMITIVES
@@ -112,44 +114,172 @@ class Genotype:
         )
 
     @classmethod
-    def parse(cls, text: str) -> Genotype:
-        """Reads what `str` or `to_json` wrote, or a line of a DARTS-family log with such a text. Nothing is evaluated.
+    def parse(cls, text: str, choice: str | None = None) -> Genotype:
+        """Reads what `str` or `to_json` wrote, or the genotype in a log or a Python file. Nothing is evaluated.
+
+        Args:
+            choice: which genotype of a text with several: `last`, the number of a line, or the name of a variable.
 
         Raises:
-            ValueError: the text is cut off, is not a genotype, or describes an impossible cell; one line.
+            ValueError: the text holds no genotype, or several different ones, which the message lists; it is cut off or
+                describes an impossible cell; there is nothing that `choice` names.
         """
+        entries = _find_entries(text)
+        chosen = [entry for entry in entries if choice is None or entry.answers(choice, text)]
+        if choice == "last":
+            chosen = entries[-1:]
+        if not chosen:
+            raise ValueError(f"{choice!r} is no line or variable with a genotype, there are{_listing(entries)}")
+        if len({entry.genotype or entry for entry in chosen}) > 1:
+            raise ValueError(
+                f"{len(chosen)} genotypes; choose one by :last, :LINE or :NAME after the file's name, there are{_listing(chosen)}"
+            )
+        if chosen[-1].genotype is None:
+            raise ValueError(chosen[-1].error)
+        return chosen[-1].genotype
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One genotype of a text."""
+
+    first: int  # line, from 1
+    last: int
+    before: str  # the text before it on its line
+    genotype: Genotype | None
+    error: str  # why it cannot be read
+
+    def answers(self, choice: str, text: str) -> bool:
+        """Whether `choice` is one of its lines, the name of its variable, or another variable with the same value."""
+        if choice.isdecimal():
+            return self.first <= int(choice) <= self.last
+        names = {choice}
+        for name, value in reversed(re.findall(r"^(\w+) *= *(\w+) *(?:#.*)?$", text, re.MULTILINE)):
+            names |= {value} if name in names else set()
+        variable = re.fullmatch(r"(\w+)\s*(?::.*)?=", self.before)
+        return variable is not None and variable[1] in names
+
+
+def _listing(entries: Sequence[_Entry]) -> str:
+    lines = []
+    for entry in entries:
+        skips = entry.genotype and f"{entry.genotype.normal.skips} skip-connects in the normal cell"
+        lines.append(f"\n  line {entry.first}, {skips or entry.error}: {entry.before[-60:]}")
+    return "".join(lines if len(lines) <= 12 else [*lines[:4], f"\n  {len(lines) - 12} others", *lines[-8:]])
+
+
+_START = re.compile("\n?".join("Genotype") + r"\s*\(")  # a terminal wraps lines anywhere
+_FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
+
+
+def _find_entries(text: str) -> list[_Entry]:
+    """All genotypes of a text. Those in comments count if there are no others.
+
+    Raises:
+        ValueError: there is none.
+    """
+    text = re.sub(r"\ufeff|\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n")  # a byte-order mark, colours of a terminal
+    entries = []
+    starts = [match.start() for match in _START.finditer(text)]
+    for start, end in pairwise([*starts, len(text)]):
+        before = text[text.rfind("\n", 0, start) + 1 : start].strip()
+        if before == "class":
+            continue
+        length, genotype, error = end - start, None, ""
         try:
-            return cls(*_parse_cells(text))
-        except SyntaxError:
+            call, length = _balanced(text[start:end])
+            genotype = Genotype(*_build_cells(_read_call(call)))
+        except ValueError as reason:
+            error = f"genotype {_short(text[start:end])}: {reason}"
+        line = 1 + text.count("\n", 0, start)
+        entries.append(_Entry(line, line + text.count("\n", start, start + length), before, genotype, error))
+    if not starts:
+        try:
+            entries.append(_Entry(1, 1 + text.count("\n"), "", Genotype(*_build_cells(json.loads(text))), ""))
+        except json.JSONDecodeError:
             raise ValueError(f"genotype {_short(text)}: not a genotype text, or cut off") from None
-        except ValueError as error:
-            raise ValueError(f"genotype {_short(text)}: {error}") from None
+        except ValueError as reason:
+            raise ValueError(f"genotype {_short(text)}: {reason}") from None
+    return [entry for entry in entries if not entry.before.startswith("#")] or entries
 
 
-def _parse_cells(text: str) -> Iterator[CellGenotype]:
-    start = text.find("Genotype(")
-    if start >= 0:
-        call = ast.parse(_balanced(text[start:]), mode="eval").body
-        assert isinstance(call, ast.Call)
-        if call.args:
-            raise ValueError("its cells must be named: normal=, normal_concat=, reduce=, reduce_concat=")
-        parts: Any = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-    else:
-        parts = json.loads(text)
-    if not isinstance(parts, dict):
-        raise ValueError(f"needs normal and reduce cells, is {type(parts).__name__}")
-    names = ("normal", "normal_concat", "reduce", "reduce_concat")
-    if unknown := [name for name in parts if name not in names]:
-        raise ValueError(f"unknown part {unknown[0]!r}, known are {', '.join(names)}")
+def _balanced(text: str) -> tuple[str, int]:
+    """The call at the start of `text`, in one line and without comments, and its length in `text`."""
+    depth, parts = 0, []
+    for token in re.finditer(r"'[^']*'|\"[^\"]*\"|#[^\n]*|.", text, re.DOTALL):
+        if not token[0].startswith("#"):
+            parts.append(token[0].replace("\n", ""))
+            depth += (token[0] in "([") - (token[0] in ")]")
+            if depth == 0 and token[0] == ")":
+                return "".join(parts), token.end()
+    raise ValueError("cut off: a bracket is never closed")
+
+
+def _read_call(text: str) -> dict[str, Any]:
+    """The fields of `Genotype(...)`, named or in their order. Further fields are left out."""
+    text = re.sub(r"(?<=[\d'\"\])])\s+(?=[\d'\"\[(])", ", ", text)  # NumPy prints arrays without commas
+    try:
+        call = ast.parse(text, mode="eval").body
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError("not a genotype text, or cut off") from None
+    assert isinstance(call, ast.Call)
+    if len(call.args) not in (0, 4):
+        raise ValueError(f"its cells must be named, or be all of {', '.join(_FIELDS)}")
+    fields = dict(zip(_FIELDS, call.args, strict=False)) | {str(keyword.arg): keyword.value for keyword in call.keywords}
+    return {name: _literal(node) if name in _FIELDS else None for name, node in fields.items()}
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and node.args:
+        kind = ast.unparse(node.func).rpartition(".")[2]
+        if kind == "range":
+            bounds = [_literal(argument) for argument in node.args]
+            if len(bounds) > 2 or not all(type(bound) is int and abs(bound) < 100 for bound in bounds):
+                raise ValueError("a range needs one or two small numbers")
+            return list(range(*bounds))
+        if re.fullmatch(r"array|tensor|list|tuple|str_?|u?int\d*", kind):  # np.int64(3), array([2, 3], dtype=int32)
+            return _literal(node.args[0])
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Constant):
+        return node.value
+    raise ValueError(f"{ast.unparse(node)[:40]!r} is neither a list nor a range")
+
+
+def _build_cells(fields: Any) -> Iterator[CellGenotype]:
+    if not isinstance(fields, dict):
+        raise ValueError(f"needs normal and reduce cells, is {type(fields).__name__}")
+    if unknown := [name for name in fields if name.startswith(("normal", "reduce")) and name not in _FIELDS]:
+        raise ValueError(f"unknown part {unknown[0]!r}, known are {', '.join(_FIELDS)}")
     for name in ("normal", "reduce"):
-        if name not in parts:
+        if name not in fields:
             raise ValueError(f"no {name} cell")
         try:
-            edges = tuple((str(operation), _state(source)) for operation, source in parts[name])
+            edges = _edges(fields[name])
             every_node = range(2, 2 + len(edges) // 2)
-            yield CellGenotype(edges, tuple(map(_state, parts.get(f"{name}_concat", every_node))))
+            yield CellGenotype(edges, tuple(map(_state, fields.get(f"{name}_concat", every_node))))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} cell: {error}") from None
+
+
+def _edges(cell: Any) -> tuple[tuple[str, int], ...]:
+    """Edges from pairs (operation, source), from a list of such pairs for each node, or from triples (operation, node, source)."""
+    nodes: dict[int, list[Any]] = {}
+    for index, item in enumerate(cell):
+        if not isinstance(item, list) or len(item) not in (2, 3):
+            raise ValueError(f"{item!r} is not a pair of an operation and a state")
+        if isinstance(item[0], list):
+            nodes[2 + index] = item
+        elif len(item) == 3:
+            nodes.setdefault(_state(item[1]), []).append([item[0], item[2]])
+        else:
+            nodes.setdefault(2 + index // 2, []).append(item)
+    edges = [edge for _, own in sorted(nodes.items()) for edge in own]
+    for state in sorted({*range(2, 2 + len(edges) // 2), *nodes}):
+        if len(nodes.get(state, ())) != 2:
+            count = len(nodes.get(state, ()))
+            raise ValueError(f"{len(edges)} edges: a cell has two for each node, node {state - 2} (state {state}) has {count}")
+    return tuple((str(operation), _state(source)) for operation, source in edges)
 
 
 def _short(text: str) -> str:
@@ -157,28 +287,9 @@ def _short(text: str) -> str:
     return repr(flat if len(flat) <= 60 else flat[:57] + "...")
 
 
-def _balanced(text: str) -> str:
-    depth = 0
-    for index, character in enumerate(text):
-        depth += (character in "([") - (character in ")]")
-        if depth == 0 and character == ")":
-            return text[: index + 1]
-    raise ValueError("cut off: a bracket is never closed")
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
-        bounds = [ast.literal_eval(argument) for argument in node.args]
-        if len(bounds) not in (1, 2) or not all(type(bound) is int and abs(bound) < 100 for bound in bounds):
-            raise ValueError("a range needs one or two small numbers")
-        return list(range(*bounds))
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"{ast.unparse(node)[:40]!r} is neither a list nor a range") from None
-
-
 def _state(value: object) -> int:
+    if isinstance(value, str) and value.isdecimal():  # NumPy makes texts of pairs
+        return int(value)
     if type(value) is not int:
         raise ValueError(f"{value!r} is not the number of a state")
     return value

@@ -1,5 +1,7 @@
 """A source stands for each of its genotypes once, at the skip limits, and random ones are a fair control."""
 
+import re
+
 import pytest
 
 from pdarts_tune.config.search import SearchConfig
@@ -66,6 +68,34 @@ def test_a_file_comes_before_an_alias(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "darts").write_text(str(PDARTS))
     assert find_genotypes("darts") == {"darts": PDARTS}
+
+
+def test_a_file_with_several_genotypes_needs_a_choice(tmp_path):
+    file = tmp_path / "log (1): all.txt"
+    other = PUBLISHED["DARTS_V1"].genotype
+    file.write_text(f"epoch 0 {other}\nepoch 1 {PDARTS}\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(file))}: 2 genotypes; choose one by :last.*\n  line 1, .*: epoch 0\n"):
+        find_genotypes(str(file))
+    assert find_genotypes(f"{file}:last") == {f"{file.name}:last": PDARTS}
+    assert find_genotypes(f"{file}:1") == {f"{file.name}:1": other}
+    with pytest.raises(ConfigError, match="'BEST' is no line or variable with a genotype"):
+        find_genotypes(f"{file}:BEST")
+
+
+def test_a_long_text_is_never_taken_for_a_file_s_name():
+    spaced = str(PDARTS).replace("Genotype(", "Genotype (")
+    assert list(find_genotypes(spaced).values()) == [PDARTS]
+    with pytest.raises(ConfigError, match=r"genotype: .normal=\[.{52}. is neither a file nor a published name"):
+        find_genotypes(str(PDARTS).removeprefix("Genotype("))
+
+
+def test_pasted_texts_and_names_are_separated_by_commas_outside_their_brackets(tmp_path):
+    file = tmp_path / "a=b.txt"
+    file.write_text(str(PDARTS))
+    variants = named_genotypes(f"mine={PDARTS},DARTS_V2,{PDARTS.to_json()},json={PDARTS.to_json()},BEST = {PDARTS},{file}")
+    assert {name: genotype for name, (_, genotype) in variants.items()} == dict.fromkeys(
+        ("mine", PDARTS.genotype_id, "json", "BEST", "a_b.txt"), PDARTS
+    ) | {"DARTS_V2": PUBLISHED["DARTS_V2"].genotype}
 
 
 def test_random_genotypes_are_drawn_under_the_limits_that_searched_ones_are_evaluated_at(tmp_path):

@@ -1,6 +1,7 @@
 import gzip
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -103,6 +104,111 @@ def test_a_line_of_a_log_is_read():
     assert Genotype.parse(str(PDARTS).replace("range(2, 6)", "[2, 3, 4, 5]")) == PDARTS
 
 
+def numpy_text(array="array({})", state="np.int64({})", operation="{!r}"):
+    def edges(cell):
+        return "[" + ", ".join(f"({operation.format(name)}, {state.format(source)})" for name, source in cell.edges) + "]"
+
+    concat = array.format([2, 3, 4, 5])
+    return f"Genotype(normal={edges(PDARTS.normal)}, normal_concat={concat}, reduce={edges(PDARTS.reduce)}, reduce_concat={concat})"
+
+
+def per_node(cell):
+    return [list(cell.edges[node : node + 2]) for node in range(0, 8, 2)]
+
+
+def triples(cell):
+    return [(name, 2 + index // 2, source) for index, (name, source) in enumerate(cell.edges)]
+
+
+def late_first(cell):
+    return triples(cell)[4:] + triples(cell)[:4]
+
+
+def wrap(text, width):
+    return "\n".join(text[start : start + width] for start in range(0, len(text), width))
+
+
+TEXT = str(PDARTS)
+DIALECTS = {
+    "numpy 2": numpy_text(),
+    "numpy texts": numpy_text("np.array({}, dtype=int32)", "{}", "np.str_({!r})"),
+    "array without commas": numpy_text().replace("array([2, 3, 4, 5])", "[2 3\n 4 5]"),
+    "array of texts": numpy_text("tensor({}, device='cuda:0')", "'{}'")
+    .replace("normal=[", "normal=np.array([")
+    .replace("], normal_c", "], dtype='<U12'), normal_c"),
+    "numpy prints texts": numpy_text("{}", "'{}'").replace("', '", "' '"),
+    "positional": re.sub(r"(normal|reduce)(_concat)?=", "", TEXT),
+    "a list for each node": f"Genotype(normal={per_node(PDARTS.normal)}, reduce={per_node(PDARTS.reduce)})",
+    "triples in any order of nodes": f"Genotype(normal={late_first(PDARTS.normal)}, reduce={triples(PDARTS.reduce)})",
+    "further fields": TEXT[:-1] + ", layout=cell, epoch=49, drop={'a': 1})",
+    "a space before the bracket": TEXT.replace("Genotype(", "Genotype ("),
+    "a byte-order mark": "\ufeff" + TEXT,
+    "a byte-order mark before JSON": "\ufeff" + PDARTS.to_json(),
+    "JSON with further fields": PDARTS.to_json()[:-1] + ', "epoch": 3}',
+    "colours": f"\x1b[32mgenotype = {TEXT.replace('reduce=', chr(27) + '[0mreduce=')}",
+    "comments": TEXT.replace("), ", "),  # don't (count this\r\n   "),
+    "twice the same": f"{TEXT}\n{TEXT}",
+    "declared first": f"class Genotype(NamedTuple):\n    normal: list\n\nBEST: Genotype = {TEXT}",
+    "a comment before": f"# OLD = {TEXT.replace('dil_conv_3x3', 'skip_connect')}\nNEW = {TEXT}",
+    "a comment alone": f"# {TEXT}",
+} | {f"wrapped at {width}": wrap(f"08:00 genotype = {TEXT}", width) for width in (19, 20, 77, 80)}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_way_in_which_people_keep_a_genotype_is_read(dialect):
+    assert Genotype.parse(DIALECTS[dialect]) == PDARTS
+
+
+OTHER = PUBLISHED["DARTS_V1"].genotype
+LOG = f"args = Namespace(epochs=50)\n08:00 genotype = {OTHER}\nloss 0.1 (mean)\n09:00 genotype = {TEXT}\nloss 0.01\n"
+MODULE = f"""from collections import namedtuple
+Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat')
+FIRST = Genotype(
+  normal={list(OTHER.normal.edges)}, normal_concat=[2, 3, 4, 5],
+  reduce={list(OTHER.reduce.edges)}, reduce_concat=[2, 3, 4, 5])
+SECOND = {TEXT}
+MINE = SECOND
+DARTS = MINE  # the one to train
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "choice", "genotype"),
+    [
+        (LOG, "last", PDARTS),
+        (LOG, "2", OTHER),
+        (LOG, "4", PDARTS),
+        (MODULE, "last", PDARTS),
+        (MODULE, "FIRST", OTHER),
+        (MODULE, "5", OTHER),
+        (MODULE, "SECOND", PDARTS),
+        (MODULE, "DARTS", PDARTS),
+        (TEXT, "last", PDARTS),
+        (PDARTS.to_json(), "1", PDARTS),
+    ],
+)
+def test_one_of_several_genotypes_is_chosen_by_line_name_or_as_the_last(text, choice, genotype):
+    assert Genotype.parse(text, choice) == genotype
+
+
+def test_several_genotypes_are_listed_and_none_is_taken():
+    with pytest.raises(
+        ValueError, match=r"^2 genotypes; choose one by :last, :LINE or :NAME after the file's name, there are\n"
+    ) as caught:
+        Genotype.parse(LOG)
+    assert str(caught.value).splitlines()[1:] == [
+        f"  line 2, {OTHER.normal.skips} skip-connects in the normal cell: 08:00 genotype =",
+        "  line 4, 2 skip-connects in the normal cell: 09:00 genotype =",
+    ]
+    for choice in ("3", "THIRD", "genotype"):
+        with pytest.raises(ValueError, match=f"^'{choice}' is no line or variable with a genotype, there are\n  line 2, "):
+            Genotype.parse(LOG, choice)
+    with pytest.raises(ValueError, match=r"\n  line 3, genotype .*cut off.*: FIRST =\n  line 6, 2 skip"):
+        Genotype.parse(MODULE.replace("5])\n", "5]\n"))
+    with pytest.raises(ValueError, match=r"^60 genotypes; (.*\n){5}  48 others\n(.*\n){7}  line 60"):
+        Genotype.parse("\n".join([str(OTHER), TEXT] * 30))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -110,7 +216,15 @@ def test_a_line_of_a_log_is_read():
         ("Genotype(normal=[('sep_conv_3x3', 0)", "cut off"),
         (str(PDARTS).replace("dil_conv_5x5", "dil_conv_9x9"), "unknown operation 'dil_conv_9x9'"),
         (str(PDARTS).replace("('skip_connect', 0)", "('skip_connect', 5)"), "state 5 does not exist yet"),
-        (str(PDARTS).replace("('skip_connect', 0), ", "", 1), "7 edges"),
+        (str(PDARTS).replace("('skip_connect', 0), ", "", 1), "7 edges: a cell has two for each node, node 3 (state 5) has 1"),
+        (
+            f"Genotype(normal={triples(PDARTS.normal)[:-1]}, reduce=[])",
+            "7 edges: a cell has two for each node, node 3 (state 5) has 1",
+        ),
+        (f"Genotype(normal={triples(PDARTS.normal)[:2] + triples(PDARTS.normal)[4:]}, reduce=[])", "node 1 (state 3) has 0"),
+        (f"Genotype(normal={[PDARTS.normal.edges[:3], *per_node(PDARTS.normal)[1:]]}, reduce=[])", "node 0 (state 2) has 3"),
+        ("Genotype(normal=['sep_conv_3x3'], reduce=[])", "'sep_conv_3x3' is not a pair of an operation and a state"),
+        ('{"normal_n2_p0": "sepconv3x3"}', "unknown part 'normal_n2_p0', known are normal, normal_concat, reduce, reduce_concat"),
         (str(PDARTS).replace("('skip_connect', 0)", "('none', 0)"), "unknown operation 'none'"),
         (str(PDARTS).replace("range(2, 6)", "range(2, 9)"), "state 6 does not exist"),
         (str(PDARTS).replace("normal_concat", "normal_cat"), "unknown part 'normal_cat'"),
