@@ -93,6 +93,7 @@ def test_pasted_texts_and_names_are_separated_by_commas_outside_their_brackets(t
     file = tmp_path / "a=b.txt"
     file.write_text(str(PDARTS))
     variants = named_genotypes(f"mine={PDARTS},DARTS_V2,{PDARTS.to_json()},json={PDARTS.to_json()},BEST = {PDARTS},{file}")
+    assert [origin for origin, _ in variants.values()] == ["a text", "DARTS_V2", *["a text"] * 3, f"{file}: a=b.txt"]
     assert {name: genotype for name, (_, genotype) in variants.items()} == dict.fromkeys(
         ("mine", PDARTS.genotype_id, "json", "BEST", "a_b.txt"), PDARTS
     ) | {"DARTS_V2": PUBLISHED["DARTS_V2"].genotype}
