@@ -43,7 +43,10 @@ def variants(base: SearchConfig) -> list[Variant]:
         "shallow_all_operations": whole(flat(shallowest)),
         "deep_all_operations": whole(flat(deepest)),
     }
-    arms = [Variant(name, replace(base, stages=stages)) for name, stages in plans.items()]
+    every = list(plans.values())  # in a small preset an equal budget can be the same plan, which is one variant
+    arms = [
+        Variant(name, replace(base, stages=stages)) for name, stages in plans.items() if name == list(plans)[every.index(stages)]
+    ]
     return [*arms, Variant("random", replace(base, method=RandomSampling()))]
 
 

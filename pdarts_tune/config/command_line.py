@@ -1,13 +1,18 @@
 """Command lines from dataclasses, through Tyro. A wrong command line gives one line on stderr and exit code 2."""
 
+import copy
 import io
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from typing import TypeVar
+from difflib import get_close_matches
+from typing import Any, TypeVar
 
 import tyro
+
+from pdarts_tune.config.serialize import ConfigError
 
 Settings = TypeVar("Settings")
 
@@ -47,3 +52,58 @@ def first_paragraph(boxed: str) -> str:
         elif lines:
             break
     return " ".join(lines).rstrip(".")
+
+
+def change_settings(settings: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """A copy of settings, as `to_dict` gives them, after changes such as `batch_size=64` or `stages.1.cells=8`.
+
+    Stages are counted from 0; `stages.epochs=9` is for all of them. A value is JSON (`0.1`, `true`, `[0.5, 0.9]`), else text.
+    `method=snas` takes the method with its defaults, and `method.penalty=mild` then changes one of its settings.
+
+    Raises:
+        ConfigError: a change is not NAME=VALUE, or there is no such setting. The message has the settings with near names.
+    """
+    changed = copy.deepcopy(dict(settings))
+    known = list(dict.fromkeys(_names(changed)))
+    for item in changes:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"set: {item!r} is wrong, it must be NAME=VALUE")
+        if name not in known and not name.startswith("method."):
+            last = name.rpartition(".")[2]
+            near = [*get_close_matches(name, known, cutoff=0.6), *(other for other in known if other.rpartition(".")[2] == last)]
+            hint = f"near are {', '.join(dict.fromkeys(near))}" if near else f"known are {', '.join(settings)}"
+            raise ConfigError(f"set: {name!r} is unknown, {hint}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = {"None": None, "True": True, "False": False}.get(text, text)
+        _assign(changed, name.split("."), {"name": value} if name == "method" else value)
+    return changed
+
+
+def _names(settings: Any, path: str = "") -> Iterator[str]:
+    """The names of all settings. Those of a list's items are there with and without their index."""
+    if path:
+        yield path
+    dot = f"{path}." if path else ""
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            yield from _names(value, dot + name)
+    elif isinstance(settings, list) and settings and isinstance(settings[0], dict):
+        for index, value in enumerate(settings):
+            yield from _names(value, f"{dot}{index}")
+            yield from (name for name in _names(value, path) if name != path)
+
+
+def _assign(settings: Any, path: Sequence[str], value: Any) -> None:
+    head, *rest = path
+    if isinstance(settings, list) and not head.isdecimal():
+        for item in settings:
+            _assign(item, path, value)
+        return
+    key = int(head) if isinstance(settings, list) else head
+    if rest:
+        _assign(settings[key], rest, value)
+    else:
+        settings[key] = value

@@ -62,16 +62,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+def from_dict(kind: type[Kind], values: Mapping[str, Any], where: str = "") -> Kind:
     """The configuration that `to_dict` wrote. Missing keys take their defaults.
 
     Raises:
-        ConfigError: an unknown key, a missing key without a default, a wrong type or a value out of range.
+        ConfigError: an unknown key, a missing key without a default, a wrong type or a value out of range. The message begins with
+            `where` and the setting.
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))  # strict JSON still reads lists as tuples
     except ValidationError as error:
-        raise ConfigError(_explain(error, kind)) from None
+        raise ConfigError(where + _explain(error, kind)) from None
 
 
 def _explain(error: ValidationError, kind: Any) -> str:

@@ -1,9 +1,10 @@
-"""A study's manifest, `study.json`: its definition and its seeds. Only seeds and variants can be added to a results folder."""
+"""A study's manifest, `study.json`: its definition and its seeds. Seeds, variants and recipes can be added to a results folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from textwrap import shorten
 from typing import Any
 
 from pdarts_tune.config.evaluation import EvalConfig
@@ -12,11 +13,11 @@ from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 
 DEFINITION = "study.json"  # in the study's folder
 COMPLETED = "completed.json"  # in the study's folder once everything is done and nothing has failed; scripts can look for it
-SHOWN = 8  # differences or seeds that a message names
+DIFFERENCES, SEEDS = 2, 8  # that a message names
 
 
 def check_definition(ours: dict[str, Any], manifest: bytes | None, folder: str) -> dict[str, Any]:
-    """The new content of the manifest: its variants and the plan's, with the seeds of each.
+    """The new content of the manifest: its variants, recipes and seeds, and the plan's.
 
     Args:
         ours: the plan's definition (`study/plan.py`, `define`).
@@ -28,33 +29,38 @@ def check_definition(ours: dict[str, Any], manifest: bytes | None, folder: str) 
     """
     if manifest is None:
         return ours
+    file = f"{folder}/{DEFINITION}"
     try:
         theirs = json.loads(manifest)
     except ValueError:
-        raise ConfigError(
-            f"{folder}/{DEFINITION}: not readable as JSON; move the results folder away or name another with --results"
-        ) from None
+        raise ConfigError(f"{file}: not readable as JSON; move the results folder away or name another with --results") from None
     try:
         changed = definition_difference(theirs, ours)
     except ConfigError as error:
         raise ConfigError(
-            f"{folder}/{DEFINITION}: {error}; take a variant that never ran out of the file, or name another folder with --results"
+            f"{file}: {error}; take a variant that never ran out of the file, or name another folder with --results"
         ) from None
     if changed:
         own = ours["variants"]
         alike = [name for name in own if not definition_difference(theirs, ours | {"variants": {name: own[name]}})]
         rest = f", or go on there with the variants that are as they were: --variants {','.join(alike)}" if alike else ""
-        raise ConfigError(
-            f"{folder} was written by another definition of this study: {changed}; name another folder with --results{rest}"
-        )
-    counts = theirs.get("seeds", {})
-    seeds = counts | {name: max(count, counts.get(name, 0)) for name, count in ours["seeds"].items()} if ours["seeds"] else {}
-    return ours | {"variants": theirs["variants"] | ours["variants"], "seeds": seeds}
+        raise ConfigError(f"{file} is of another definition of this study: {changed}; name another folder with --results{rest}")
+    before, seeds = planned_seeds(theirs), planned_seeds(ours)
+    merged = {name: stored_seeds({*before.get(name, ()), *seeds.get(name, ())}) for name in before | seeds} if seeds else {}
+    recipes = _recipes(theirs) | _recipes(ours)
+    further = {"further_evaluations": list(recipes.values())} if recipes else {}
+    return ours | {"variants": theirs["variants"] | ours["variants"], "seeds": merged} | further
 
 
-def planned_seeds(definition: Mapping[str, Any]) -> dict[str, range]:
+def stored_seeds(seeds: Collection[int]) -> int | list[int]:
+    """Search seeds as the manifest has them: their number if they are 0, 1, 2 and so on, else the seeds."""
+    return len(seeds) if set(seeds) == set(range(len(seeds))) else sorted(seeds)
+
+
+def planned_seeds(definition: Mapping[str, Any]) -> dict[str, Collection[int]]:
     """The search seeds of each variant by a study's definition; empty where an early release wrote it, without seeds."""
-    return {variant: range(count) for variant, count in definition.get("seeds", {}).items()}
+    seeds = definition.get("seeds", {})
+    return {variant: range(stored) if isinstance(stored, int) else stored for variant, stored in seeds.items()}
 
 
 def check_seeds(definition: Mapping[str, Any], seeds: Mapping[str, Collection[int]], *, completed: bool, where: str) -> None:
@@ -89,51 +95,65 @@ def check_seeds(definition: Mapping[str, Any], seeds: Mapping[str, Collection[in
 
 
 def _listed(seeds: list[int]) -> str:
-    return ", ".join(map(str, seeds[:SHOWN])) + (f" and {len(seeds) - SHOWN} more" if len(seeds) > SHOWN else "")
+    return ", ".join(map(str, seeds[:SEEDS])) + (f" and {len(seeds) - SEEDS} more" if len(seeds) > SEEDS else "")
 
 
 def count_difference(definitions: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The counts of seeds of a study's parts, by folder, if they differ; None if not. A given genotype has one seed everywhere."""
-    counts: dict[int, str] = {}
+    """The numbers of seeds of a study's variants over its parts, if they differ; None if not. A given genotype has one everywhere.
+
+    Args:
+        definitions: of the parts, by folder. A part has some of the variants, or some of their seeds.
+    """
+    seeds: dict[str, set[int]] = {}
+    folders: dict[str, list[str]] = {}
     for folder, definition in definitions.items():
-        for variant, seeds in planned_seeds(definition).items():
+        for variant, own in planned_seeds(definition).items():
             if definition["variants"][variant].get("method", {}).get("name") != "given":
-                counts.setdefault(len(seeds), f"{len(seeds)} of {variant} in {folder}")
+                seeds.setdefault(variant, set()).update(own)
+                folders.setdefault(variant, []).append(folder)
+    counts = {len(own): f"{len(own)} of {variant} in {' and '.join(folders[variant])}" for variant, own in seeds.items()}
     return ", ".join(counts.values()) if len(counts) > 1 else None
 
 
 def definition_difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
-    """The differences between two definitions, except for seeds and for variants of only one of them; None if there are none.
+    """The differences between two definitions, except for seeds and for what only one of them has; None if there are none.
 
     A setting of the base changes in several variants alike. It is named once.
     """
-    changes: dict[str, list[str]] = {}  # the variants of each change
-    for key in ("study", "evaluation", "further_evaluations"):
-        for where, change in _differences(_complete(key, theirs.get(key)), _complete(key, ours.get(key))):
-            changes[f"{key}{where} {change}"] = []
-    before, now = (_complete("variants", definition.get("variants", {})) for definition in (theirs, ours))
-    for name in now:
-        for where, change in _differences(before[name], now[name]) if name in before else ():
-            changes.setdefault(f"{where.lstrip('.')} {change}", []).append(name)
+    changes: dict[str, list[str]] = {}  # the variants or recipes of each change
+    before = _parts(theirs)
+    for (key, name), now in _parts(ours).items():
+        for where, change in _differences(before.get((key, name), now), now):
+            text = f"{where.lstrip('.')} {change}" if name else f"{key}{where} {change}"
+            changes.setdefault(text, []).extend([name] if name else [])
     lines = [f"{change} ({', '.join(names)})" if names else change for change, names in changes.items()]
-    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-    return "; ".join(lines[:SHOWN]) + more or None
+    more = f"; and {len(lines) - DIFFERENCES} more" if len(lines) > DIFFERENCES else ""
+    return "; ".join(lines[:DIFFERENCES]) + more or None
 
 
-def _complete(key: str, before: Any) -> Any:
-    """With the defaults of settings that are newer than the folder."""
-    if key == "variants" and isinstance(before, dict):
-        return {name: _read(SearchConfig, settings, f"{key}.{name}") for name, settings in before.items()}
-    if key == "further_evaluations" and isinstance(before, list):
-        return [_read(EvalConfig, settings, f"{key}[{index}]") for index, settings in enumerate(before)]
-    return _read(EvalConfig, before, key) if key == "evaluation" and isinstance(before, dict) else before
+def _parts(definition: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """Study, evaluation, variants and further recipes by key and name, with the defaults of settings newer than the folder."""
+    parts: dict[tuple[str, str], Any] = {("study", ""): definition.get("study")}
+    for key, kind, own in (
+        ("evaluation", EvalConfig, {"": definition.get("evaluation")}),
+        ("variants", SearchConfig, definition.get("variants", {})),
+        ("further_evaluations", EvalConfig, _recipes(definition)),
+    ):
+        for name, settings in own.items():
+            where = f"{key}{'.' * bool(name)}{name}: "
+            parts[key, name] = to_dict(from_dict(kind, settings, where)) if isinstance(settings, dict) else settings
+    return parts
 
 
-def _read(kind: type[Any], settings: Any, where: str) -> dict[str, Any]:
-    try:
-        return to_dict(from_dict(kind, settings))
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+def _recipes(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipes after the first, by name and data set."""
+    recipes: dict[str, Any] = {}
+    for recipe in definition.get("further_evaluations", []):
+        name = f"{recipe['recipe']} on {recipe['data']}"
+        while name in recipes:  # two of one name
+            name = f"another {name}"
+        recipes[name] = recipe
+    return recipes
 
 
 def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, str]]:
@@ -145,4 +165,4 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterator[tuple[str, 
         for index, (old, new) in enumerate(zip(before, now, strict=True)):
             yield from _differences(old, new, f"{where}[{index}]")
     elif before != now:
-        yield where, f"was {before!r}, is {now!r}"
+        yield where, f"was {shorten(repr(before), 60)}, is {shorten(repr(now), 60)}"

@@ -39,12 +39,14 @@ class Arguments:
     """The command line of every study."""
 
     preset: str = "laptop"
-    """How large: smoke, laptop, cifar-mini or paper."""
+    """How large: smoke, laptop, cifar-mini, paper, or a size of the study's own."""
     results: str = "results"
     """Folder for tables, report and MLflow store, or s3://BUCKET/FOLDER or another file system's; a study in it is continued."""
     data: str | None = None
     """Data set: digits, cifar10, cifar100, imagenet, folder:PATH (train/ and val/) or parquet:PATH (train and test files). Several,
     separated by commas: searches are on the first, genotypes are evaluated on each."""
+    set: tuple[str, ...] = ()
+    """NAME=VALUE of any setting of the base search or of the evaluation: batch_size=64 stages.1.cells=8 evaluation.epochs=100."""
     variants: str | None = None
     """Run only these, separated by commas."""
     genotypes: str | None = None
@@ -52,6 +54,8 @@ class Arguments:
     as SOURCE or NAME=SOURCE."""
     seeds: int | None = None
     """Searches per variant."""
+    first_seed: int = 0
+    """Of the searches, so that parts of a study can run in several places."""
     evaluation_seeds: int | None = None
     """Trainings from scratch per distinct genotype."""
     samples: int | None = None
@@ -94,6 +98,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             study,
             settings.preset,
             data=settings.data,
+            changes=settings.set,
             variants=settings.variants,
             memory_limit=settings.memory_limit,
             image_size=settings.image_size,
@@ -101,6 +106,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             execution=settings.execution,
             genotypes=named_genotypes(settings.genotypes) if settings.genotypes else None,
             seeds=settings.seeds,
+            first_seed=settings.first_seed,
             evaluation_seeds=settings.evaluation_seeds,
             samples=settings.samples,
         )
@@ -139,10 +145,13 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 
 def _forecast(plan: Plan, settings: Arguments) -> None:
     """Prints a dry run: the trials, what each changes, and their bytes, seconds and disk."""
-    print(describe(plan, f"{settings.results}/{plan.study.name}"))
     from pdarts_tune.study.run import find_same, missing_trials, open_sources, study_is_done
 
     folder = Storage(settings.results).below(plan.study.name)
+    done = {trial.trial_id for trial in plan.searches()} - {
+        trial.trial_id for trial in missing_trials(plan.searches(), "trials", folder)
+    }
+    print(describe(plan, f"{settings.results}/{plan.study.name}", done))
     if study_is_done(plan, folder):
         print("\nall of them done, and their evaluations; nothing is left to run")
         return

@@ -5,22 +5,25 @@ Planning, `--dry-run` and `--help` need neither torch nor Ray.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pdarts_tune.config.command_line import change_settings
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.execution import CellEvaluation, Execution, cell_evaluation
 from pdarts_tune.config.methods import Given, RandomSampling, paired_variant
 from pdarts_tune.config.presets import PRESETS, Preset
 from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
-from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, content_id, to_dict
+from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, content_id, from_dict, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.results.manifest import stored_seeds
 
-Made = TypeVar("Made")
+Kind = TypeVar("Kind")
 HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds none out to choose by
 
 
@@ -54,6 +57,7 @@ class Study:
     variants: Callable[[SearchConfig], Sequence[Variant]]
     report: Path | None = None  # the analysis script that turns the tables into the answer
     evaluations: Callable[[EvalConfig, Sequence[str]], Sequence[EvalConfig]] | None = None
+    presets: Mapping[str, Preset] = field(default_factory=dict)  # the study's own sizes, beside PRESETS
     adaptive: bool = False  # results choose the next schedules (study/schedule_search.py), in place of variants times seeds
 
 
@@ -85,7 +89,8 @@ class Plan:
     """A study at a size: everything that decides what its results are.
 
     Raises:
-        ConfigError: no variants, two of one name, counts below 1, or a setting that no process could read back.
+        ConfigError: no variants, two of one name or alike, names that cannot be in file names, counts below 1, seeds that the
+            study itself sets.
     """
 
     study: Study
@@ -95,25 +100,40 @@ class Plan:
     seeds: int
     evaluation_seeds: int
     samples: int = 1  # schedules of an adaptive study
+    first_seed: int = 0
+    changes: tuple[str, ...] = ()  # NAME=VALUE, of the preset's settings
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"variants: {', '.join(names) or 'none'}; a study needs at least one, each name once")
+        _check_name("study", self.study.name)
         for variant in self.variants:
-            if not all(limit in range(9) for limit in variant.limits):
+            _check_name("variant", variant.name)
+            _check_seed(f"variant {variant.name}", variant.search.seed, "--seeds and --first-seed")
+            limits = variant.skip_limits
+            if not isinstance(limits, tuple | list) or not all(isinstance(limit, int) and limit in range(9) for limit in limits):
                 raise ConfigError(
-                    f"skip_limits: {variant.limits} of variant {variant.name} are wrong, they must be between 0 and 8"
+                    f"skip_limits: {limits} of variant {variant.name} are wrong, they must be numbers between 0 and 8, as in (0, 2)"
                 )
             self._check_pair(variant)
+        for one, other in combinations(self.variants, 2):
+            if one.search == other.search:
+                raise ConfigError(
+                    f"variants: {one.name} and {other.name} have the same settings, so they are one search; leave one of them out "
+                    "(--variants chooses), or give one both skip_limits"
+                )
+        for recipe in self.recipes:
+            _check_name("recipe", recipe.recipe)
+            _check_seed(f"recipe {recipe.recipe}", recipe.seed, "--evaluation-seeds")
         if not self.recipes or len({(recipe.recipe_id, recipe.data) for recipe in self.recipes}) != len(self.recipes):
             listed = ", ".join(f"{recipe.recipe} on {recipe.data}" for recipe in self.recipes)
             raise ConfigError(f"evaluations: {listed or 'none'}; a study needs at least one, each once")
         if self.study.adaptive and self.evaluation.validation_fraction == 0:
             raise ConfigError("validation_fraction: 0 is wrong, schedules are chosen by the validation error of their evaluations")
-        for field in ("seeds", "evaluation_seeds", "samples"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field}: {getattr(self, field)} is wrong, it must be at least 1")
+        for name, least in (("seeds", 1), ("evaluation_seeds", 1), ("samples", 1), ("first_seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: {getattr(self, name)} is wrong, it must be at least {least}")
 
     def _check_pair(self, variant: Variant) -> None:
         name = paired_variant(variant.search.method)
@@ -147,9 +167,9 @@ class Plan:
     def _searches(self) -> tuple[SearchTrial, ...]:
         return tuple(
             SearchTrial(search_id(variant.name, seed), variant.name, replace(variant.search, seed=seed))
-            for seed in range(self.seeds)
+            for seed in range(self.first_seed, self.first_seed + self.seeds)
             for variant in self.variants
-            if seed == 0 or not isinstance(variant.search.method, Given)
+            if seed == self.first_seed or not isinstance(variant.search.method, Given)
         )
 
     def evaluations(self, genotypes: Mapping[str, str]) -> list[EvalTrial]:
@@ -175,13 +195,37 @@ class Plan:
         return f"{recipe.recipe_id}-{recipe.data if recipe.data.isalnum() else content_id(recipe.data)[:8]}"
 
 
+def _check_name(what: str, name: str) -> None:
+    """Names of studies, variants and recipes become parts of file names."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ConfigError(
+            f"{what}: {name!r} is wrong, a name has letters, digits, _, - and ., at most 100, a letter or digit first"
+        )
+
+
+def _check_seed(what: str, seed: int, options: str) -> None:
+    if seed:
+        raise ConfigError(f"{what}: seed {seed} would have no effect, the study sets seeds ({options})")
+
+
+# Settings that `changes` must not name, with the options that set them.
+_BY_OPTION = {
+    "data": "--data",
+    "seed": "--seeds and --first-seed",
+    "evaluation.data": "--data",
+    "evaluation.seed": "--evaluation-seeds",
+}
+
+
 def make_plan(
     study: Study,
     preset: str,
     *,
     data: str | None = None,
+    changes: Sequence[str] = (),
     variants: str | None = None,
     seeds: int | None = None,
+    first_seed: int = 0,
     evaluation_seeds: int | None = None,
     samples: int | None = None,
     memory_limit: int | None = None,
@@ -194,64 +238,79 @@ def make_plan(
 
     Args:
         data: data sets, separated by commas. Searches are on the first; every genotype is evaluated on each of them.
+        changes: NAME=VALUE of the base search, evaluation.NAME=VALUE of the recipe (`change_settings`).
         image_size: stream images, cropped to so many pixels, in the searches and the evaluations.
         skip_bad_images: in the searches and the evaluations leave out, and count, images that cannot be used.
         genotypes: by variant name, with where they are from: evaluate these in place of the study's variants.
 
     Raises:
-        ConfigError: an unknown preset or variant, or a configuration that makes no sense.
+        ConfigError: an unknown preset or variant, a configuration that makes no sense, or a change without an effect.
     """
-    size: Preset = _choose("preset", preset, PRESETS)
+    size: Preset = _choose("preset", preset, {**PRESETS, **study.presets})
     sets = (size.search.data,) if data is None else tuple(map(absolute_name, data.split(",")))
-    base = replace(
-        size.search,
-        data=sets[0],
-        memory_limit=memory_limit,
-        image_size=image_size,
-        skip_bad_images=skip_bad_images,
-        execution=execution,
-    )
-    evaluation = replace(size.evaluation, data=sets[0])
-    if study.adaptive and evaluation.validation_fraction == 0:
-        evaluation = replace(evaluation, validation_fraction=HELD_OUT)
-    make_recipes = study.evaluations
-    if make_recipes:
-        recipes = _make(f"evaluations of {study.name}", lambda: make_recipes(evaluation, sets))
-    else:
-        recipes = [replace(evaluation, data=name) for name in sets]
-    recipes = [replace(recipe, skip_bad_images=skip_bad_images, image_size=image_size or recipe.image_size) for recipe in recipes]
-    every = {variant.name: variant for variant in (given_variants(genotypes, base) if genotypes else own_variants(study, base))}
-    chosen = every if variants is None else {name: _choose("variants", name, every) for name in variants.split(",")}
+    start = replace(size.search, data=sets[0], memory_limit=memory_limit, image_size=image_size, execution=execution)
+    settings = to_dict(replace(start, skip_bad_images=skip_bad_images))
+    settings["evaluation"] = to_dict(replace(size.evaluation, data=sets[0]))
+    for name in (item.partition("=")[0] for item in changes):
+        if name in _BY_OPTION:
+            raise ConfigError(f"set: {name} is set by {_BY_OPTION[name]}")
+
+    def resolve(changes: Sequence[str]) -> tuple[SearchConfig, EvalConfig, Sequence[Variant], Sequence[EvalConfig]]:
+        changed = change_settings(settings, changes)
+        evaluation = from_dict(EvalConfig, changed.pop("evaluation"), "evaluation.")
+        base = from_dict(SearchConfig, changed)
+        if study.adaptive and evaluation.validation_fraction == 0:
+            evaluation = replace(evaluation, validation_fraction=HELD_OUT)
+        recipes: Sequence[EvalConfig] = [replace(evaluation, data=name) for name in sets]
+        if study.evaluations is not None:
+            recipes = _make(study, "evaluations", EvalConfig, evaluation, sets)
+        recipes = [
+            replace(recipe, skip_bad_images=skip_bad_images or recipe.skip_bad_images, image_size=image_size or recipe.image_size)
+            for recipe in recipes
+        ]
+        every = given_variants(genotypes, base) if genotypes else _make(study, "variants", Variant, base)
+        if variants is not None:
+            named = {variant.name: variant for variant in every}
+            every = [_choose("variants", name, named) for name in dict.fromkeys(variants.split(","))]
+        return base, evaluation, every, recipes
+
+    resolved = resolve(changes)
+    for item in changes:
+        try:
+            without = resolve([other for other in changes if other != item])
+        except ConfigError:
+            continue  # another change needs this one
+        if without[:2] != resolved[:2] and without[2:] == resolved[2:]:
+            where = "recipe" if item.startswith("evaluation.") else "variant"
+            raise ConfigError(f"set: {item} would have no effect, {study.name} sets it in every {where}")
+    base, _, chosen, recipes = resolved
     return Plan(
         study=study,
-        variants=tuple(chosen.values()),
+        variants=tuple(chosen),
         recipes=tuple(recipes),
         base=base,
         seeds=size.seeds if seeds is None else seeds,
         evaluation_seeds=size.evaluation_seeds if evaluation_seeds is None else evaluation_seeds,
         samples=size.samples if samples is None else samples,
+        first_seed=first_seed,
+        changes=tuple(changes),
     )
 
 
-def own_variants(study: Study, base: SearchConfig) -> Sequence[Variant]:
-    """The study's variants of a base configuration.
-
-    Raises:
-        ConfigError: a method, a stage or a configuration has a setting that is out of range, of a wrong type or unknown.
-    """
-    return _make(f"variants of {study.name}", lambda: study.variants(base))
-
-
-def _make(what: str, make: Callable[[], Made]) -> Made:
-    """What a study makes of settings. A wrong setting raises ConfigError; a mistake in the study's code keeps its traceback."""
+def _make(study: Study, what: str, kind: type[Kind], *arguments: Any) -> Sequence[Kind]:
+    """What a function of the study makes. A wrong setting raises ConfigError; a mistake in the study's code keeps its traceback."""
+    where, function, right = f"{what} of {study.name}", getattr(study, what), f"a list of {kind.__name__}"
+    if not callable(function):
+        raise ConfigError(f"{where}: {function!r:.60} is wrong, it must be a function that returns {right}")
     try:
-        return make()
-    except ValueError as error:
-        raise ConfigError(f"{what}: {error}") from error
-    except TypeError as error:
-        if not str(error).startswith("Stage.__init__()"):
+        made = function(*arguments)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, TypeError) and not str(error).startswith("Stage.__init__()"):
             raise
-        raise ConfigError(f"{what}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
+    if not isinstance(made, list | tuple) or not all(isinstance(item, kind) for item in made):
+        raise ConfigError(f"{where}: {made!r:.60} is wrong, it must be {right}")
+    return made
 
 
 def given_variants(genotypes: Mapping[str, tuple[str, Genotype]], base: SearchConfig) -> list[Variant]:
@@ -269,7 +328,7 @@ def _choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:
 
 
 def define(plan: Plan) -> dict[str, Any]:
-    """The settings that must not change under a results folder. Seeds, variants and skip limits may be added."""
+    """The settings that must not change under a results folder. Seeds, variants, recipes and skip limits may be added."""
     definition: dict[str, Any] = {
         "study": plan.study.name,
         "variants": {variant.name: to_dict(variant.search) for variant in plan.variants},
@@ -277,8 +336,9 @@ def define(plan: Plan) -> dict[str, Any]:
         "seeds": {},
     }
     if not plan.study.adaptive:  # trials of an adaptive study follow from results, not from variants and seeds
-        searches = Counter(trial.variant for trial in plan.searches())
-        definition["seeds"] = {variant.name: searches[variant.name] for variant in plan.variants}
+        for variant in plan.variants:
+            seeds = {trial.config.seed for trial in plan.searches() if trial.variant == variant.name}
+            definition["seeds"][variant.name] = stored_seeds(seeds)
     if len(plan.recipes) > 1:
         definition["further_evaluations"] = [to_dict(recipe) for recipe in plan.recipes[1:]]
     return definition
@@ -287,8 +347,12 @@ def define(plan: Plan) -> dict[str, Any]:
 _FURTHER = ("warmup_epochs", "dropout_decay", "dropout_restart")
 
 
-def describe(plan: Plan, folder: Path | str) -> str:
-    """The text that `--dry-run` prints: every trial with its difference from the base."""
+def describe(plan: Plan, folder: Path | str, done: Collection[str] = ()) -> str:
+    """The text that `--dry-run` prints: every trial with its difference from the base.
+
+    Args:
+        done: the ids of the searches that are marked as done.
+    """
     searches = plan.searches()
     product = f"{len(plan.variants)} variants x {plan.seeds} seeds"
     if len(searches) < len(plan.variants) * plan.seeds:
@@ -304,20 +368,37 @@ def describe(plan: Plan, folder: Path | str) -> str:
         f"base: {', '.join(f'{name} {value}' for name, value in stage_columns(plan.base).items())}; "
         f"{plan.base.channels} channels, batch {plan.base.batch_size}, at most {plan.base.max_skips} skip-connects"
     )
-    lines = [f"{plan.study.name}: {plan.study.question}", counts, base, f"results: {folder}", ""]
+    lines = [f"{plan.study.name}: {plan.study.question}", counts, base]
+    shared = shared_differences(plan)
+    if shared:
+        lines.append(f"the study's own base, which the differences below are from: {'; '.join(shared)}")
+    if plan.changes:
+        lines.append(f"set: {' '.join(plan.changes)}")
+    lines += [f"results: {folder}", ""]
     width = max(len(trial.trial_id) for trial in searches)
-    differences = {variant.name: difference(variant.search, plan.base) for variant in plan.variants}
-    lines += [f"  {t.trial_id:{width}}  {config_id(t.config)}  {differences[t.variant]}" for t in searches]
+    told = {
+        variant.name: "; ".join(part for part in differences(variant.search, plan.base) if part not in shared) or "the base"
+        for variant in plan.variants
+    }
+    mark = "{:6}" if done else "{:.0}"
+    for trial in searches:
+        state = mark.format("done" if trial.trial_id in done else "")
+        lines.append(f"  {state}{trial.trial_id:{width}}  {config_id(trial.config)}  {told[trial.variant]}")
     return "\n".join(lines)
 
 
-def difference(config: Any, base: Any) -> str:
-    """The fields in which two configurations differ, as `field value (base: value)`; stages are joined by column."""
-    parts = []
-    for (name, value), (_, reference) in zip(_summary(config).items(), _summary(base).items(), strict=True):
-        if value != reference:
-            parts.append(f"{name} {value} (base: {reference})")
-    return "; ".join(parts) or "the base"
+def shared_differences(plan: Plan) -> list[str]:
+    """What all variants of the study, also those that are not run, change in the preset's base alike."""
+    if any(isinstance(variant.search.method, Given) for variant in plan.variants):
+        return []
+    first, *others = (differences(variant.search, plan.base) for variant in _make(plan.study, "variants", Variant, plan.base))
+    return [part for part in first if all(part in other for other in others)]
+
+
+def differences(config: SearchConfig, base: SearchConfig) -> list[str]:
+    """The fields in which two configurations differ, each as `field value (base: value)`; stages are joined by column."""
+    pairs = zip(_summary(config).items(), _summary(base).values(), strict=True)
+    return [f"{name} {value} (base: {reference})" for (name, value), reference in pairs if value != reference]
 
 
 def stage_columns(config: SearchConfig) -> dict[str, str]:

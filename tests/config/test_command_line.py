@@ -8,7 +8,10 @@ from typing import Literal
 
 import pytest
 
-from pdarts_tune.config.command_line import first_paragraph, parse
+from pdarts_tune.config.command_line import change_settings, first_paragraph, parse
+from pdarts_tune.config.methods import Snas
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,3 +77,39 @@ def test_scripts_refuse_an_unknown_option_in_one_line(script):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: Unrecognized options: --bogus, 3 (--help lists the options)\n"
+
+
+def changed(*changes):
+    return from_dict(SearchConfig, change_settings(to_dict(SearchConfig()), changes))
+
+
+def test_any_setting_can_be_changed_by_its_name():
+    config = changed("batch_size=64", "stages.1.cells=8", "stages.epochs=30", "alpha_betas=[0.4, 0.9]", "execution.recompute=True")
+    assert (config.batch_size, config.alpha_betas, config.execution.recompute) == (64, (0.4, 0.9), True)
+    assert [stage.cells for stage in config.stages] == [5, 8, 17]
+    assert [stage.epochs for stage in config.stages] == [30, 30, 30]
+    assert changed("method=snas", "method.penalty=mild").method == Snas(penalty="mild")
+    assert changed("eigenvalue_every=1", "early_stop_ratio=1.3").early_stop_ratio == 1.3
+    assert changed("batch_size=96", "image_size=null") == SearchConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("batchsize=3", "set: 'batchsize' is unknown, near are batch_size"),
+        ("epochs=3", "set: 'epochs' is unknown, near are stages.epochs, stages.0.epochs, stages.1.epochs, stages.2.epochs"),
+        ("stages.3.cells=8", "near are stages.2.cells"),
+        ("colour=red", "set: 'colour' is unknown, known are stages, method, data, train_images"),
+        ("batch_size", "set: 'batch_size' is wrong, it must be NAME=VALUE"),
+        ("batch_size=many", "batch_size: 'many' is wrong, it must be a valid integer"),
+        ("stages.1.cells=2", "stages[1].cells: 2 is wrong, it must be a whole number of at least 3"),
+        ("momentum=1.5", "momentum: 1.5 is wrong, it must be less than 1"),
+        ("method=snass", "one of first_order, second_order, snas"),
+        ("method.k=3", "method.k: unknown setting of FirstOrder, known are name"),
+    ],
+)
+def test_a_wrong_change_names_the_setting_and_what_would_be_right(change, says):
+    with pytest.raises(ConfigError) as caught:
+        changed(change)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -3,7 +3,7 @@
 import pytest
 
 from pdarts_tune.config.serialize import ConfigError
-from pdarts_tune.results.manifest import check_seeds
+from pdarts_tune.results.manifest import check_seeds, count_difference
 
 DEFINITION = {"seeds": {"flat": 2, "deep": 3}}
 WHOLE = {"flat": {0, 1}, "deep": {0, 1, 2}}
@@ -40,3 +40,13 @@ def test_a_search_of_a_variant_that_the_study_has_not_is_refused():
 
 def test_a_folder_that_remembers_no_seeds_is_read_as_it_is():
     check_seeds({}, {"flat": {7}}, completed=True, where="results/study")
+
+
+def test_parts_of_a_study_may_have_other_seeds_or_other_variants_but_every_variant_has_as_many():
+    def part(seeds):
+        return {"variants": {name: {} for name in seeds}, "seeds": seeds}
+
+    assert count_difference({"a": part({"flat": 2, "deep": 2}), "b": part({"flat": [2, 3], "deep": [2, 3]})}) is None
+    assert count_difference({"a": part({"flat": 2}), "b": part({"deep": [0, 1]})}) is None
+    told = count_difference({"a": part({"flat": 2, "deep": 2}), "b": part({"flat": [2, 3]})})
+    assert told == "4 of flat in a and b, 2 of deep in a"

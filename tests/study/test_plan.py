@@ -9,11 +9,11 @@ from pdarts_tune.config.methods import PartialChannels, RandomSampling, RandomSe
 from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, to_dict
-from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, Stage, with_depths
+from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, Stage, with_depths
 from pdarts_tune.pdarts.published import PUBLISHED
-from pdarts_tune.results.manifest import check_definition
+from pdarts_tune.results.manifest import check_definition, planned_seeds
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant, define, describe, difference, make_plan
+from pdarts_tune.study.plan import Study, Variant, define, describe, differences, make_plan
 
 
 def two_variants(base):
@@ -122,11 +122,11 @@ def test_two_variants_of_one_name_are_refused():
 
 def test_the_difference_names_just_the_fields_that_differ():
     base = SearchConfig()
-    assert difference(base, base) == "the base"
+    assert differences(base, base) == []
     changed = replace(base, max_skips=4, stages=with_depths(base.stages, (17, 11, 5)))
-    assert difference(changed, base) == "depths 17-11-5 (base: 5-11-17); max_skips 4 (base: 2)"
+    assert differences(changed, base) == ["depths 17-11-5 (base: 5-11-17)", "max_skips 4 (base: 2)"]
     later = replace(base, stages=tuple(replace(stage, warmup_epochs=0) for stage in base.stages))
-    assert difference(later, base) == "stage warmup_epochs [0, 0, 0] (base: [10, 10, 10])"
+    assert differences(later, base) == ["stage warmup_epochs [0, 0, 0] (base: [10, 10, 10])"]
 
 
 def test_a_dry_run_shows_every_trial_and_what_it_changes(tmp_path):
@@ -177,10 +177,97 @@ def test_a_setting_that_joined_later_is_no_difference_in_any_part_of_a_definitio
     (tmp_path / "study.json").write_text(json.dumps(older))
     assert check_folder(plan, tmp_path)["further_evaluations"] == [to_dict(recipe) for recipe in plan.recipes[1:]]
     longer = replace(plan, recipes=(*plan.recipes[:2], replace(plan.recipes[2], epochs=9)))
-    with pytest.raises(ConfigError, match=r"further_evaluations\[1\].epochs was 2, is 9; name another folder"):
+    with pytest.raises(ConfigError, match=r"study.json is .*: epochs was 2, is 9 \(smoke on cifar100\); name another folder"):
         check_folder(longer, tmp_path)
-    with pytest.raises(ConfigError, match="further_evaluations was "):
-        check_folder(make_plan(STUDY, "smoke", data="digits"), tmp_path)
+
+
+def test_recipes_may_be_added_to_a_results_folder_but_the_first_stays_the_first(tmp_path):
+    def study(*names):
+        return Study("example", "?", two_variants, evaluations=lambda base, _: [replace(base, recipe=name) for name in names])
+
+    write_definition(make_plan(study("one", "two"), "smoke"), tmp_path)
+    merged = check_folder(make_plan(study("one", "three"), "smoke"), tmp_path)
+    assert [recipe["recipe"] for recipe in merged["further_evaluations"]] == ["two", "three"]
+    assert check_folder(make_plan(study("one"), "smoke"), tmp_path) == check_folder(
+        make_plan(study("one", "two"), "smoke"), tmp_path
+    )
+    with pytest.raises(ConfigError, match=r"study.json is .*: evaluation.recipe was 'one', is 'two'; name another folder"):
+        check_folder(make_plan(study("two", "one"), "smoke"), tmp_path)
+
+
+def test_a_refusal_names_two_differences_and_is_short(tmp_path):
+    write_definition(make_plan(STUDY, "smoke"), tmp_path)
+    with pytest.raises(ConfigError, match=r"/study.json is of another .*; and \d+ more; name another folder") as caught:
+        check_folder(make_plan(STUDY, "paper"), tmp_path)
+    assert len(str(caught.value)) < 400
+    one_stage = replace(make_plan(STUDY, "smoke"), variants=(Variant("base", replace(PRESETS["smoke"].search, stages=DARTS)),))
+    with pytest.raises(ConfigError) as caught:
+        check_folder(one_stage, tmp_path)
+    assert len(str(caught.value)) < 400
+
+
+def test_seeds_may_start_anywhere_and_the_folder_remembers_which_there_are(tmp_path):
+    later = make_plan(STUDY, "smoke", seeds=2, first_seed=3)
+    assert [trial.trial_id for trial in later.searches()][:3] == ["base-seed3", "flat-seed3", "base-seed4"]
+    assert define(later)["seeds"] == {"base": [3, 4], "flat": [3, 4]}
+    write_definition(make_plan(STUDY, "smoke", seeds=2), tmp_path)
+    apart = check_folder(later, tmp_path)
+    assert apart["seeds"] == {"base": [0, 1, 3, 4], "flat": [0, 1, 3, 4]}
+    assert planned_seeds(apart)["base"] == [0, 1, 3, 4]
+    assert check_folder(make_plan(STUDY, "smoke", seeds=1, first_seed=2), tmp_path)["seeds"] == {"base": 3, "flat": 3}
+
+
+def test_changes_reach_the_base_and_the_recipe_and_every_variant():
+    plan = make_plan(STUDY, "smoke", changes=["batch_size=64", "evaluation.epochs=9"])
+    assert {variant.search.batch_size for variant in plan.variants} == {64}
+    assert (plan.evaluation.epochs, plan.evaluation.batch_size) == (9, 48)
+    assert "set: batch_size=64 evaluation.epochs=9" in describe(plan, "results")
+    assert make_plan(STUDY, "smoke", changes=["batch_size=48"]).variants == make_plan(STUDY, "smoke").variants
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["channels=8"], "set: channels=8 would have no effect, own sets it in every variant"),
+        (["evaluation.epochs=8"], "set: evaluation.epochs=8 would have no effect, own sets it in every recipe"),
+        (["seed=8"], "set: seed is set by --seeds and --first-seed"),
+        (["evaluation.batch_size=0"], "evaluation.batch_size: 0 is wrong, it must be at least 1"),
+    ],
+)
+def test_a_change_without_an_effect_is_refused(changes, says):
+    study = Study(
+        "own",
+        "?",
+        lambda base: [Variant("a", replace(base, channels=4))],
+        evaluations=lambda base, _: [replace(base, epochs=2)],
+    )
+    with pytest.raises(ConfigError, match=says):
+        make_plan(study, "smoke", changes=changes)
+
+
+def test_a_studys_own_sizes_are_presets_too():
+    tiny = replace(PRESETS["smoke"], seeds=5)
+    study = Study("own", "?", two_variants, presets={"tiny": tiny})
+    assert make_plan(study, "tiny").seeds == 5
+    with pytest.raises(ConfigError, match="preset: 'huge' is unknown, known are smoke, laptop, cifar-mini, paper, tiny"):
+        make_plan(study, "huge")
+
+
+def test_differences_are_from_a_base_of_the_studys_own():
+    def wide(base):
+        return [Variant(name, replace(base, channels=8, batch_size=size)) for name, size in (("b48", 48), ("b64", 64))]
+
+    plan = make_plan(Study("own", "?", wide), "smoke", variants="b64")
+    lines = describe(plan, "results").splitlines()
+    assert "the study's own base, which the differences below are from: channels 8 (base: 4)" in lines
+    assert lines[-1].endswith("  batch_size 64 (base: 48)")
+    assert not any("own base" in line for line in describe(make_plan(STUDY, "smoke", variants="flat"), "results").splitlines())
+
+
+def test_a_dry_run_marks_the_searches_that_are_done():
+    lines = describe(make_plan(STUDY, "smoke"), "results", {"flat-seed0"}).splitlines()
+    assert lines[-2].startswith("        base-seed0")
+    assert lines[-1].startswith("  done  flat-seed0")
 
 
 def test_a_setting_that_an_older_release_let_into_a_definition_is_named_with_the_way_on(tmp_path):
@@ -259,8 +346,35 @@ def test_a_wrong_setting_in_a_study_is_one_line_on_the_command_line(tmp_path, ca
 @pytest.mark.parametrize(
     ("study", "said"),
     [
-        (Study("own", "?", lambda base: [Variant("no dropout", base)]), "trial_id: 'no dropout-seed0' cannot name a file"),
+        (
+            Study("own", "?", lambda base: [Variant("no dropout", base)]),
+            "variant: 'no dropout' is wrong, a name has letters, digits",
+        ),
+        (Study("own", "?", lambda base: [Variant("lr/0.1", base)]), "variant: 'lr/0.1' is wrong"),
+        (Study("my study/x", "?", two_variants), "study: 'my study/x' is wrong, a name has letters, digits"),
+        (Study("trials", "?", two_variants), "study: a study cannot be called 'trials'"),
+        (
+            Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, recipe="a b")]),
+            "recipe: 'a b' is wrong, a name has",
+        ),
         (Study("own", "?", lambda base: [Variant("a", base, (1.5,))]), "skip_limits: (1.5,) of variant a are wrong"),
+        (Study("own", "?", lambda base: [Variant("a", base, 2)]), "skip_limits: 2 of variant a are wrong, they must be numbers"),
+        (
+            Study("own", "?", lambda base: [Variant("a", base), Variant("b", base, (0, 2))]),
+            "variants: a and b have the same settings, so they are one search",
+        ),
+        (Study("own", "?", lambda base: Variant("a", base)), "variants of own: Variant(name='a'"),
+        (Study("own", "?", lambda base: [base]), "is wrong, it must be a list of Variant"),
+        (Study("own", "?", lambda _: None), "variants of own: None is wrong, it must be a list of Variant"),
+        (Study("own", "?", []), "variants of own: [] is wrong, it must be a function that returns a list of Variant"),
+        (
+            Study("own", "?", lambda base: [Variant("a", replace(base, seed=5))]),
+            "variant a: seed 5 would have no effect, the study sets seeds (--seeds and --first-seed)",
+        ),
+        (
+            Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, seed=5)]),
+            "recipe smoke: seed 5 would have no effect, the study sets seeds (--evaluation-seeds)",
+        ),
         (
             Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, momentum=None)]),
             "evaluations of own: momentum: None is wrong, it must be a valid number",
@@ -295,6 +409,6 @@ def test_a_method_is_told_by_its_name_and_settings_and_a_given_genotype_by_its_s
     base = SearchConfig()
     cell = PUBLISHED["DARTS_V1"].genotype
     given = make_plan(STUDY, "paper", genotypes={"darts": ("DARTS_V1", cell)}).variants[0].search
-    assert difference(given, base) == "method given (source DARTS_V1) (base: first_order); max_skips 3 (base: 2)"
+    assert differences(given, base) == ["method given (source DARTS_V1) (base: first_order)", "max_skips 3 (base: 2)"]
     exactly = replace(base, method=RandomSampling(exactly=True))
-    assert difference(exactly, base) == "method random (exactly True) (base: first_order)"
+    assert differences(exactly, base) == ["method random (exactly True) (base: first_order)"]

@@ -179,12 +179,6 @@ def test_a_search_of_another_configuration_is_not_taken_over(earlier, changed):
     assert find_same(make_plan(other, "smoke", seeds=2).searches(), [Storage(earlier)]) == []
 
 
-def test_two_variants_of_one_configuration_are_both_taken_over(earlier):
-    twins = Study("twins", "?", lambda base: [Variant("one", base), Variant("other", base)])
-    same = find_same(make_plan(twins, "smoke", seeds=1).searches(), [Storage(earlier)])
-    assert [(trial.trial_id, there) for trial, _, there in same] == [("one-seed0", "base-seed0"), ("other-seed0", "base-seed0")]
-
-
 def test_a_seed_that_the_source_lacks_is_left_to_run(earlier):
     same = find_same(make_plan(LATER, "smoke", seeds=3).searches(), [Storage(earlier)])
     assert sorted(there for _, _, there in same) == ["base-seed0", "base-seed1", "drawn-seed0", "drawn-seed1"]

@@ -136,7 +136,7 @@ def test_a_results_folder_of_another_definition_is_refused_and_left_alone(tmp_pa
     (folder / "study.json").write_text(json.dumps(define(plan)))
     code, output = run_main(["--preset", "smoke", "--results", str(tmp_path)], capsys)
     assert code == 2
-    assert "was written by another definition of this study" in output.err
+    assert "example/study.json is of another definition of this study" in output.err
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["study.json"]
 
 
@@ -176,7 +176,7 @@ def test_every_difference_from_the_folder_is_named_and_what_all_variants_share_i
     theirs["variants"]["wide"]["stages"][1]["epochs"] = 9
     theirs["variants"]["theirs alone"] = theirs["variants"]["base"]
     assert definition_difference(theirs, ours) == (
-        "evaluation.epochs was 3, is 2; batch_size was 7, is 48 (base, wide); stages[1].epochs was 9, is 2 (wide)"
+        "evaluation.epochs was 3, is 2; batch_size was 7, is 48 (base, wide); and 1 more"
     )
 
 
