@@ -91,7 +91,8 @@ def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
             variant = re.sub(r"[^A-Za-z0-9_.-]+", "_", ".".join(parts)).strip("_.-")
             if variant in variants:
                 raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
-            variants[variant] = (label if label in (source, published_name(source)) else f"{source}: {label}", genotype)
+            origin = label if label in (source, published_name(source)) else f"{source}: {label}"
+            variants[variant] = ("a text" if _is_text(source) else origin, genotype)
     return variants
 
 
