@@ -1,27 +1,26 @@
 """The README and the pages of docs/: what they say about the code is compared with the code."""
 
-import io
+import argparse
 import itertools
 import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import duckdb
 import pandas as pd
 import pytest
+import tyro
 
-from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict
-from pdarts_tune.evaluation import __main__ as evaluation_command
-from pdarts_tune.results import columns
+from pdarts_tune.evaluation import compare
 from pdarts_tune.results.columns import update_page
 from pdarts_tune.results.tables import read_rows, write_rows
 from pdarts_tune.study import cli as study_cli
@@ -32,21 +31,63 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
 TABLES = (ROOT / "docs" / "tables.md").read_text()
 OWN_STUDY = (ROOT / "docs" / "write_your_own_study.md").read_text()
-MODULES = {"pdarts_tune.evaluation": evaluation_command.Arguments, "pdarts_tune.results.columns": columns.Arguments}
+EXAMPLES = dict(zip(("width", "my_report", "recipes"), re.findall(r"```python\n(.*?)```", OWN_STUDY, re.DOTALL), strict=True))
+
+BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(
+    r"(\.venv/bin/)?(python3?|pytest|pre-commit|make|pip|git|jupyter|mlflow|ray|sbatch|kubectl|docker|cp|export|for) "
+)
+# Commands that are neither Python's nor make's, as they stand. These were run whole on the machine of those who wrote the page,
+TRIED = {
+    "git clone ... && cd pdarts_tune",
+    "pip install -e .",
+    "pip install -e .[test]",
+    "pip install ziglang",
+    ".venv/bin/pre-commit install",
+    ".venv/bin/pytest -m gpu",
+    "for table in trials epochs alphas genotypes evaluations; do cp -rn there/depth_gap/$table here/depth_gap/; done",
+    "mlflow ui --backend-store-uri sqlite:///<results>/mlflow.db --artifacts-destination <results>",
+    "mlflow server",  # tests/study/test_survival_servers.py
+    "export RAY_AUTH_MODE=token PDARTS_TUNE_DATA=/local/data",  # these six: two nodes of one machine, as the page says
+    "ray get-auth-token --generate",
+    "ray start",
+    "ray start --head --port=6379",
+    "ray start --address=FIRST_MACHINE:6379",
+    "ray stop",
+    "ray symmetric-run",
+}
+# and these never were: no cloud, Kubernetes or SLURM was at hand. tests/study/test_cluster.py reads and runs their files.
+NOT_TRIED = {
+    "ray exec --start --stop cluster/aws.yaml '...'",
+    "kubectl create -f cluster/kuberay.yaml",
+    "sbatch --export=ALL,RESULTS=/shared/results,DATA=/shared/data cluster/slurm.sh studies/depth_gap.py --preset paper --data cifar10",  # noqa: E501
+}
 
 
-def options_of(arguments: type) -> set[str]:
-    """The options that a command line knows, as its help has them."""
-    said = io.StringIO()
-    with redirect_stdout(said), pytest.raises(SystemExit):
-        parse(arguments, ["--help"], description="")
-    return set(re.findall(r"--[a-z][a-z0-9-]*", said.getvalue()))
+class Reached(BaseException):
+    """A command would start to work now."""
 
 
-def commands_of(page: Path) -> list[tuple[str, str]]:
-    """What a page tells to run in Python, and the arguments."""
+def reach(*_, **__):
+    raise Reached
+
+
+def commands_of(page: Path) -> list[str]:
+    """What a page tells to run, one line each: lines of its blocks, and code within its sentences."""
     text = page.read_text().replace("\\\n", " ")
-    return re.findall(r"(?:^|[\s`/])python3? ((?:-m )?[\w./]+)([^\n`#|']*)", text)
+    lines = [line.split("  #")[0].strip() for block in BLOCK.findall(text) for line in block.splitlines()]
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", BLOCK.sub("", text))]
+    return [command for command in lines + spans if COMMAND.match(f"{command} ")]
+
+
+def find_script(command: str) -> list:
+    """The file that a Python command runs, and its arguments. A reader's own study is in the working directory."""
+    _, name, *words = shlex.split(command)
+    if name != "-m":
+        script = ROOT / name.removeprefix("CHECKOUT/")
+        return [script if script.is_file() else Path(name), *words]
+    module = ROOT / words[0].replace(".", "/")
+    return [module / "__main__.py" if module.is_dir() else module.with_suffix(".py"), *words[1:]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -56,29 +97,43 @@ def test_every_relative_link_leads_to_a_file(page):
             assert (page.parent / link.split("#")[0]).exists(), link
 
 
-def test_every_command_of_the_pages_exists_with_its_options():
-    of_studies, found = options_of(study_cli.Arguments), 0
-    of_modules = {name: options_of(arguments) for name, arguments in MODULES.items()}
-    for page in PAGES:
-        for command, arguments in commands_of(page):
-            where = f"{page.name}: {command}{arguments}"
-            script = ROOT / command.removeprefix("CHECKOUT/")
-            if command.startswith("-m "):
-                known = of_modules[command.removeprefix("-m ")]
-            elif script.suffix != ".py":
-                continue
-            elif "/" in command:
-                assert script.exists(), where
-                own = script.read_text() + (ROOT / "analysis" / "common" / "section.py").read_text()
-                fields = {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): ", own, re.MULTILINE)}
-                fields |= set(re.findall(r'add_argument\("(--[\w-]+)"', own))
-                known = of_studies if script.parent.name == "studies" else fields
-            else:
-                known = of_studies  # a study of the reader's own
-            for option in re.findall(r"--[\w-]+", arguments):
-                assert option in known, where
-            found += 1
-    assert found > 40, "commands are no longer found"
+def test_every_python_command_of_the_pages_reaches_its_work(tmp_path, monkeypatch):
+    """Its options and their values are accepted; a study's variants, presets and recipes too."""
+    (tmp_path / "results").symlink_to(ROOT / "docs" / "results")
+    (tmp_path / "model.pt").touch()
+    for name, text in EXAMPLES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
+    monkeypatch.setattr(study_cli, "run_study", reach)
+    monkeypatch.setattr(compare, "run", reach)
+    parse_tyro, parse_arguments = tyro.cli, argparse.ArgumentParser.parse_args
+    commands = [command for page in PAGES for command in commands_of(page) if command.startswith("python")]
+    assert len(commands) > 60, "commands are no longer found"
+    for command in dict.fromkeys(commands):
+        script, *words = find_script(command)
+        studies = script.parent in (ROOT / "studies", Path()) or script.name == "__main__.py"
+        if not words:
+            continue  # a name
+        for old, new in ((r"results\w*/\w+|^(here|there)$", "results/depth_gap"), (r"^FILE$|\w+\.pt$", "model.pt")):
+            words = [re.sub(old, new, word) for word in words]
+        words = [word for word in words if word not in ("--dry-run", "--print-config")]
+        monkeypatch.setattr(tyro, "cli", parse_tyro if studies else lambda *args, **options: reach(parse_tyro(*args, **options)))
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *args: reach(parse_arguments(*args)))
+        monkeypatch.setattr(sys, "argv", [str(script), *words])
+        try:
+            with pytest.raises(Reached):
+                runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as error:
+            pytest.fail(f"{command}: exit code {error.code}")
+
+
+def test_every_other_command_of_the_pages_is_one_of_make_or_has_been_tried():
+    makefile = (ROOT / "Makefile").read_text()
+    commands = {command for page in PAGES for command in commands_of(page) if not command.startswith("python")}
+    targets = {command for command in commands if command.startswith("make ")}
+    assert {target for target in targets if f"\n{target.split()[1]}:" not in makefile} == set()
+    assert commands - targets == TRIED | NOT_TRIED
 
 
 def test_the_files_that_contributors_are_led_to_exist():
@@ -103,9 +158,8 @@ def test_the_readme_is_short_and_every_page_is_a_click_away_from_it_and_from_the
 
 
 def test_the_examples_of_own_studies_run_as_they_stand(tmp_path, monkeypatch, capsys):
-    examples = dict(zip(("width", "my_report", "recipes"), re.findall(r"```python\n(.*?)```", OWN_STUDY, re.DOTALL), strict=True))
-    assert examples["width"] in README.read_text()
-    for name, text in examples.items():
+    assert EXAMPLES["width"] in README.read_text()
+    for name, text in EXAMPLES.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     shown = {}
@@ -129,7 +183,7 @@ def test_the_example_of_an_own_report_averages_over_no_two_recipes_or_data_sets(
         for name, other in (("recipe_id", "cifar-other"), ("data", "cifar100")):
             new = {"trial_id": f"{path.stem}-{name}", "error_percent": 99.0, name: other}
             write_rows(folder, "evaluations", new["trial_id"], [row | new])
-    (tmp_path / "my_report.py").write_text(re.findall(r"```python\n(.*?)```", OWN_STUDY, re.DOTALL)[1])
+    (tmp_path / "my_report.py").write_text(EXAMPLES["my_report"])
     monkeypatch.setattr(sys, "argv", ["my_report.py", "--results", str(tmp_path)])
     runpy.run_path(str(tmp_path / "my_report.py"), run_name="__main__")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
