@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import tyro
 
+from common.statistics import holm, smallest_p
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict
@@ -239,6 +240,16 @@ def test_the_whole_tour_runs():
 def test_the_picture_of_the_stages_is_that_of_the_settings():
     script = runpy.run_path(str(ROOT / "docs" / "images" / "stages.py"))
     assert script["draw"]() == (ROOT / "docs" / "images" / "stages.svg").read_text(), "run: python docs/images/stages.py"
+
+
+def test_the_page_on_statistics_has_the_smallest_p_and_what_it_allows():
+    page = (ROOT / "docs" / "statistics.md").read_text()
+    rows = re.findall(r"^\| (?:pairs|smallest p|most comparisons).*", page, re.MULTILINE)
+    pairs, printed, allowed = ([cell.strip() for cell in row.split("|")[2:-1]] for row in rows)
+    for n, p, most in zip(map(int, pairs), printed, map(int, allowed), strict=True):
+        assert float(p) == pytest.approx(smallest_p(n), abs=0.5 * 10 ** -(len(p) - 2))
+        below = [count for count in range(1, 100) if holm([smallest_p(n)] + [1.0] * (count - 1))[0] < 0.05]
+        assert most == max(below, default=0)
 
 
 def test_the_page_on_tables_has_the_columns_of_the_schemas():

@@ -137,7 +137,7 @@ def test_the_page_quotes_the_published_regularization_study():
         assert f"| {row['search']} | {' | '.join(cells)} |" in text
     effects = {row["effect"]: row for row in read_report("regularization", "rq3_effects")}
     assert not any(row["claimed"] == "True" for row in effects.values())
-    for name, before in (("dropout", "Its effect on the error is "), ("refinement", "which changed 2 of 12 cells, ")):
+    for name, before in (("dropout", "Its effect on the error is "), ("refinement", "which changed 2 of 12 cells, is ")):
         difference, low, high = (float(effects[name][column]) for column in ("difference", "ci_low", "ci_high"))
         assert f"{before}{show(difference, 2, sign=True)} " in text
         assert f"{show(low, 2)} to {show(high, 2, sign=True)}" in text
