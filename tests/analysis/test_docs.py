@@ -32,7 +32,8 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
 TABLES = (ROOT / "docs" / "tables.md").read_text()
 OWN_STUDY = (ROOT / "docs" / "write_your_own_study.md").read_text()
-EXAMPLES = dict(zip(("width", "my_report", "recipes"), re.findall(r"```python\n(.*?)```", OWN_STUDY, re.DOTALL), strict=True))
+PYTHON = re.findall(r"```python\n(.*?)```", README.read_text() + OWN_STUDY, re.DOTALL)
+EXAMPLES = dict(zip(("width", "my_report", "recipes"), PYTHON, strict=True))
 
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(
@@ -92,10 +93,15 @@ def find_script(command: str) -> list:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_leads_to_a_file(page):
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if not link.startswith(("http", "#")):
-            assert (page.parent / link.split("#")[0]).exists(), link
+        if not link.startswith("http"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if anchor else ()
+            slugs = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert not anchor or anchor in slugs, link
 
 
 def test_every_python_command_of_the_pages_reaches_its_work(tmp_path, monkeypatch):
@@ -161,7 +167,6 @@ def test_the_readme_is_short_and_every_page_is_a_click_away_from_it_and_from_the
 
 
 def test_the_examples_of_own_studies_run_as_they_stand(tmp_path, monkeypatch, capsys):
-    assert EXAMPLES["width"] in README.read_text()
     for name, text in EXAMPLES.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
