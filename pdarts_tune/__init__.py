@@ -20,10 +20,11 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         Snas,
         equal_candidates,
     )
-    from pdarts_tune.config.presets import PRESETS, PUBLISHED_SEARCHES
+    from pdarts_tune.config.presets import PRESETS, PUBLISHED_SEARCHES, Preset
     from pdarts_tune.config.search import SearchConfig
     from pdarts_tune.config.serialize import ConfigError
     from pdarts_tune.data.datasets import load_dataset
+    from pdarts_tune.evaluation.trained import TrainedNetwork, load_trained
     from pdarts_tune.networks.cost import network_cost
     from pdarts_tune.networks.darts_weights import load_darts_state_dict
     from pdarts_tune.networks.evaluation_network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from pdarts_tune.pdarts.regularization import limit_skips, skip_dropout
     from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
     from pdarts_tune.results.cell_figures import draw_alphas, draw_genotype
+    from pdarts_tune.results.queries import Best, alphas, best
     from pdarts_tune.results.tables import read_table
     from pdarts_tune.study.cli import main
     from pdarts_tune.study.plan import Study, Variant, given_variants
@@ -64,14 +66,16 @@ _ROOMS = {
     "config.search": "SearchConfig",
     "config.evaluation": "RECIPES EvalConfig",
     "config.serialize": "ConfigError",
-    "config.presets": "PRESETS PUBLISHED_SEARCHES",
+    "config.presets": "PRESETS PUBLISHED_SEARCHES Preset",
     "results.cell_figures": "draw_alphas draw_genotype",
     "results.tables": "read_table",
+    "results.queries": "Best alphas best",
     "networks.cost": "network_cost",
     "networks.evaluation_network": "CIFAR IMAGENET_MOBILE EvalNetwork NetworkConfig",
     "networks.supernet": "Supernet",
     "networks.darts_weights": "load_darts_state_dict",
     "data.datasets": "load_dataset",
+    "evaluation.trained": "TrainedNetwork load_trained",
     "study.plan": "Study Variant given_variants",
     "study.cli": "main",
 }

@@ -2,6 +2,7 @@
 
     python -m pdarts_tune.evaluation --genotype PDARTS_C10 --data cifar10 --recipe cifar
     python -m pdarts_tune.evaluation --genotype PDARTS_C10 --data cifar10 --weights cifar10_model.pt
+    python -m pdarts_tune.evaluation --weights results/depth_gap/weights/TRIAL.pt
     python -m pdarts_tune.evaluation --genotype results/depth_gap --max-skips 0..8 --data cifar10 --recipe cifar
     python -m pdarts_tune.evaluation --genotype PDARTS_C10 random:0 random:1 --seeds 2 --data cifar10 --recipe cifar-short
 
@@ -15,27 +16,28 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from pdarts_tune.config.command_line import parse
+from pdarts_tune.config.command_line import change_settings, parse
 from pdarts_tune.config.evaluation import EvalConfig, find_recipe
-from pdarts_tune.config.serialize import ConfigError, absolute_name
+from pdarts_tune.config.serialize import ConfigError, absolute_name, from_dict, to_dict
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Settings that are left out are the recipe's. A change of the recipe gives it another id."""
 
-    genotype: tuple[str, ...]
+    genotype: tuple[str, ...] = ()
     """One or more: published names (PDARTS_C10), texts, files, random:SEED, studies' results folders. Of a file with several
     genotypes: FILE:last, FILE:LINE or FILE:NAME."""
-    data: str
+    data: str | None = None
     """Data set: digits, cifar10, cifar100, imagenet, folder:PATH or parquet:PATH."""
-    recipe: str = "cifar"
-    """cifar, cifar-large, cifar-short, imagenet-mobile, imagenet-mobile-256 or imagenet-mobile-short."""
+    recipe: str | None = None
+    """cifar (unless weights know theirs), cifar-large, cifar-short, imagenet-mobile, imagenet-mobile-256, imagenet-mobile-short."""
     weights: Path | None = None
-    """Test these weights instead of training: a state dict of ours or of DARTS-family code."""
+    """Test these weights instead of training: a state dict of ours or of DARTS-family code. Those that a study or this command kept
+    know their genotype, data set and recipe."""
     mean: tuple[float, ...] | None = None
     """With --weights whose file does not hold it: the mean per channel of the images that trained them, scaled to [0, 1]."""
     std: tuple[float, ...] | None = None
@@ -48,6 +50,8 @@ class Arguments:
     """Train each network on so many GPUs (without GPUs: in so many processes), through Ray Train."""
     address: str | None = None
     """A running Ray cluster for more than one device, e.g. auto; without it, this machine."""
+    set: tuple[str, ...] = ()
+    """NAME=VALUE of any setting of the recipe: warmup_epochs=5 weight_decay=1e-4 auxiliary_weight=0."""
     seed: int = 0
     seeds: int = 1
     """Trainings of each genotype, with seeds from `seed` on."""
@@ -76,20 +80,16 @@ class Arguments:
     skip_bad_images: bool = False
 
 
-OVERRIDES = (
-    "epochs", "cells", "channels", "batch_size", "learning_rate", "drop_path", "cutout", "image_size", "train_images",
-    "test_images", "validation_fraction", "precision",
-)  # fmt: skip
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0, 1 (a training failed), 2 (bad input) or 130 (Ctrl-C; every finished epoch is kept)."""
     settings = parse(Arguments, arguments, prog="python -m pdarts_tune.evaluation", description=__doc__ or "")
-    from pdarts_tune.evaluation.compare import run  # imports torch, which --help does without
+    from pdarts_tune.evaluation.compare import find_origin, run  # imports torch, which --help does without
 
     try:
         with _short_warnings():
-            run(settings, build_config(settings))
+            kept = find_origin(settings) if settings.weights else None
+            genotype = settings.genotype or ((str(kept[0]),) if kept else ())
+            run(replace(settings, genotype=genotype), build_config(settings, kept and kept[1]))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -116,21 +116,27 @@ def _short_warnings() -> Iterator[None]:
         yield
 
 
-def build_config(settings: Arguments) -> EvalConfig:
-    """The recipe with the changes of the command line. Raises ConfigError, naming the setting."""
+def build_config(settings: Arguments, kept: EvalConfig | None = None) -> EvalConfig:
+    """The recipe with the changes of the command line. Raises ConfigError, naming the setting.
+
+    Args:
+        kept: the recipe that weights were trained by, taken where the command line names none.
+    """
     for name in ("devices", "seeds"):
         if getattr(settings, name) < 1:
             raise ConfigError(f"{name}: {getattr(settings, name)} is wrong, it must be at least 1")
-    if settings.weights is not None and not settings.weights.is_file():
-        raise ConfigError(f"weights: {settings.weights} is not a file")
     for name, other in (("mean", "std"), ("std", "mean")):
         if getattr(settings, name) is not None and getattr(settings, other) is None:
             raise ConfigError(f"{name}: given without {other}, give both")
     if settings.mean is not None and settings.weights is None:
         raise ConfigError("mean, std: are for --weights; a training takes those of its images, or ImageNet's where images stream")
-    changes = {name: getattr(settings, name) for name in OVERRIDES if getattr(settings, name) is not None}
-    switches = ("sync_batch_norm", "channels_last", "compile", "skip_bad_images", "auto_width", "data", "seed", "split_seed")
-    config = replace(find_recipe(settings.recipe), **changes, **{name: getattr(settings, name) for name in switches})
+    recipe = kept if kept is not None and settings.recipe is None else find_recipe(settings.recipe or "cifar")
+    known = {field.name for field in fields(EvalConfig)} - {"recipe"}
+    given = ((option.name, getattr(settings, option.name)) for option in fields(Arguments) if option.name in known)
+    changes = {name: value for name, value in given if value != getattr(Arguments, name)}
+    config = from_dict(EvalConfig, change_settings(to_dict(replace(recipe, **changes)), settings.set))
+    if settings.data is None and kept is None:
+        raise ConfigError("data: is missing, give --data")
     return replace(config, data=absolute_name(config.data))
 
 

@@ -33,6 +33,7 @@ from pdarts_tune.evaluation.job import (
     test_columns,
     write_eval_row,
 )
+from pdarts_tune.evaluation.trained import weights_origin
 from pdarts_tune.evaluation.training import evaluate
 from pdarts_tune.networks.checkpoint import load_checkpoint
 from pdarts_tune.networks.cost import network_cost, network_shape
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 def run(settings: Arguments, config: EvalConfig) -> None:
     """Trains or tests every genotype of the settings. Raises ConfigError for bad input, before any work."""
+    if not settings.genotype:
+        raise ConfigError("genotype: is missing, give --genotype")
     genotypes, controls = find_all(settings.genotype, settings.max_skips)
     if settings.weights is not None and len(genotypes) * settings.seeds > 1:
         raise ConfigError(f"weights: {settings.weights} are of one network, --genotype and --seeds ask for more")
@@ -162,6 +165,23 @@ class Weights(NamedTuple):
     origin: str  # of the moments, as the command prints it
 
 
+def find_origin(settings: Arguments) -> tuple[Genotype, EvalConfig] | None:
+    """The genotype and the recipe of the weights, where a study or this command kept them. ConfigError if they cannot be read."""
+    file = settings.weights
+    assert file is not None
+    study = Storage(file.absolute().parent.parent) if file.absolute().parent.name == "weights" else None
+    return weights_origin(_load(file), study, file.stem)
+
+
+def _load(file: Path) -> Any:
+    if not file.is_file():
+        raise ConfigError(f"weights: {file} is not a file")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch's readers raise many kinds of errors
+        raise ConfigError(f"weights: {file}: {_load_reason(file, error)}") from None
+
+
 def read_weights(file: Path, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, config: EvalConfig) -> Weights:
     """Reads weights. Their moments are from the file, or else from the command line, or else the constants of the family.
 
@@ -171,10 +191,7 @@ def read_weights(file: Path, mean: tuple[float, ...] | None, std: tuple[float, .
         ConfigError: the file cannot be read; its moments are impossible or not those of the command line; no constants are known
             for such images.
     """
-    try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's readers raise many kinds of errors
-        raise ConfigError(f"weights: {file}: {_load_reason(file, error)}") from None
+    saved = _load(file)
     try:
         state = find_state_dict(saved)
     except ValueError as error:

@@ -92,7 +92,10 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
             report(epoch)
         result = evaluation.test()
         if first and job.keep_weights:
-            save_weights(evaluation.network, evaluation.dataset.mean, evaluation.dataset.std, storage, job.weights)
+            dataset = evaluation.dataset
+            about = {"mean": list(dataset.mean), "std": list(dataset.std), "class_names": list(dataset.class_names)}
+            about |= {"genotype": job.genotype, "config": job.config}  # as load_trained and --weights read them
+            save_weights(evaluation.network, about, storage, job.weights)
     except Exception as error:
         write({"status": failure_status(error), "failure": error_text(error)}, peak_bytes(device))
         raise

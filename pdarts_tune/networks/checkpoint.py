@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,9 +47,9 @@ def save_whole(state: Mapping[str, Any], storage: Storage, name: str) -> None:
     storage.write(name, content.getbuffer())
 
 
-def save_weights(network: nn.Module, mean: Sequence[float], std: Sequence[float], storage: Storage, name: str) -> None:
-    """Saves a network's weights for others to read, with the mean and deviation of its images' normalisation."""
-    save_whole({"state_dict": network.state_dict(), "mean": list(mean), "std": list(std)}, storage, name)
+def save_weights(network: nn.Module, about: Mapping[str, Any], storage: Storage, name: str) -> None:
+    """Saves a network's weights for others to read, beside what tells how to use them: at least `mean` and `std` of its images."""
+    save_whole({"state_dict": network.state_dict(), **about}, storage, name)
 
 
 def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[str, Any] | None:

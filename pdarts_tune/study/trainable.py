@@ -132,7 +132,8 @@ def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: 
         trial.write("running", *_spent(search.records))
         tune.report(_progress(search.records, config))
     if spec.keep_weights:
-        save_weights(search.network, search.dataset.mean, search.dataset.std, storage, spec.eval_job.weights)
+        moments = {"mean": list(search.dataset.mean), "std": list(search.dataset.std)}
+        save_weights(search.network, moments, storage, spec.eval_job.weights)
     trial.row["left_out"] = len(search.dataset.left_out)
     return _spent(search.records), max(r.peak_bytes for r in search.records)
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import pytest
+import torch
 import tyro
 
 from common.statistics import holm, smallest_p
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.config.serialize import ConfigError, from_dict
+from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.evaluation import compare
+from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.columns import update_page
 from pdarts_tune.results.tables import read_rows, write_rows
 from pdarts_tune.study import cli as study_cli
@@ -110,7 +112,7 @@ def test_every_python_command_of_the_pages_reaches_its_work(tmp_path, monkeypatc
         (tmp_path / folder).mkdir()
         for name in ("depth_gap", "regularization", "recipes"):
             (tmp_path / folder / name).symlink_to(ROOT / "docs" / "results" / published)
-    (tmp_path / "model.pt").touch()
+    torch.save({"genotype": str(PUBLISHED["DARTS_V2"].genotype), "config": to_dict(EvalConfig())}, tmp_path / "model.pt")
     for name, text in EXAMPLES.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -125,7 +127,7 @@ def test_every_python_command_of_the_pages_reaches_its_work(tmp_path, monkeypatc
         studies = script.parent in (ROOT / "studies", Path()) or script.name == "__main__.py"
         if not words:
             continue  # a name
-        words = [re.sub(r"^FILE$|\w+\.pt$", "model.pt", word) for word in words]
+        words = [re.sub(r"^FILE$|^\S+\.pt$", "model.pt", word) for word in words]
         words = [word for word in words if word not in ("--dry-run", "--print-config")]
         monkeypatch.setattr(tyro, "cli", parse_tyro if studies else lambda *args, **options: reach(parse_tyro(*args, **options)))
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *args: reach(parse_arguments(*args)))
