@@ -53,11 +53,10 @@ STUDY = Study("many", "How long does it take to do nothing?", lambda base: [Vari
 
 def time_short_trials(folder: Path) -> tuple[float, float]:
     """Seconds from the first trial's start to the last one's end, and those in which Ray starts and stops."""
-    import ray
-
     from pdarts_tune.results.tables import read_table
     from pdarts_tune.study import sweep
-    from pdarts_tune.study.sweep import Grants
+    from pdarts_tune.study.cli import Arguments
+    from pdarts_tune.study.run import StudyState
 
     def one_second(settings: dict[str, Any]) -> None:
         from ray import tune
@@ -73,17 +72,12 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
         time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))
         row.write("completed", 1.0)
 
-    from pdarts_tune.study.run import _spec
-
     plan = make_plan(STUDY, "paper", seeds=SHORT_TRIALS)
     storage = Storage(folder / "short" / "many")
-    specs = [_spec(trial, plan, storage, 1, 0, False) for trial in plan.searches()]
     sweep.run_trial = one_second
     begun = time.perf_counter()
-    ray.init("local", num_cpus=SLOTS, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    grants = Grants([{"CPU": float(SLOTS)}], 1.0, None)
-    failed = sweep.Sweep(storage, grants, 0, lambda _: None).run(specs, "searches", len(specs))
-    ray.shutdown()
+    with sweep.open_sweep(storage, Arguments(max_trials=SLOTS), "unknown") as session:
+        failed = session.run_study(StudyState(plan, storage))
     whole = time.perf_counter() - begun
     assert not failed
     trials = read_table(storage, "trials")

@@ -21,7 +21,7 @@ from pdarts_tune.pdarts.genotype import random_genotype
 from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, with_depths, with_skip_dropout
 from pdarts_tune.results.tables import final_genotype, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan
-from pdarts_tune.study.run import found_genotypes
+from pdarts_tune.study.run import StudyState
 from synthetic_rows import evaluation_row, genotype_row, search_rows, trial_row
 
 START = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
@@ -71,7 +71,7 @@ def make_planned(folder: Path, plan: Plan) -> None:
     """Writes every search and evaluation of a plan into a study's folder, under the plan's own trial ids."""
     for trial in plan.searches():
         make_trial(folder, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
-    for trial in plan.evaluations(found_genotypes(plan, folder)):
+    for trial in StudyState(plan, folder).found.values():
         make_planned_evaluation(folder, trial)
 
 

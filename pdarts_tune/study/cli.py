@@ -65,6 +65,9 @@ class Arguments:
     rather than run again, such as results/depth_gap: the base stands in most studies."""
     gpus_per_trial: float | None = None
     """GPUs for each trial where the cluster has any; 0.5 puts two trials on one. Without it, as follows from predicted memory."""
+    max_trials: int | None = None
+    """How many trials run at a time, at most. Without it, as many as there is room for, on the CPUs that this process may use or
+    on the GPUs."""
     max_failures: int = 2
     """How often a trial that fails or loses its process is started again, from its last epoch."""
     execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = DEFAULT_EXECUTION
@@ -145,18 +148,18 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 
 def _forecast(plan: Plan, settings: Arguments) -> None:
     """Prints a dry run: the trials, what each changes, and their bytes, seconds and disk."""
-    from pdarts_tune.study.run import find_same, missing_trials, open_sources, study_is_done
+    from pdarts_tune.study.run import StudyState, open_sources
 
     folder = Storage(settings.results).below(plan.study.name)
-    done = {trial.trial_id for trial in plan.searches()} - {
-        trial.trial_id for trial in missing_trials(plan.searches(), "trials", folder)
-    }
+    state = StudyState(plan, folder)
+    done = set(state.searches) - {trial.trial_id for trial in state.missing}
     print(describe(plan, f"{settings.results}/{plan.study.name}", done))
-    if study_is_done(plan, folder):
+    if state.is_done:
         print("\nall of them done, and their evaluations; nothing is left to run")
         return
     if settings.reuse:
-        same = find_same(missing_trials(plan.searches(), "trials", folder), open_sources(settings.reuse, folder))
+        sources = open_sources(settings.reuse, folder)
+        same = [trial for trial in state.missing if any(source.find(trial) for source in sources)]
         print(
             f"\n{len(same)} searches would be taken over from {settings.reuse}, and what it has evaluated of their "
             "genotypes; the forecast counts them as if they ran"
@@ -182,34 +185,20 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
 
         from pdarts_tune.study.mlflow_mirror import Mirror, TrackingError, default_tracking_uri
-        from pdarts_tune.study.run import (
-            Demands,
-            failed_tables,
-            forget_checkpoints,
-            image_warnings,
-            open_sources,
-            over_limit,
-            run_missing,
-        )
+        from pdarts_tune.study.run import Outcomes, run_missing
 
         uri = settings.tracking_uri or default_tracking_uri(settings.results)
         mirror = Mirror(folder, uri)
         try:
-            demands = Demands(
-                settings.address,
-                settings.gpus_per_trial,
-                settings.max_failures,
-                settings.keep_weights,
-                open_sources(settings.reuse, folder),
-            )
             with mirror.updating():
-                failed = of_trials = run_missing(plan, demands, folder, signals)
+                failed = of_trials = run_missing(plan, settings, folder, signals)
         except KeyboardInterrupt:
             with suppress(TrackingError):
                 mirror.update()
             raise
-        forget_checkpoints(folder)
-        for line in image_warnings(folder):
+        outcomes = Outcomes(folder)
+        outcomes.forget_checkpoints()
+        for line in outcomes.image_warnings:
             print(f"warning: {line}", file=sys.stderr)
         if plan.study.report and not _report(plan.study.report, folder):
             failed += 1
@@ -226,11 +215,11 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         print("compare  " + "\n         ".join(mirror.links()))
         size, files = folder.used()
         print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
-        beyond = sorted(over_limit(folder) & {trial.trial_id for trial in plan.searches()})
+        beyond = sorted(outcomes.over_limit & {trial.trial_id for trial in plan.searches()})
         if beyond:
             print(f"memory   {len(beyond)} searches would take more than memory_limit: {', '.join(beyond)}")
         if failed:
-            places = [f"the table {table}" for table in failed_tables(folder)] if of_trials else []
+            places = [f"the table {table}" for table in outcomes.failed_tables] if of_trials else []
             places += ["the lines above"] if failed > of_trials else []
             print(f"failed   {failed} (the reasons are in {' and '.join(places)}; the same command tries again)")
         else:
@@ -243,6 +232,8 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     """Raises ConfigError for everything that can be checked before work starts. Returns the folder's new manifest."""
     if settings.gpus_per_trial is not None and settings.gpus_per_trial <= 0:
         raise ConfigError(f"gpus_per_trial: {settings.gpus_per_trial} is wrong, it must be more than 0")
+    if settings.max_trials is not None and settings.max_trials < 1:
+        raise ConfigError(f"max_trials: {settings.max_trials} is wrong, it must be at least 1")
     if settings.max_failures < 0:
         raise ConfigError(f"max_failures: {settings.max_failures} is wrong, it must be at least 0")
     if plan.study.report and not plan.study.report.exists():

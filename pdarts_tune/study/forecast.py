@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -34,9 +34,24 @@ from pdarts_tune.results.storage import Storage
 from pdarts_tune.search.diagnostics import look_every, look_steps
 from pdarts_tune.search.steps import build_steps
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
-from pdarts_tune.study.sweep import gpu_fraction, trials_that_fit
 
 STEPS = 3
+HEADROOM = 1.25  # over the prediction: workspaces of the convolution library, fragments, an epoch's images
+PROCESS_BYTES = 600_000_000  # of a process before its first tensor: the CUDA context and loaded kernels
+MOST_TRIALS = 16  # on one GPU; more would take turns on it
+
+
+def trials_that_fit(needed: int, gpu_bytes: int) -> int:
+    """How many trials that need so many bytes fit on one GPU with headroom; 0 if not even one does."""
+    return min(MOST_TRIALS, int(gpu_bytes // (HEADROOM * needed + PROCESS_BYTES)))
+
+
+def gpu_fraction(needed: int, gpu_bytes: int) -> float:
+    """The share of a GPU that a trial gets, so that all trials on it fit; 1 if not even one may fit.
+
+    Rounded down to Ray's resolution, a ten-thousandth, so that three thirds are not more than one.
+    """
+    return int(10_000 / max(1, trials_that_fit(needed, gpu_bytes))) / 10_000
 
 
 @dataclass(frozen=True)
@@ -122,26 +137,21 @@ def _time(step: Callable[[], object], device: torch.device) -> float:
     return sorted(seconds[1:])[STEPS // 2]
 
 
-def refuse_large(trials: Sequence[EvalTrial], folder: Storage) -> list[EvalTrial]:
-    """The trials whose networks the mobile setting allows. Each other one gets a row with the reason.
+def refuse_large(trial: SearchTrial | EvalTrial, folder: Storage) -> str | None:
+    """Why the mobile setting does not allow an evaluation's network, which is then in the trial's row; None: it is allowed.
 
     Given genotypes are refused before a study starts. Genotypes of searches are known only here.
     """
-    allowed = []
-    for trial in trials:
-        config = trial.config
-        if config.stem != "imagenet":
-            allowed.append(trial)
-            continue
-        info = check_dataset(config)
-        genotype = Genotype.parse(trial.genotype)
-        try:
-            check_madds(genotype, config, info, f"genotype {genotype.genotype_id}")
-            allowed.append(trial)
-        except ConfigError as error:
-            job = EvalJob(trial.trial_id, str(folder), trial.genotype, to_dict(config))
-            write_eval_row(job, {"status": "failed", "failure": f"refused: {error}"}, "none", None, datetime.now(UTC), 1)
-    return allowed
+    if isinstance(trial, SearchTrial) or trial.config.stem != "imagenet":
+        return None
+    genotype = Genotype.parse(trial.genotype)
+    try:
+        check_madds(genotype, trial.config, _info(trial.config), f"genotype {genotype.genotype_id}")
+    except ConfigError as error:
+        job = EvalJob(trial.trial_id, str(folder), trial.genotype, to_dict(trial.config))
+        write_eval_row(job, {"status": "failed", "failure": f"refused: {error}"}, "none", None, datetime.now(UTC), 1)
+        return f"refused: {error}"
+    return None
 
 
 # Measured on the tables of a small study: a trial's files without rows, and each row of alphas and epochs.
@@ -209,9 +219,12 @@ class Forecaster:
         weights = work * sorted(self._per_work)[len(self._per_work) // 2]
         return StepTimes(weights, 2 * weights, weights / 3), False
 
+    def evaluation_bytes(self, genotype: Genotype, config: EvalConfig, info: DatasetInfo) -> int:
+        return predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config, self.device)
+
     def evaluation(self, genotype: Genotype, config: EvalConfig, info: DatasetInfo) -> StageForecast:
         """Of a training from scratch."""
-        needed = predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config, self.device)
+        needed = self.evaluation_bytes(genotype, config, info)
         if self._spent >= self.patience:
             return StageForecast(needed, None, False)
         times = self._probe(lambda: probe_evaluation(genotype, config, info, self.device))
@@ -230,11 +243,13 @@ class Forecaster:
         return times
 
 
-def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, gpu_bytes: int | None) -> str:
+_ON_GPU = Forecaster(torch.device("cuda"), 0.0)  # times nothing
+
+
+def forecast(plan: Plan, forecaster: Forecaster, gpu_bytes: int | None) -> str:
     """The text that a dry run adds to its list of trials.
 
     Args:
-        infos: of every data set and resolution, by `data_key`.
         gpu_bytes: memory of this machine's GPU; None: the text is about usual sizes.
     """
     lines, total, diagnostics, unknown, needs = [], 0.0, 0.0, False, {}
@@ -242,7 +257,7 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
     width = max(len(name) for name in counts)
     disk = 0
     for variant in plan.variants:
-        config, info = variant.search, infos[data_key(variant.search)]
+        config, info = variant.search, _info(variant.search)
         stages = [forecaster.search_stage(config, stage, info) for stage in _rounds(config)]
         needs[variant.name] = max((stage.needed_bytes for stage in stages), default=0)
         disk += counts[variant.name] * (_table_bytes(config) + MIRROR_BYTES)
@@ -260,7 +275,7 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
         f"searches: {searches}; predicted peak bytes and seconds of each stage's training, {forecaster.device.type} (~: scaled)"
     )
     for recipe in plan.recipes:
-        info = infos[data_key(recipe)]
+        info = _info(recipe)
         one = forecaster.evaluation(_example(plan), recipe, info)
         count = plan.most_genotypes * plan.evaluation_seeds
         total += count * (one.seconds or 0.0)
@@ -281,45 +296,31 @@ def forecast(plan: Plan, infos: dict[str, DatasetInfo], forecaster: Forecaster, 
 def forecast_here(plan: Plan, patience: float) -> str:
     """The forecast for this machine. A trial has a GPU, or one core of the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    configs: list[SearchConfig | EvalConfig] = [plan.base, *(variant.search for variant in plan.variants), *plan.recipes]
-    infos = {data_key(config): _info(config) for config in configs}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_freed_memory()  # as a trial does
     try:
         gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-        return forecast(plan, infos, Forecaster(device, patience), gpu_bytes)
+        return forecast(plan, Forecaster(device, patience), gpu_bytes)
     finally:
         torch.set_num_threads(threads)
 
 
-def predict_needs(trials: Sequence[SearchTrial | EvalTrial]) -> dict[str, int]:
-    """The predicted device memory of each trial in bytes, by trial id; 0 for a trial that trains nothing."""
-    forecaster = Forecaster(torch.device("cuda"), 0.0)  # times nothing, so any machine will do
-    needs = {}
-    for trial in trials:
-        info = _info(trial.config)
-        if isinstance(trial, SearchTrial):
-            needs[trial.trial_id] = forecaster.search_needs(trial.config, info)
-        else:
-            needs[trial.trial_id] = forecaster.evaluation(Genotype.parse(trial.genotype), trial.config, info).needed_bytes
-    return needs
-
-
-@lru_cache
-def _checked(data: str, train_images: int | None, test_images: int | None, image_size: int | None, skip_bad: bool) -> DatasetInfo:
-    return check_dataset(
-        SearchConfig(data=data, train_images=train_images, test_images=test_images, image_size=image_size, skip_bad_images=skip_bad)
-    )
+@lru_cache(10_000)
+def predict_need(trial: SearchTrial | EvalTrial) -> int:
+    """The predicted memory of a trial on a GPU in bytes; 0 for a trial that trains nothing. Any machine will do."""
+    info = _info(trial.config)
+    if isinstance(trial, SearchTrial):
+        return _ON_GPU.search_needs(trial.config, info)
+    return _ON_GPU.evaluation_bytes(Genotype.parse(trial.genotype), trial.config, info)
 
 
 def _info(config: SearchConfig | EvalConfig) -> DatasetInfo:
-    return _checked(config.data, config.train_images, config.test_images, config.image_size, config.skip_bad_images)
+    return _checked(SearchConfig(**{name: getattr(config, name) for name in _DATA_FIELDS}))
 
 
-def data_key(config: SearchConfig | EvalConfig) -> str:
-    """Names a data set at a resolution."""
-    return f"{config.data} {config.image_size}"
+_DATA_FIELDS = ("data", "train_images", "test_images", "image_size", "skip_bad_images")
+_checked = lru_cache(check_dataset)  # a search's and a recipe's images are often the same
 
 
 def show_bytes(count: int) -> str:

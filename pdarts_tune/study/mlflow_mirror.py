@@ -33,7 +33,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.storage import Storage, is_remote
-from pdarts_tune.results.tables import final_genotype, read_rows
+from pdarts_tune.results.tables import final_genotype, read_rows, read_study
 
 Row = Mapping[str, Any]
 
@@ -269,12 +269,10 @@ class Mirror:
 
     def _update_runs(self, stamps: Mapping[str, Mapping[str, str]], live: bool, ended: threading.Event | None) -> list[str]:
         """Replaces the runs whose rows have changed. Returns the settings that differ within the study."""
-        from pdarts_tune.study.run import read_columns
-
         evaluations: dict[str, list[Any]] = defaultdict(list)
-        for row in read_columns(self._folder, "evaluations", *_EVALUATION_COLUMNS).to_dict("records"):
+        for row in read_study(self._folder, "evaluations", _EVALUATION_COLUMNS).to_pandas().to_dict("records"):
             evaluations[row["genotype_id"]].append(row)
-        trials = read_columns(self._folder, "trials", "trial_id", *PARAMETERS, "config").to_dict("records")
+        trials = read_study(self._folder, "trials", ["trial_id", *PARAMETERS, "config"]).to_pandas().to_dict("records")
         settings = {row["trial_id"]: _settings(json.loads(row["config"])) for row in trials}
         names = dict.fromkeys(name for setting in settings.values() for name in setting)
         swept = [name for name in names if len({setting.get(name) for setting in settings.values()}) > 1]

@@ -1,4 +1,4 @@
-"""Runs what is missing of a study: which trials its tables lack, what other studies have finished, and the sweep of the rest.
+"""What is left of a study and what can run now, from its plan and its tables; and the run of it.
 
 Studies share variants: P-DARTS itself is the base of RQ1, RQ2 and RQ3. With `--reuse` a search is taken over where its whole
 configuration is the same, seeds included, and an evaluation where genotype and configuration are. Rows are copied as they are, with
@@ -8,318 +8,372 @@ commit, device and times of where they ran, under this study's names. A publishe
 
 from __future__ import annotations
 
+import heapq
 import json
+import math
+import statistics
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdarts_tune.config.evaluation import EvalConfig
-from pdarts_tune.config.methods import paired_variant
+from pdarts_tune.config.methods import RandomSearch, paired_variant
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import final_genotypes, read_rows, read_table, write_rows
-from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
+from pdarts_tune.results.tables import ALL_ROWS, final_genotype, read_rows, read_study, write_rows
+from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial, search_id
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from pdarts_tune.study.cli import Arguments
     from pdarts_tune.study.locking import Signals
 
-_STATE = {
-    "trials": ("trial_id", "status", "error", "max_skips"),
-    "evaluations": ("trial_id", "status", "data", "left_out", "shared"),
-}
+Trial = SearchTrial | EvalTrial
+Row = Mapping[str, Any]
+
+_TRIALS = ("trial_id", "status", "error", "max_skips")
+_EVALUATIONS = ("trial_id", "status", "genotype_id", "data", "recipe_id", "error_percent", "left_out", "shared")
+_GENOTYPES = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
+_EPOCHS = ("trial_id", "stage", "epoch", "derived_epoch", "validation_accuracy")
 
 
-def missing_trials(trials: Sequence[SearchTrial | EvalTrial], table: str, folder: Storage) -> list[SearchTrial | EvalTrial]:
-    """The trials that the table does not hold as completed or over their memory limit."""
-    finished = _finished(folder, table) | (over_limit(folder) if table == "trials" else set())
-    return [trial for trial in trials if trial.trial_id not in finished]
+def _read(folder: Storage, table: str, columns: Sequence[str], only: Mapping[str, Any] = ALL_ROWS) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_study(folder, table, columns, only).to_pylist()
+    return rows
 
 
-def found_genotypes(plan: Plan, folder: Path | Storage) -> dict[str, str]:
-    """The distinct genotypes (id to text) that the plan's finished searches end with, at the skip limits of their variants."""
-    trials = read_columns(Storage(folder), "trials", *_STATE["trials"])
-    finished = set(trials.trial_id[trials.status == "completed"])
-    if not finished:
-        return {}
-    limits = {variant.name: variant.limits for variant in plan.variants}
-    columns = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
-    every_limit = tuple(sorted({limit for chosen in limits.values() for limit in chosen}))
-    rows = final_genotypes(read_columns(Storage(folder), "genotypes", *columns, max_skips=every_limit), trials, every_limit)
-    genotypes = {(row.trial_id, row.max_skips): (str(row.genotype_id), str(row.genotype)) for row in rows.itertuples(index=False)}
-    return dict(
-        genotypes[trial.trial_id, limit]
-        for trial in plan.searches()
-        if trial.trial_id in finished
-        for limit in limits[trial.variant]
-    )
+def _by_id(rows: Iterable[Row]) -> dict[str, Row]:
+    return {row["trial_id"]: row for row in rows}
 
 
-def study_is_done(plan: Plan, folder: Storage) -> bool:
-    """Whether the tables hold every search and every evaluation of the plan; never so where schedules are chosen on the way."""
-    if plan.study.adaptive or missing_trials(plan.searches(), "trials", folder):
-        return False
-    return not missing_trials(plan.evaluations(found_genotypes(plan, folder)), "evaluations", folder)
+class Outcomes:
+    """The rows of `trials` and `evaluations` in a study's folder, by trial id: how each trial ended."""
+
+    def __init__(self, folder: Path | Storage) -> None:
+        self.folder = Storage(folder)
+        self.trials = _by_id(_read(self.folder, "trials", _TRIALS))
+        self.evaluations = _by_id(_read(self.folder, "evaluations", _EVALUATIONS))
+
+    @property
+    def completed(self) -> set[str]:
+        return {name for name, row in (self.trials | self.evaluations).items() if row["status"] == "completed"}
+
+    @property
+    def over_limit(self) -> set[str]:
+        """The searches that ended because a stage needs more than their memory limit. Another attempt would end the same way."""
+        over = (name for name, row in self.trials.items() if row["status"] == "out_of_memory")
+        return {name for name in over if (self.trials[name]["error"] or "").startswith("MemoryLimitError")}
+
+    @property
+    def failed_tables(self) -> list[str]:
+        """The tables that hold failed trials, with their errors."""
+        over, failed = self.over_limit, ("failed", "out_of_memory")
+        tables = {"trials": self.trials, "evaluations": self.evaluations}
+        return [
+            table
+            for table, rows in tables.items()
+            if any(row["status"] in failed for name, row in rows.items() if name not in over)
+        ]
+
+    @property
+    def image_warnings(self) -> list[str]:
+        """Problems with the images of the data sets. The worker processes that notice them have no terminal to print them on."""
+        counts: dict[str, int] = defaultdict(int)
+        for row in sorted(self.evaluations.values(), key=lambda row: str(row["data"])):
+            for message, images in (
+                (f"images of {row['data']} cannot be used and were left out", row["left_out"]),
+                (f"of {row['data']}'s test images are among its training images too", row["shared"]),
+            ):
+                counts[message] = max(counts[message], images or 0)
+        return [f"{images} {message}" for message, images in counts.items() if images]
+
+    def forget_checkpoints(self) -> None:
+        """Removes the checkpoints of completed trials. A trial that is killed after its last row leaves one."""
+        completed = self.completed
+        for name in self.folder.stamps("checkpoints"):
+            if name.removesuffix(".pt") in completed:
+                self.folder.remove(f"checkpoints/{name}")
 
 
-def _finished(folder: Path | Storage, table: str) -> set[str]:
-    rows = read_columns(Storage(folder), table, *_STATE[table])
-    return set(rows.trial_id[rows.status == "completed"])
+class StudyState(Outcomes):
+    """What the tables hold of a plan, and which trials can run now. Reads the tables once, then the rows of each trial that ends.
 
-
-def over_limit(folder: Path | Storage) -> set[str]:
-    """The searches that ended because a stage needs more than their memory limit. Another attempt would end the same way."""
-    rows = read_columns(Storage(folder), "trials", *_STATE["trials"])
-    return set(rows.trial_id[(rows.status == "out_of_memory") & rows.error.str.startswith("MemoryLimitError").fillna(False)])
-
-
-def failed_tables(folder: Path | Storage) -> list[str]:
-    """The tables that hold failed trials, with their errors."""
-    tables = []
-    for table, columns in _STATE.items():
-        rows = read_columns(Storage(folder), table, *columns)
-        failed = set(rows.trial_id[rows.status.isin(["failed", "out_of_memory"])])
-        if failed - (over_limit(folder) if table == "trials" else set()):
-            tables.append(table)
-    return tables
-
-
-def read_columns(folder: Storage, table: str, *columns: str, max_skips: tuple[int, ...] | None = None) -> pd.DataFrame:
-    """These columns of a table, read again only when one of its files changes. No rows where there are no files.
+    The evaluations of a genotype can run once a search has ended with it, each distinct genotype's once; a control
+    (`paired_variant`) once its pair has ended; every other search at once. Searches come seed by seed. An evaluation comes with the
+    searches of the seed that is the sum of its search's and its own, and before them: rows are complete early, neither kind waits
+    for the last of the other, and a study that is cut short still compares all its variants.
 
     Args:
-        max_skips: of `genotypes`, the rows at these limits alone.
+        sources: studies whose finished trials are taken over as soon as they could run.
+
+    Raises:
+        ConfigError: a table cannot be read.
     """
-    return _read_once(folder.location, table, columns, max_skips, tuple(folder.stamps(table).items()))
+
+    def __init__(self, plan: Plan, folder: Path | Storage, sources: Sequence[Source] = ()) -> None:
+        super().__init__(folder)
+        self.plan, self.sources = plan, sources
+        self.searches = {trial.trial_id: trial for trial in plan.searches()}
+        self.found: dict[str, EvalTrial] = {}  # every evaluation of the genotypes so far
+        self.under_way: dict[str, Trial] = {}
+        self._variants = {variant.name: variant for variant in plan.variants}
+        self._cells: dict[str, dict[int, tuple[str, str]]] = {}  # by completed search and skip limit: genotype id and text
+        self._waiting: list[tuple[int, bool, int, Trial]] = []  # a heap
+        self._numbers = count()
+        self._controls: dict[str, list[SearchTrial]] = defaultdict(list)  # by the search that they wait for
+        self._accuracies: dict[str, float] = {}  # of completed searches; read for the first table
+        limits = {limit for variant in plan.variants for limit in (*variant.limits, variant.search.max_skips)}
+        cells = defaultdict(list)
+        for row in _read(self.folder, "genotypes", _GENOTYPES, {"max_skips": limits}) if self.trials else ():
+            cells[row["trial_id"]].append(row)
+        for name in self.searches:
+            self._read_cells(name, cells[name])
+        self._take_over(self.missing)
+        self.ended = set(self.searches) - {trial.trial_id for trial in self.missing}
+        for trial in self.missing:
+            pair = paired_variant(trial.config.method)
+            before = pair and search_id(pair, trial.config.seed)
+            if before and before not in self.ended:
+                self._controls[before].append(trial)
+            else:
+                self._wait(trial, trial.config.seed)
+        self._find_evaluations(self._cells)
+
+    @property
+    def missing(self) -> list[SearchTrial]:
+        """The searches that are neither completed nor over their memory limit."""
+        over = self.over_limit
+        return [trial for name, trial in self.searches.items() if name not in self._cells and name not in over]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the tables hold every search and evaluation; never so where schedules are chosen on the way."""
+        return not self._waiting and not self.plan.study.adaptive
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether a trial that is under way can make others possible."""
+        return any(isinstance(trial, SearchTrial) for trial in self.under_way.values())
+
+    @property
+    def most_evaluations(self) -> int:
+        """How many evaluations there are, if every search that has not ended finds genotypes of its own."""
+        each = len(self.plan.recipes) * self.plan.evaluation_seeds
+        unknown = [trial for name, trial in self.searches.items() if name not in self.ended]
+        return len(self.found) + each * sum(len(self._variants[trial.variant].limits) for trial in unknown)
+
+    @property
+    def evaluated(self) -> int:
+        """How many evaluations of the genotypes so far are completed."""
+        return sum(map(self._is_evaluated, self.found))
+
+    def next_trial(self) -> Trial | None:
+        """The trial that should run next; it stays so until `start` is called or another is possible that comes before it."""
+        return self._waiting[0][-1] if self._waiting else None
+
+    def start(self) -> None:
+        """The next trial runs now."""
+        trial = heapq.heappop(self._waiting)[-1]
+        self.under_way[trial.trial_id] = trial
+
+    def end(self, trial_id: str) -> None:
+        """A trial has ended, well or for good. Reads its rows and adds what has become possible."""
+        if isinstance(self.under_way.pop(trial_id), EvalTrial):
+            self._read_evaluation(trial_id)
+            return
+        self.ended.add(trial_id)
+        self._read_search(trial_id)
+        for control in self._controls.pop(trial_id, ()):
+            self._wait(control, control.config.seed)
+        self._find_evaluations([trial_id] if trial_id in self._cells else [])
+
+    def table(self) -> str:
+        """The variants so far: searches, validation accuracy of the search networks, evaluated cells and their test error.
+
+        ± is the standard deviation over searches. The error is that of the first recipe, at the variant's own skip limit, a mean
+        over evaluation seeds.
+        """
+        from tabulate import tabulate
+
+        self._read_accuracies()
+        errors, recipe = defaultdict(list), self.plan.evaluation
+        for row in self.evaluations.values():
+            if row["status"] == "completed" and (row["recipe_id"], row["data"]) == (recipe.recipe_id, recipe.data):
+                errors[row["genotype_id"]].append(row["error_percent"])
+        rows = []
+        for variant in self.plan.variants:
+            names = [name for name, trial in self.searches.items() if trial.variant == variant.name]
+            done = [name for name in names if name in self._cells]
+            accuracies = [100 * self._accuracies[name] for name in done if not math.isnan(self._accuracies[name])]
+            cells = [self._cells[name].get(variant.search.max_skips, ("", ""))[0] for name in done]
+            means = [statistics.fmean(errors[cell]) for cell in cells if cell in errors]
+            counts = f"{len(done)}/{len(names)}", f"{len(means)}/{len(names)}"
+            rows.append((variant.name, counts[0], _spread(accuracies, 1), counts[1], _spread(means, 2)))
+        headers = ("variant", "searches", "search accuracy, %", "evaluated", "test error, %")
+        align = ("left", "right", "right", "right", "right")
+        return tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=align)
+
+    def _wait(self, trial: Trial, seed: int) -> None:
+        heapq.heappush(self._waiting, (seed, isinstance(trial, SearchTrial), next(self._numbers), trial))
+
+    def _find_evaluations(self, searches: Iterable[str]) -> None:
+        """Adds the evaluations of the genotypes that these completed searches end with, at the skip limits of their variants."""
+        new: dict[str, tuple[EvalTrial, int]] = {}
+        for name in searches:
+            search, cells = self.searches[name], self._cells[name]
+            genotypes = dict(cells[limit] for limit in self._variants[search.variant].limits if limit in cells)
+            for trial in self.plan.evaluations(genotypes):
+                if trial.trial_id not in self.found and not self._is_evaluated(trial.trial_id):
+                    new[trial.trial_id] = trial, search.config.seed + trial.config.seed
+                self.found[trial.trial_id] = trial
+        self._take_over([trial for trial, _ in new.values()])
+        for name, (trial, seed) in new.items():
+            if not self._is_evaluated(name):
+                self._wait(trial, seed)
+
+    def _is_evaluated(self, name: str) -> bool:
+        return name in self.evaluations and self.evaluations[name]["status"] == "completed"
+
+    def _take_over(self, trials: Sequence[Trial]) -> None:
+        """Copies the rows of the trials that a source has finished, each from the first such source."""
+        taken = 0
+        for trial in trials:
+            source = next((source for source in self.sources if source.find(trial)), None)
+            if source is None:
+                continue
+            taken += 1
+            names = {"data": trial.config.data, "config": json.dumps(to_dict(trial.config))}
+            tables = ["evaluations"]
+            if isinstance(trial, SearchTrial):
+                names |= {"config_id": config_id(trial.config), "study": self.folder.name, "variant": trial.variant}
+                tables = ["epochs", "alphas", "genotypes", "trials"]  # trials comes last: it says that the search is finished
+            for table in tables:
+                new = {"trial_id": trial.trial_id} | (names if table in ("evaluations", "trials") else {})
+                rows = [row | new for row in read_rows(source.folder, table, source.find(trial) or "")]
+                if rows:  # a random genotype has no epochs
+                    write_rows(self.folder, table, trial.trial_id, rows)
+            (self._read_search if isinstance(trial, SearchTrial) else self._read_evaluation)(trial.trial_id)
+        if taken:
+            what = "searches" if isinstance(trials[0], SearchTrial) else "evaluations"
+            print(f"{taken} {what} taken over from {', '.join(map(str, self.sources))}", flush=True)
+
+    def _read_search(self, name: str) -> None:
+        self.trials.update(_by_id(read_rows(self.folder, "trials", name, _TRIALS)))
+        self._read_cells(name, read_rows(self.folder, "genotypes", name, _GENOTYPES))
+
+    def _read_cells(self, name: str, genotypes: Sequence[Row]) -> None:
+        row, variant = self.trials.get(name), self._variants[self.searches[name].variant]
+        if row is not None and row["status"] == "completed":
+            cells = (
+                (limit, final_genotype({**row, "max_skips": limit}, genotypes)) for limit in {*variant.limits, row["max_skips"]}
+            )
+            self._cells[name] = {limit: (cell["genotype_id"], cell["genotype"]) for limit, cell in cells if cell is not None}
+
+    def _read_evaluation(self, name: str) -> None:
+        self.evaluations.update(_by_id(read_rows(self.folder, "evaluations", name, _EVALUATIONS)))
+
+    def _read_accuracies(self) -> None:
+        """Of the searches that have no accuracy yet: that of the network that the cell was taken from; nan where there is none."""
+        new = [name for name in self._cells if name not in self._accuracies]
+        epochs: dict[str, list[Row]] = defaultdict(list)
+        if new and not self._accuracies:  # the first time: all files at once
+            for row in _read(self.folder, "epochs", _EPOCHS):
+                epochs[row["trial_id"]].append(row)
+        for name in new:
+            rows = epochs[name] if epochs else read_rows(self.folder, "epochs", name, _EPOCHS)
+            by_epoch = {(row["stage"], row["epoch"]): row["validation_accuracy"] for row in rows}
+            ends = [by_epoch[row["stage"], row["derived_epoch"]] for row in rows if row["derived_epoch"] is not None]
+            best = isinstance(self.searches[name].config.method, RandomSearch)
+            self._accuracies[name] = (max(ends) if best else ends[-1]) if ends else math.nan
 
 
-@lru_cache(maxsize=8)
-def _read_once(
-    location: str, table: str, columns: tuple[str, ...], max_skips: tuple[int, ...] | None, stamps: tuple[tuple[str, str], ...]
-) -> pd.DataFrame:
-    folder = Storage(location)
-    if not stamps:
-        import pandas as pd
-
-        return pd.DataFrame({column: pd.Series(dtype=str) for column in columns})
-    return read_table(folder, table, columns, only={} if max_skips is None else {"max_skips": max_skips})
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation; a dash where there is no value."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else "–"
+    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def image_warnings(folder: Path | Storage) -> list[str]:
-    """Problems with the images of the data sets. The worker processes that notice them have no terminal to print them on."""
-    messages = {
-        "left_out": "images of {} cannot be used and were left out",
-        "shared": "of {}'s test images are among its training images too",
-    }
-    rows = read_columns(Storage(folder), "evaluations", *_STATE["evaluations"])
-    counts = rows[["data", *messages]].groupby("data").max()
-    return [
-        f"{row[column]:.0f} {message.format(name)}"
-        for name, row in counts.iterrows()
-        for column, message in messages.items()
-        if row[column] > 0
-    ]
+class Source:
+    """A study whose finished searches and evaluations are taken over."""
+
+    def __init__(self, folder: Path | Storage) -> None:
+        self.folder = Storage(folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @cached_property
+    def searches(self) -> dict[str, str]:
+        """The ids of completed searches by config_id."""
+        rows = _read(self.folder, "trials", ("trial_id", "status", "config_id"))
+        return {row["config_id"]: row["trial_id"] for row in rows if row["status"] == "completed"}
+
+    @cached_property
+    def evaluations(self) -> dict[tuple[str, EvalConfig], str]:
+        """The ids of completed evaluations by genotype id and configuration."""
+        rows = _read(self.folder, "evaluations", ("trial_id", "status", "genotype_id", "config"))
+        configs = {text: from_dict(EvalConfig, json.loads(text)) for text in {row["config"] for row in rows}}
+        return {(row["genotype_id"], configs[row["config"]]): row["trial_id"] for row in rows if row["status"] == "completed"}
+
+    def find(self, trial: Trial) -> str | None:
+        """The id there of a trial that is the same; None if there is none.
+
+        A control of another search is never the same: it depends on that search, which can differ there.
+        """
+        names = trial.config.data, short_name(trial.config.data)
+        if isinstance(trial, EvalTrial):
+            cell = Genotype.parse(trial.genotype).genotype_id
+            same = [self.evaluations.get((cell, replace(trial.config, data=name))) for name in names]
+        elif paired_variant(trial.config.method):
+            return None
+        else:
+            same = [self.searches.get(config_id(replace(trial.config, data=name))) for name in names]
+        return same[0] or same[1]
 
 
-def forget_checkpoints(folder: Storage) -> None:
-    """Removes the checkpoints of finished trials. A trial that is killed after its last row leaves one."""
-    finished = _finished(folder, "trials") | _finished(folder, "evaluations")
-    for name in folder.stamps("checkpoints"):
-        if name.removesuffix(".pt") in finished:
-            folder.remove(f"checkpoints/{name}")
-
-
-_TABLES = ("epochs", "alphas", "genotypes", "trials")  # of a search; trials comes last: it says that the search is finished
-
-
-def open_sources(reuse: str | None, folder: Storage) -> list[Storage]:
-    """The study folders that `--reuse` names, separated by commas.
+def open_sources(reuse: str | None, folder: Storage) -> list[Source]:
+    """The studies whose folders `--reuse` names, separated by commas.
 
     Raises:
         ConfigError: one of them is not a study's folder, or is the study's own.
     """
-    sources = [Storage(name) for name in reuse.split(",")] if reuse else []
+    sources = [Source(Storage(name)) for name in reuse.split(",")] if reuse else []
     for source in sources:
-        if "trials" not in source.folders():
+        if "trials" not in source.folder.folders():
             raise ConfigError(f"reuse: {source} is not the folder of a study, it has no folder trials")
-        if source.location == folder.location:
+        if source.folder.location == folder.location:
             raise ConfigError(f"reuse: {source} is the study itself, which is continued anyway")
     return sources
 
 
-Same = tuple[SearchTrial | EvalTrial, Storage, str]
-
-
-def find_same(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage]) -> list[Same]:
-    """The trials that a source has finished, with the first such source and the trial's id there.
-
-    Raises:
-        ConfigError: a source's table cannot be read.
-    """
-    same: dict[str, Same] = {}
-    for source in sources:
-        searches = _finished_searches(source) if any(isinstance(trial, SearchTrial) for trial in trials) else {}
-        trainings = _finished_evaluations(source) if any(isinstance(trial, EvalTrial) for trial in trials) else {}
-        for trial in trials:
-            for data in (trial.config.data, short_name(trial.config.data)):
-                if isinstance(trial, SearchTrial) and paired_variant(trial.config.method):
-                    there = None  # it depends on another search too, which can differ there
-                elif isinstance(trial, SearchTrial):
-                    there = searches.get(config_id(replace(trial.config, data=data)))
-                else:
-                    there = trainings.get((Genotype.parse(trial.genotype).genotype_id, replace(trial.config, data=data)))
-                if there is not None:
-                    same.setdefault(trial.trial_id, (trial, source, there))
-    return list(same.values())
-
-
-def _finished_searches(source: Storage) -> dict[str, str]:
-    """Trial ids by config_id."""
-    rows = read_columns(source, "trials", "trial_id", "status", "config_id")
-    rows = rows[rows.status == "completed"]
-    return dict(zip(rows.config_id, rows.trial_id, strict=True))
-
-
-def _finished_evaluations(source: Storage) -> dict[tuple[str, EvalConfig], str]:
-    """Trial ids by genotype id and configuration."""
-    rows = read_columns(source, "evaluations", "trial_id", "status", "genotype_id", "config")
-    rows = rows[rows.status == "completed"]
-    configs = {text: from_dict(EvalConfig, json.loads(text)) for text in rows.config.unique()}
-    return dict(zip(zip(rows.genotype_id, rows.config.map(configs), strict=True), rows.trial_id, strict=True))
-
-
-def take_over(trials: Sequence[SearchTrial | EvalTrial], sources: Sequence[Storage], folder: Storage) -> int:
-    """Copies the rows of the trials that a source has finished, and returns how many trials these are.
-
-    Raises:
-        ConfigError: a source's table cannot be read.
-    """
-    same = find_same(trials, sources)
-    for trial, source, there in same:
-        config = {"data": trial.config.data, "config": json.dumps(to_dict(trial.config))}
-        if isinstance(trial, EvalTrial):
-            _copy(source, there, folder, "evaluations", trial.trial_id, config)
-            continue
-        names = config | {"config_id": config_id(trial.config), "study": folder.name, "variant": trial.variant}
-        for table in _TABLES:
-            _copy(source, there, folder, table, trial.trial_id, names if table == "trials" else {})
-    return len(same)
-
-
-def _copy(source: Storage, there: str, folder: Storage, table: str, trial_id: str, names: dict[str, Any]) -> None:
-    rows = [row | names | {"trial_id": trial_id} for row in read_rows(source, table, there)]
-    if rows:  # a random genotype has no epochs
-        write_rows(folder, table, trial_id, rows)
-
-
-NAMES_SHOWN = 8  # of missing trials
-
-
-@dataclass(frozen=True)
-class Demands:
-    """How trials run. No result depends on it."""
-
-    address: str | None
-    gpus_per_trial: float | None
-    max_failures: int
-    keep_weights: bool
-    sources: Sequence[Storage] = ()  # studies whose finished trials are taken over
-
-
-def run_missing(plan: Plan, demands: Demands, folder: Storage, signals: Signals) -> int:
+def run_missing(plan: Plan, settings: Arguments, folder: Storage, signals: Signals) -> int:
     """Runs the trials that the tables lack, and returns how many failed. Ray and torch start only if there are some."""
-    if plan.study.adaptive:
-        return _run_adaptive(plan, demands, folder, signals)
-
-    def lacking(trials: Sequence[SearchTrial | EvalTrial], table: str) -> list[SearchTrial | EvalTrial]:
-        missing = missing_trials(trials, table, folder)
-        taken = take_over(missing, demands.sources, folder) if demands.sources else 0
-        if taken:
-            what = "searches" if table == "trials" else "evaluations"
-            print(f"{taken} {what} taken over from {', '.join(map(str, demands.sources))}", flush=True)
-            return missing_trials(trials, table, folder)
-        return missing
-
-    searches = plan.searches()
-    missing = lacking(searches, "trials")
-    evaluations = [] if missing else plan.evaluations(found_genotypes(plan, folder))
-    if not missing and not lacking(evaluations, "evaluations"):
-        print(f"{len(searches)} searches and {len(evaluations)} evaluations, all of them done", flush=True)
+    state = StudyState(plan, folder, open_sources(settings.reuse, folder))
+    if state.is_done:
+        print(f"{len(state.searches)} searches and {len(state.found)} evaluations, all of them done", flush=True)
         return 0
 
     from pdarts_tune.networks.kernels.build import announce
-    from pdarts_tune.study.forecast import predict_needs, refuse_large
     from pdarts_tune.study.sweep import open_sweep
 
-    failed = 0
-    with open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures) as sweep:
+    with open_sweep(folder, settings, _commit()) as sweep:
         signals.install()  # again: Ray's start installs a handler that aborts
         if not sweep.grants.gpu_bytes:  # compiles the kernels, before trials would do it side by side
             announce(plan.cell_evaluations())
+        if plan.study.adaptive:
+            from pdarts_tune.study.schedule_search import run_schedules
 
-        def run(trials: Sequence[SearchTrial | EvalTrial], what: str, table: str) -> int:
-            missing = lacking(trials, table)
-            refused = len(missing)
-            searches = [trial for trial in missing if isinstance(trial, SearchTrial)]
-            missing = [*searches, *refuse_large([trial for trial in missing if isinstance(trial, EvalTrial)], folder)]
-            refused -= len(missing)
-            if 0 < len(missing) < len(trials):
-                names = ", ".join(trial.trial_id for trial in missing[:NAMES_SHOWN])
-                more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
-                print(f"missing {what}: {names}{more}", flush=True)
-            needs = predict_needs(missing) if sweep.grants.gpu_bytes else {}
-            needed = [needs.get(trial.trial_id, 0) for trial in missing]
-            specs = [
-                _spec(trial, plan, folder, sweep.threads(need), need, demands.keep_weights)
-                for trial, need in zip(missing, needed, strict=True)
-            ]
-            return refused + sweep.run(specs, what, total=len(trials) - refused)
-
-        controls = [trial for trial in searches if paired_variant(trial.config.method)]  # whose pairs must be finished first
-        failed += run([trial for trial in searches if trial not in controls], "searches", "trials")
-        if controls:
-            failed += run(controls, "controls", "trials")
-        failed += run(plan.evaluations(found_genotypes(plan, folder)), "evaluations", "evaluations")
+            return run_schedules(plan, sweep)
+        failed = sweep.run_study(state)
+    if plan.study.report is None:
+        print(f"\n{state.table()}", flush=True)
     return failed
-
-
-def _run_adaptive(plan: Plan, demands: Demands, folder: Storage, signals: Signals) -> int:
-    """Runs schedules until the plan's number of them is finished, and returns how many failed."""
-    from pdarts_tune.networks.kernels.build import announce
-    from pdarts_tune.study.schedule_search import run_schedules
-    from pdarts_tune.study.sweep import open_sweep
-
-    with open_sweep(folder, demands.address, demands.gpus_per_trial, demands.max_failures) as sweep:
-        signals.install()
-        if not sweep.grants.gpu_bytes:
-            announce(plan.cell_evaluations())
-        return run_schedules(plan, folder, sweep, _commit())
-
-
-def _spec(
-    trial: SearchTrial | EvalTrial, plan: Plan, folder: Storage, threads: int, needed_bytes: int, keep_weights: bool
-) -> dict[str, Any]:
-    from pdarts_tune.study.trainable import TrialSpec
-
-    return asdict(
-        TrialSpec(
-            trial_id=trial.trial_id,
-            study=plan.study.name,
-            variant=trial.variant if isinstance(trial, SearchTrial) else "",
-            study_dir=str(folder),
-            config=to_dict(trial.config),
-            genotype=trial.genotype if isinstance(trial, EvalTrial) else "",
-            threads=threads,
-            commit=_commit(),
-            needed_bytes=needed_bytes,
-            keep_weights=keep_weights,
-        )
-    )
 
 
 @cache

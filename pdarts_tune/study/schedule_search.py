@@ -18,8 +18,8 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -29,10 +29,10 @@ from ray.tune.search.optuna import OptunaSearch
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, derive_seed, from_dict, to_dict
 from pdarts_tune.pdarts.progressive_depth import Stage, Stages
-from pdarts_tune.results.storage import Storage
-from pdarts_tune.study.plan import Plan
-from pdarts_tune.study.sweep import Sweep
-from pdarts_tune.study.trainable import EVALUATED, OBJECTIVES, TrialSpec, run_schedule
+from pdarts_tune.study.plan import Plan, SearchTrial
+from pdarts_tune.study.progress import Progress
+from pdarts_tune.study.sweep import Display, Sweep
+from pdarts_tune.study.trainable import EVALUATED, OBJECTIVES, run_schedule
 
 FEWEST_STAGES, MOST_STAGES = 2, 4
 FEWEST_OPERATIONS = 2  # with one operation there is no choice
@@ -43,29 +43,13 @@ MOST_SKIPS = 4
 Point = Mapping[str, int | float]
 
 
-class Suggester(Protocol):
-    """Suggests values: an `optuna.Trial`, or a test's own."""
-
-    def suggest_int(self, name: str, low: int, high: int) -> int: ...
-
-    def suggest_float(self, name: str, low: float, high: float) -> float: ...
-
-
-@dataclass(frozen=True)
-class DepthRange:
-    """Cells that a stage's network may have."""
-
-    fewest: int
-    most: int
-
-
-def depth_range(stages: Stages) -> DepthRange:
-    """From the shallowest of the stages to a cell more than the deepest."""
+def depth_range(stages: Stages) -> tuple[int, int]:
+    """The fewest and the most cells of a stage: from the shallowest of the stages to a cell more than the deepest."""
     depths = [stage.cells for stage in stages]
-    return DepthRange(min(depths), max(depths) + 1)
+    return min(depths), max(depths) + 1
 
 
-def suggest_schedule(trial: Suggester, base: SearchConfig) -> SearchConfig:
+def suggest_schedule(trial: optuna.Trial, base: SearchConfig) -> SearchConfig:
     """A configuration that differs from the base in its schedule alone.
 
     A stage has the epochs of the base's stage at its place; further stages have those of the base's last.
@@ -80,7 +64,7 @@ def suggest_schedule(trial: Suggester, base: SearchConfig) -> SearchConfig:
         stages.append(
             replace(
                 base.stages[min(index, len(base.stages) - 1)],
-                cells=trial.suggest_int(f"depth_{number}", depths.fewest, depths.most),
+                cells=trial.suggest_int(f"depth_{number}", *depths),
                 operations=operations,
                 skip_dropout=round(trial.suggest_float(f"skip_dropout_{number}", 0.0, MOST_DROPOUT), 2),
             )
@@ -103,18 +87,17 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # epochs of t
 STUDY_NAME = "schedules"
 
 
-def run_schedules(plan: Plan, folder: Storage, sweep: Sweep, commit: str) -> int:
+def run_schedules(plan: Plan, sweep: Sweep) -> int:
     """Tries schedules until `plan.samples` of them are finished, the base's first. Returns how many failed for good."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder.path / 'optuna.db'}")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{sweep.storage.path / 'optuna.db'}")
     study = optuna.create_study(
         storage=storage, study_name=STUDY_NAME, directions=["minimize"] * len(OBJECTIVES), load_if_exists=True
     )
     retry_trials(study)
     trials = study.get_trials(deepcopy=False)
     done = sum(trial.state == TrialState.COMPLETE for trial in trials)
-    template = TrialSpec("", plan.study.name, "", str(folder), to_dict(plan.base), "", sweep.threads(0), commit)
-    constants = {"trial": asdict(template), "evaluation": to_dict(plan.evaluation)}
+    constants = {"trial": sweep.describe(SearchTrial("", "", plan.base), 0), "evaluation": to_dict(plan.evaluation)}
     searcher = OptunaSearch(
         space=functools.partial(suggest_trial, constants=constants),
         metric=list(OBJECTIVES),
@@ -127,7 +110,11 @@ def run_schedules(plan: Plan, folder: Storage, sweep: Sweep, commit: str) -> int
     epochs = plan.evaluation.epochs
     grace = max(1, epochs // 4)
     asha = ASHAScheduler(EVALUATED, OBJECTIVES[0], "min", max_t=epochs + 1, grace_period=grace, reduction_factor=3)
-    return sweep.run_adaptive(run_schedule, searcher, asha, "schedules", plan.samples, done)
+    with Progress({"schedules": plan.samples}, {"schedules": min(done, plan.samples)}, sweep.slots(0)) as progress:
+        if done < plan.samples:
+            options = {"search_alg": searcher, "scheduler": asha, "max_concurrent_trials": progress.slots}
+            sweep.run(run_schedule, Display(progress, sweep.storage), num_samples=plan.samples - done, **options)
+    return progress.failed
 
 
 def suggest_trial(trial: Any, constants: dict[str, Any]) -> dict[str, Any]:

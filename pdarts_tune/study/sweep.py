@@ -1,55 +1,48 @@
 """A Ray session and the sweep of a study's trials over it, through Ray Tune.
 
 `Grants` says what each trial gets of the cluster: its share of a GPU, by its predicted memory, and the CPUs that go with it.
-`Display` receives Tune's reports. It shows progress and ends a sweep that cannot go on.
+`Queue` hands trials to Tune as they become possible. `Display` receives Tune's reports. It shows progress and ends a sweep that
+cannot go on.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import joblib
 import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.config.serialize import ConfigError, from_dict
+from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.evaluation.job import error_text, write_eval_row
 from pdarts_tune.results.storage import Storage, open_filesystem
 from pdarts_tune.results.tables import read_rows, write_rows
+from pdarts_tune.study.forecast import gpu_fraction, predict_need, refuse_large
 from pdarts_tune.study.locking import ClusterLostError
+from pdarts_tune.study.plan import EvalTrial, SearchTrial
 from pdarts_tune.study.progress import Progress
 from pdarts_tune.study.trainable import TrialRow, TrialSpec, evaluation_job, run_trial, spent_so_far
 
-HEADROOM = 1.25  # over the prediction: workspaces of the convolution library, fragments, an epoch's images
-PROCESS_BYTES = 600_000_000  # of a process before its first tensor: the CUDA context and loaded kernels
-MOST_TRIALS = 16  # on one GPU; more would take turns on it
-
-
-def trials_that_fit(needed: int, gpu_bytes: int) -> int:
-    """How many trials that need so many bytes fit on one GPU with headroom; 0 if not even one does."""
-    return min(MOST_TRIALS, int(gpu_bytes // (HEADROOM * needed + PROCESS_BYTES)))
-
-
-def gpu_fraction(needed: int, gpu_bytes: int) -> float:
-    """The share of a GPU that a trial gets, so that all trials on it fit; 1 if not even one may fit.
-
-    Rounded down to Ray's resolution, a ten-thousandth, so that three thirds are not more than one.
-    """
-    return int(10_000 / max(1, trials_that_fit(needed, gpu_bytes))) / 10_000
+if TYPE_CHECKING:
+    from pdarts_tune.study.cli import Arguments
+    from pdarts_tune.study.run import StudyState
 
 
 @dataclass(frozen=True)
@@ -92,20 +85,44 @@ DIED = "the process of the trial died (killed, or its node was lost)"
 _PROBE, _PROBE_BYTES = ".probe", 2**20  # written after a failure: a full disk often has room for a few small files
 
 
-class Display(TrialProgressCallback):  # else Tune adds its own, which prints at any verbosity
-    """Shows what Tune reports.
+WAITING = 16  # trials that wait for room, at the least, on a cluster that grows for those that wait
 
-    `storage_error` is the error of a callback that cannot write the study's folder.
+
+class Display(TrialProgressCallback):  # else Tune adds its own, which prints at any verbosity
+    """Shows what Tune reports, and ends a sweep that cannot go on.
+
+    Args:
+        end: called with the id of a trial that has ended, well or for good.
+        every: seconds between two looks whether the cluster has a node left, without which Ray would wait for ever.
+
+    `error` is what ends the sweep: Tune wraps what its callbacks raise.
     """
 
-    def __init__(self, progress: Progress, storage: Storage) -> None:
-        self.progress = progress
-        self.storage = storage
-        self.storage_error: OSError | None = None
-        self.watch = NodeWatch()
+    def __init__(self, progress: Progress, storage: Storage, end: Callable[[str], object] = str, every: float = 15.0) -> None:
+        self.progress, self.storage, self.end, self.every = progress, storage, end, every
+        self.error: Exception | None = None
+        self.checked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored
+
+    @contextmanager
+    def keeping_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self.checked < self.every:
+            return
+        self.checked = time.monotonic()
+        with self.keeping_errors():
+            if not any(node["Alive"] for node in ray.nodes()):
+                raise ClusterLostError(
+                    "no node of the Ray cluster is alive any more; the same command continues the study on a new one"
+                )
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.started(trial_id(trial))
@@ -119,21 +136,72 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
         self.progress.retried(trial_id(trial), self._reason(trial) or DIED)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.finished(trial_id(trial))
+        self.finish(trial.config["trial"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.finished(trial_id(trial), self._reason(trial))
+        self.finish(trial.config["trial"], self._reason(trial))
+
+    def finish(self, spec: Mapping[str, Any], error: str | None = None) -> None:
+        """A trial has ended, with this error or well."""
+        with self.keeping_errors():
+            self.end(spec["trial_id"])
+            self.progress.finished(spec["trial_id"], is_evaluation=bool(spec["genotype"]), error=error)
 
     def _reason(self, trial: Any) -> str | None:
         """Why the trial failed, in one line; its table has the traceback. None: the tables say that it is completed."""
-        try:
+        with self.keeping_errors():
             reason = record_failure(trial.config, _python_error(trial))
             self.storage.write(_PROBE, bytes(_PROBE_BYTES))
             self.storage.remove(_PROBE)
-        except OSError as error:
-            self.storage_error = error  # Tune wraps what its callbacks raise
-            raise
         return reason.splitlines()[0] if reason else None
+
+
+class Queue(Searcher):
+    """Hands a study's trials to Tune: each when it is possible and there is room for it, so that later ones can overtake it."""
+
+    def __init__(self, state: StudyState, sweep: Sweep, progress: Progress) -> None:
+        super().__init__()
+        self.state, self.sweep = state, sweep
+        self.display = Display(progress, sweep.storage, self._end)
+        self._live: dict[str, Mapping[str, float]] = {}  # what the trials that Tune has take, by trial id
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        with self.display.keeping_errors():
+            while trial := self.state.next_trial():
+                needed = self.sweep.need(trial)
+                resources = self.sweep.grants.resources(needed)
+                if not self._has_room(resources):
+                    return None
+                self.state.start()
+                self._live[trial.trial_id] = resources
+                spec = self.sweep.describe(trial, needed)
+                refusal = refuse_large(trial, self.sweep.storage)
+                if refusal is None:
+                    return {"trial": spec}
+                self.display.finish(spec, refusal)
+            return None if self.state.can_grow else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the display is called after the trial's last row is written."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Saves nothing: the tables say what is left to do."""
+
+    def _has_room(self, request: Mapping[str, float]) -> bool:
+        live, running = self._live.values(), len(self.display.progress.running)
+        if len(live) >= (self.sweep.settings.max_trials or math.inf):
+            return False
+        total = ray.cluster_resources()
+        fits = all(
+            sum(other.get(name, 0.0) for other in live) + amount <= total.get(name.upper(), 0) for name, amount in request.items()
+        )
+        grows = self.sweep.settings.address is not None and len(live) - running < max(WAITING, running)
+        return fits or grows or not live
+
+    def _end(self, trial_id: str) -> None:
+        del self._live[trial_id]
+        self.state.end(trial_id)
+        self.display.progress.total["evaluations"] = self.state.most_evaluations
 
 
 def record_failure(settings: dict[str, Any], error: BaseException | None) -> str | None:
@@ -189,28 +257,6 @@ def _python_error(trial: Any) -> BaseException | None:
     return error.cause if isinstance(error, RayTaskError) else error
 
 
-class NodeWatch(tune.Callback):
-    """Ends the sweep with ClusterLostError when the last node is lost. Checks every `every` seconds."""
-
-    def __init__(self, every: float = 15.0) -> None:
-        self.every = every
-        self.checked = time.monotonic()
-        self.error: ClusterLostError | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self.checked < self.every:
-            return
-        self.checked = time.monotonic()
-        if not any(node["Alive"] for node in ray.nodes()):
-            self.error = ClusterLostError(
-                "no node of the Ray cluster is alive any more; the same command continues the study on a new one"
-            )
-            raise self.error
-
-
 def trial_id(trial: Any) -> str:
     """Our id of one of Tune's trials."""
     return str(trial.config["trial"]["trial_id"])
@@ -222,6 +268,7 @@ for _name, _value in {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # a driver under `uv run` would make every worker resolve an environment
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our tables are the log
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C stops at once; every epoch is on disk already
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # our queue limits them
 }.items():
     os.environ.setdefault(_name, _value)  # before Ray is imported, which reads some of them then
 
@@ -232,76 +279,61 @@ class Sweep:
 
     storage: Storage
     grants: Grants
-    max_failures: int
+    settings: Arguments
+    commit: str  # of the code
 
-    def threads(self, needed_bytes: int) -> int:
-        """The CPUs of a trial that needs so much memory."""
-        return int(self.grants.resources(needed_bytes)["cpu"])
+    def need(self, trial: SearchTrial | EvalTrial) -> int:
+        """The predicted memory of a trial in bytes; 0 where nothing follows from it."""
+        return predict_need(trial) if self.grants.gpu_bytes else 0
 
-    def slots(self, specs: Sequence[dict[str, Any]]) -> int:
-        """How many trials run at the same time, if all are like the smallest."""
-        resources = self.grants.resources(min((spec["needed_bytes"] for spec in specs), default=0))
+    def slots(self, needed_bytes: int) -> int:
+        """How many trials run at the same time, if all need so much memory."""
+        resources = self.grants.resources(needed_bytes)
         device = "gpu" if resources.get("gpu") else "cpu"
-        return max(1, int(ray.cluster_resources().get(device.upper(), 1) / resources[device]))
+        fit = max(1, int(ray.cluster_resources().get(device.upper(), 1) / resources[device]))
+        return min(fit, self.settings.max_trials or fit)
 
-    def run(self, specs: Sequence[dict[str, Any]], what: str, total: int) -> int:
-        """Runs the trials and returns how many failed for good. `total` is the study's number of trials, with finished ones.
+    def describe(self, trial: SearchTrial | EvalTrial, needed_bytes: int) -> dict[str, Any]:
+        """The trial's `TrialSpec`, as its worker gets it."""
+        genotype, variant = (trial.genotype, "") if isinstance(trial, EvalTrial) else ("", trial.variant)
+        names = (trial.trial_id, self.storage.name, variant, str(self.storage), to_dict(trial.config), genotype)
+        threads = int(self.grants.resources(needed_bytes)["cpu"])
+        return asdict(TrialSpec(*names, threads, self.commit, needed_bytes, self.settings.keep_weights))
+
+    def run_study(self, state: StudyState) -> int:
+        """Runs what the tables lack and returns how many trials failed for good."""
+        first = state.next_trial()
+        assert first is not None
+        done = {"searches": len(state.ended), "evaluations": state.evaluated}
+        total = {"searches": len(state.searches), "evaluations": state.most_evaluations}
+        with Progress(total, done, self.slots(self.need(first)), state.table) as progress:
+            queue = Queue(state, self, progress)
+            self.run(run_trial, queue.display, search_alg=queue, num_samples=-1, reuse_actors=True)
+        return progress.failed
+
+    def run(self, trainable: Callable[..., None], display: Display, **options: Any) -> None:
+        """Runs the trials of a searcher.
 
         Raises:
             OSError: a trial failed, and the study's folder cannot be written, so every other trial would fail too.
             ClusterLostError: no node is left, so Ray would wait for ever.
         """
-        with Progress(what, total, total - len(specs), self.slots(specs)) as progress:
-            if not specs:
-                return 0
-            display = Display(progress, self.storage)
-            tuner = tune.Tuner(
-                tune.with_resources(run_trial, partial(tune_request, self.grants)),
-                param_space={"trial": tune.grid_search(list(specs))},
-                tune_config=tune.TuneConfig(trial_name_creator=trial_id, trial_dirname_creator=trial_id, reuse_actors=True),
-                run_config=self._run_config(what, display),
-            )
-            self._fit(tuner, display)
-        return progress.failed
-
-    def run_adaptive(self, trainable: Callable[..., None], searcher: Any, scheduler: Any, what: str, total: int, done: int) -> int:
-        """Runs trials that `searcher` chooses by the results so far, until `total` are done. `scheduler` may stop them early."""
-        slots = self.slots([])
-        with Progress(what, total, min(done, total), slots) as progress:
-            if done >= total:
-                return 0
-            display = Display(progress, self.storage)
-            tuner = tune.Tuner(
-                tune.with_resources(trainable, partial(tune_request, self.grants)),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=scheduler,
-                    num_samples=total - done,
-                    max_concurrent_trials=slots,  # the default is one
-                    trial_name_creator=trial_id,
-                    trial_dirname_creator=_trial_dirname,
-                ),
-                run_config=self._run_config(what, display),
-            )
-            self._fit(tuner, display)
-        return progress.failed
-
-    def _run_config(self, what: str, display: Display) -> Any:
-        return tune.RunConfig(
-            name=what,
-            **_tune_storage(self.storage),
-            failure_config=tune.FailureConfig(max_failures=self.max_failures),
-            callbacks=[display, display.watch],
-            verbose=0,
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, partial(tune_request, self.grants)),
+            tune_config=tune.TuneConfig(trial_name_creator=trial_id, trial_dirname_creator=_trial_dirname, **options),
+            run_config=tune.RunConfig(
+                name=self.storage.name,
+                **_tune_storage(self.storage),
+                failure_config=tune.FailureConfig(max_failures=self.settings.max_failures),
+                callbacks=[display],
+                verbose=0,
+            ),
         )
-
-    def _fit(self, tuner: Any, display: Display) -> None:
         try:
             tuner.fit()
         except Exception:
-            error = display.storage_error or display.watch.error
-            if error is not None:
-                raise error from None
+            if display.error is not None:
+                raise display.error from None
             raise
 
 
@@ -334,7 +366,7 @@ def _trial_dirname(trial: Any) -> str:
 
 
 @contextmanager
-def open_sweep(storage: Storage, address: str | None, gpus_per_trial: float | None, max_failures: int) -> Iterator[Sweep]:
+def open_sweep(storage: Storage, settings: Arguments, commit: str) -> Iterator[Sweep]:
     """Connects to a Ray cluster, or starts Ray on this machine, for as long as the context lasts.
 
     Raises:
@@ -344,18 +376,20 @@ def open_sweep(storage: Storage, address: str | None, gpus_per_trial: float | No
     _forget_tune_state(storage)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the display and the tables have the errors
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        ray.init("local", include_dashboard=False, **quiet)  # never somebody else's cluster on this machine
+    if settings.address is None:  # never somebody else's cluster on this machine
+        cpus = max(joblib.cpu_count(), settings.max_trials or 0)  # of the affinity and the control group; Ray counts the machine's
+        ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
-            ray.init(address, runtime_env={"py_modules": [str(Path(__file__).parents[1])]}, **quiet)
+            ray.init(settings.address, runtime_env={"py_modules": [str(Path(__file__).parents[1])]}, **quiet)
         except (ConnectionError, ValueError) as error:
-            raise ConfigError(f"address: no Ray cluster at {address!r} ({str(error).splitlines()[0]})") from None
+            raise ConfigError(f"address: no Ray cluster at {settings.address!r} ({str(error).splitlines()[0]})") from None
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        grants = Grants(nodes, gpus_per_trial, _smallest_gpu_bytes() if gpus_per_trial is None else None)
+        given = settings.gpus_per_trial
+        grants = Grants(nodes, given, _smallest_gpu_bytes() if given is None else None)
         grants.resources(0)  # raises, before anything runs, if no node has so much
-        yield Sweep(storage, grants, max_failures)
+        yield Sweep(storage, grants, settings, commit)
     finally:
         ray.shutdown()
     _forget_tune_state(storage)

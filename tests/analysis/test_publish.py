@@ -14,8 +14,7 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict
 from pdarts_tune.results.schemas import PRIMARY_KEYS, SCHEMAS
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import TOGETHER, read_rows, read_table, write_rows
-from pdarts_tune.study import run as study_run
+from pdarts_tune.results.tables import TOGETHER, read_rows, read_study, read_table, write_rows
 from synthetic import make_study
 
 publish = importlib.import_module("analysis.publish")
@@ -158,7 +157,7 @@ def test_a_copy_of_an_earlier_release_is_refused_with_the_way_on(study, copy, tm
 
 
 def read_columns(folder, table):
-    return study_run.read_columns(Storage(folder), table, "trial_id")
+    return read_study(Storage(folder), table, ["trial_id"])
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,9 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import PRIMARY_KEYS, SCHEMAS
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_table, table_file, write_rows
-from pdarts_tune.study import run as study_run
+from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_study, read_table, table_file, write_rows
 from pdarts_tune.study.plan import Study, Variant, make_plan
-from pdarts_tune.study.run import find_same
+from pdarts_tune.study.run import Source, StudyState
 from synthetic import make_planned, make_study, make_trial
 
 study_tables = importlib.import_module("common.study_tables")
@@ -416,7 +415,7 @@ def readers_of(table):
     readers = {
         "read_table": lambda folder: read_table(folder, table),
         "read_table, a column": lambda folder: read_table(folder.parent, table, [other]),
-        "ledger": lambda folder: study_run.read_columns(Storage(folder), table, other),
+        "read_study": lambda folder: read_study(Storage(folder), table, [other]),
         "publish": lambda folder: publish.publish(folder, folder.parent / "out", ""),
     }
     if table == "alphas":
@@ -424,9 +423,9 @@ def readers_of(table):
     else:
         readers["analysis"] = study_tables.read_study
     if table in ("trials", "evaluations"):
-        readers["missing"] = lambda folder: study_run.missing_trials(PLAN.searches(), table, Storage(folder))
+        readers["state"] = lambda folder: StudyState(PLAN, folder)
     if table == "trials":
-        readers["reuse"] = lambda folder: find_same(PLAN.searches(), [Storage(folder)])
+        readers["reuse"] = lambda folder: Source(folder).find(PLAN.searches()[0])
     return readers
 
 

@@ -20,7 +20,7 @@ from pdarts_tune.study.forecast import (
     StepTimes,
     forecast,
     forecast_here,
-    predict_needs,
+    predict_need,
     probe_evaluation,
     probe_stage,
     refuse_large,
@@ -114,8 +114,7 @@ def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(cloc
 
 def test_a_gpu_that_is_too_small_is_told(clock):
     plan = make_plan(approximation.STUDY, "laptop", variants="lowest_dropped,nothing_dropped")
-    key = room.data_key(plan.base)
-    text = forecast(plan, {key: DIGITS}, Forecaster(torch.device("cpu"), 10.0), 640_000_000)
+    text = forecast(plan, Forecaster(torch.device("cpu"), 10.0), 640_000_000)
     assert "one GPU of this GPU (640 MB): 0 trials (nothing_dropped) to 1 (lowest_dropped) at a time" in text
     assert "too large for it: nothing_dropped" in text
 
@@ -124,7 +123,8 @@ def test_what_trials_need_is_predicted_for_searches_and_evaluations():
     plan = make_plan(transfer.STUDY, "smoke", variants="pdarts_c10")
     cell = {"a": str(PUBLISHED["PDARTS_C10"].genotype)}
     search = make_plan(approximation.STUDY, "smoke", variants="lowest_dropped").searches()
-    needs = predict_needs([*plan.searches(), *plan.evaluations(cell), *search])
+    trials = [*plan.searches(), *plan.evaluations(cell), *search]
+    needs = {trial.trial_id: predict_need(trial) for trial in trials}
     assert needs["pdarts_c10-seed0"] == 0
     assert needs["lowest_dropped-seed0"] == predict_stage_bytes(
         search[0].config, search[0].config.stages[0], 8, 10, 1, device=torch.device("cuda")
@@ -163,21 +163,22 @@ MOBILE = RECIPES["imagenet-mobile"]
 
 @pytest.fixture
 def imagenet(monkeypatch):
-    monkeypatch.setattr(room, "check_dataset", lambda *_, **__: DatasetInfo(3, 224, 1000, 1_281_167, 50_000))
+    monkeypatch.setattr(room, "_info", lambda _: DatasetInfo(3, 224, 1000, 1_281_167, 50_000))
 
 
 def test_a_network_over_the_mobile_limit_is_not_trained_and_its_row_says_why(tmp_path, imagenet):
     text = str(PUBLISHED["PDARTS_C10"].genotype)
     fits, large = EvalTrial("fits", text, MOBILE), EvalTrial("large", text, replace(MOBILE, channels=60))
-    assert refuse_large([fits, large], Storage(tmp_path)) == [fits]
+    refusals = [refuse_large(trial, Storage(tmp_path)) for trial in (fits, large)]
     (row,) = read_rows(tmp_path, "evaluations", "large")
     assert row["status"] == "failed"
     assert row["failure"].startswith("refused: genotype ")
+    assert refusals == [None, row["failure"]]
     assert "multiply-adds at 60 channels, the mobile setting allows 600M" in row["failure"]
     assert len(read_table(tmp_path, "evaluations")) == 1
 
 
 def test_other_recipes_have_no_limit(tmp_path, imagenet):
     large = EvalTrial("large", str(PUBLISHED["PDARTS_C10"].genotype), RECIPES["cifar-large"])
-    assert refuse_large([large], Storage(tmp_path)) == [large]
+    assert refuse_large(large, Storage(tmp_path)) is None
     assert not list(tmp_path.iterdir())

@@ -2,10 +2,7 @@
 
 import importlib
 import json
-import os
-from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +12,7 @@ from pdarts_tune.config.methods import RandomSampling, trains_alphas
 from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, from_dict
+from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import search_work
 from pdarts_tune.results.manifest import COMPLETED
 from pdarts_tune.results.schemas import SCHEMAS
@@ -23,10 +21,10 @@ from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study import forecast
 from pdarts_tune.study import run as study_run
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant, make_plan
-from pdarts_tune.study.run import Demands, find_same, found_genotypes, missing_trials, run_missing, take_over
-from studies import regularization
-from synthetic import make_planned, make_planned_evaluation
+from pdarts_tune.study.plan import SearchTrial, Study, Variant, make_plan
+from pdarts_tune.study.run import Source, StudyState
+from studies import depth_gap, regularization
+from synthetic import make_planned, make_planned_evaluation, make_trial
 
 STUDY = Study("ready", "Is there anything left to do?", lambda base: [Variant("a", base), Variant("b", replace(base, max_skips=1))])
 OPTIONS = ("--preset", "smoke", "--seeds", "2")
@@ -59,54 +57,47 @@ def test_the_dry_run_of_a_finished_study_says_so_and_forecasts_nothing(finished,
 def test_a_study_is_not_done_before_its_last_evaluation_is(finished, status):
     results, plan = finished
     folder = Storage(results / "ready")
-    assert study_run.study_is_done(plan, folder)
-    *_, last = plan.evaluations(study_run.found_genotypes(plan, folder))
+    state = StudyState(plan, folder)
+    assert state.is_done
+    *_, last = state.found.values()
     make_planned_evaluation(folder, last, status)
-    assert not study_run.study_is_done(plan, folder)
+    assert StudyState(plan, folder).next_trial() == last
     folder.remove(f"evaluations/{last.trial_id}.parquet")
-    assert not study_run.study_is_done(plan, folder)
+    assert StudyState(plan, folder).next_trial() == last
 
 
 def test_the_genotypes_are_those_of_each_searchs_last_stage_at_its_variants_limits(finished):
     results, plan = finished
-    found = study_run.found_genotypes(plan, results / "ready")
-    expected = {}
+    expected = set()
     for trial in plan.searches():
         rows = read_rows(results / "ready", "genotypes", trial.trial_id)
         last = max(row["stage"] for row in rows)
         (row,) = [row for row in rows if row["stage"] == last and row["max_skips"] == trial.config.max_skips]
-        expected[row["genotype_id"]] = row["genotype"]
-    assert found == expected
-    assert len(found) > 1
+        expected.add(row["genotype"])
+    assert {trial.genotype for trial in StudyState(plan, results / "ready").found.values()} == expected
+    assert len(expected) > 1
+    limits = replace(plan, variants=tuple(replace(variant, skip_limits=(0, 8)) for variant in plan.variants))
+    skips = {Genotype.parse(trial.genotype).normal.skips for trial in StudyState(limits, results / "ready").found.values()}
+    assert min(skips) == 0
 
 
-def test_a_table_is_read_again_only_when_one_of_its_files_has_changed(finished, monkeypatch):
+def test_tables_are_read_once_and_then_the_rows_of_each_trial_that_ends(finished, monkeypatch):
     results, plan = finished
     folder = Storage(results / "ready")
-    reads = []
-    read = study_run.read_table
-    monkeypatch.setattr(study_run, "read_table", lambda *given, **named: reads.append(given[1]) or read(*given, **named))
-    study_run._read_once.cache_clear()
-    trials = plan.searches()
-    assert not study_run.missing_trials(trials, "trials", folder)
-    assert not study_run.missing_trials(trials, "trials", folder)
-    assert reads == ["trials"]
-
-    path = results / "ready" / "trials" / f"{trials[0].trial_id}.parquet"
-    content = path.read_bytes()
-    row = read_rows(folder, "trials", trials[0].trial_id)[0]
-    write_rows(folder, "trials", trials[0].trial_id, [row | {"status": "failed", "error": "ValueError: no"}])
-    assert study_run.missing_trials(trials, "trials", folder) == [trials[0]]
-    assert reads == ["trials"] * 2
-
-    path.write_bytes(content)
-    os.utime(path, ns=(1, 1))
-    assert not study_run.missing_trials(trials, "trials", folder)
-    assert reads == ["trials"] * 3
-
-    path.unlink()
-    assert study_run.missing_trials(trials, "trials", folder) == [trials[0]]
-    assert reads == ["trials"] * 4
+    names = [trial.trial_id for trial in plan.searches()]
+    for name in names:
+        folder.remove(f"trials/{name}.parquet")
+    reads, read = [], study_run._read
+    monkeypatch.setattr(study_run, "_read", lambda *given: reads.append(given[1]) or read(*given))
+    state = StudyState(plan, folder)
+    assert sorted(reads) == ["evaluations", "trials"]
+    make_planned(results / "ready", plan)
+    reads.clear()
+    while trial := state.next_trial():
+        state.start()
+        state.end(trial.trial_id)
+    assert not reads
+    assert not state.missing
 
 
 def test_a_search_over_its_memory_limit_is_not_missing_but_one_out_of_memory_is(finished):
@@ -116,8 +107,99 @@ def test_a_search_over_its_memory_limit_is_not_missing_but_one_out_of_memory_is(
     for trial, error in ((first, "MemoryLimitError: stage 2 would take 9 GB"), (second, "OutOfMemoryError: CUDA")):
         (row,) = read_rows(folder, "trials", trial.trial_id)
         write_rows(folder, "trials", trial.trial_id, [row | {"status": "out_of_memory", "error": error}])
-    assert study_run.missing_trials(plan.searches(), "trials", folder) == [second]
-    assert study_run.over_limit(folder) == {first.trial_id}
+    state = StudyState(plan, folder)
+    assert state.missing == [second]
+    assert state.over_limit == {first.trial_id}
+    assert state.failed_tables == ["trials"]
+
+
+def run(state, folder, slots=2):
+    """Runs a study as a sweep does, without Ray and training: returns the order in which trials start."""
+    order, live = [], []
+    while live or state.next_trial():
+        while len(live) < slots and (trial := state.next_trial()):
+            state.start()
+            live.append(trial)
+            order.append(trial.trial_id)
+        trial = live.pop(0)
+        if isinstance(trial, SearchTrial):
+            make_trial(folder, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
+        else:
+            make_planned_evaluation(folder, trial)
+        state.end(trial.trial_id)
+    return order
+
+
+def kinds(order):
+    return [name if "smoke" not in name else f"evaluation-{name[-5:]}" for name in order]
+
+
+def test_evaluations_start_when_their_search_has_ended_and_before_the_searches_of_the_next_seed(tmp_path):
+    plan = make_plan(STUDY, "smoke", seeds=2, evaluation_seeds=2)
+    order = kinds(run(StudyState(plan, tmp_path), tmp_path, slots=1))
+    assert order == [
+        *("a-seed0", "evaluation-seed0", "b-seed0", "evaluation-seed0"),
+        *("evaluation-seed1", "evaluation-seed1", "a-seed1", "evaluation-seed0", "b-seed1", "evaluation-seed0"),
+        *("evaluation-seed1", "evaluation-seed1"),
+    ]
+    assert StudyState(plan, tmp_path).is_done
+
+
+def test_the_first_rows_of_a_study_of_many_seeds_are_whole_after_its_first_searches(tmp_path):
+    plan = make_plan(depth_gap.STUDY, "smoke", seeds=8, variants="progressive,shallow,random")
+    order = run(StudyState(plan, tmp_path), tmp_path)
+    assert order[:2] == ["progressive-seed0", "shallow-seed0"]
+    assert kinds(order[2:4]) == ["evaluation-seed0"] * 2
+    assert order[4:6] == ["random-seed0", "progressive-seed1"]
+
+
+def test_a_study_killed_anywhere_goes_on_with_the_rest(tmp_path):
+    plan = make_plan(STUDY, "smoke", seeds=2)
+    whole = run(StudyState(plan, tmp_path / "whole"), tmp_path / "whole")
+    state = StudyState(plan, tmp_path / "killed")
+    first = state.next_trial()
+    state.start()
+    make_trial(tmp_path / "killed", first.trial_id, first.variant, first.config, evaluation_seeds=())
+    again = run(StudyState(plan, tmp_path / "killed"), tmp_path / "killed")
+    assert sorted([*again, whole[0]]) == sorted(whole)
+    assert "smoke" in again[0]
+
+
+def test_a_genotype_that_two_searches_find_is_evaluated_once(tmp_path):
+    alike = Study("alike", "?", lambda base: [Variant("one", base), Variant("other", replace(base, learning_rate=0.02))])
+    plan = make_plan(alike, "smoke", seeds=1, evaluation_seeds=2)
+    state = StudyState(plan, tmp_path)
+    assert state.most_evaluations == 4
+    for trial in plan.searches():
+        assert state.next_trial() == trial
+        state.start()
+        make_trial(tmp_path, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
+    genotypes = read_rows(tmp_path, "genotypes", "one-seed0")
+    write_rows(tmp_path, "genotypes", "other-seed0", [row | {"trial_id": "other-seed0"} for row in genotypes])
+    state.end("one-seed0")
+    first = state.next_trial()
+    state.start()
+    state.end("other-seed0")
+    assert (len(state.found), state.most_evaluations) == (2, 2)
+    assert state.next_trial() == replace(first, trial_id=first.trial_id[:-1] + "1", config=replace(first.config, seed=1))
+
+
+def test_the_table_of_variants_has_what_is_there_and_what_is_planned(finished):
+    results, plan = finished
+    folder = Storage(results / "ready")
+    larger = replace(plan, seeds=3)
+    header, first, _ = StudyState(larger, folder).table().splitlines()
+    assert header.split("  ")[0] == "variant"
+    accuracies = [
+        max(read_rows(folder, "epochs", f"a-seed{seed}"), key=lambda row: (row["stage"], row["epoch"])) for seed in (0, 1)
+    ]
+    found = [100 * row["validation_accuracy"] for row in accuracies]
+    mean, deviation = sum(found) / 2, abs(found[0] - found[1]) / 2**0.5
+    errors = [row["error_percent"] for row in StudyState(plan, folder).evaluations.values()]
+    assert first.split()[:2] == ["a", "2/3"]
+    assert f"{mean:.1f} ± {deviation:.1f}" in first
+    assert "2/3" in first.split()[5:]
+    assert min(errors) <= float(first.split()[6]) <= max(errors)
 
 
 def test_a_damaged_file_of_the_tables_is_named_in_one_line(finished, capsys):
@@ -158,17 +240,16 @@ def rows_of(folder, trial_id, table):
 def test_rows_are_taken_over_whole_and_named_as_the_study_names_them(earlier, tmp_path):
     plan = make_plan(LATER, "smoke", seeds=2)
     folder = Storage(tmp_path / "later")
-    assert take_over(plan.searches(), [Storage(earlier)], folder) == 4
-    assert not missing_trials(plan.searches(), "trials", folder)
+    assert not StudyState(plan, folder, [Source(earlier)]).missing
     for seed in (0, 1):
         for ours, theirs in ((f"p_darts-seed{seed}", f"base-seed{seed}"), (f"control-seed{seed}", f"drawn-seed{seed}")):
             for table in ("trials", "epochs", "alphas", "genotypes"):
                 assert rows_of(folder, ours, table) == rows_of(earlier, theirs, table)
             (row,) = read_rows(folder, "trials", ours)
             assert (row["study"], row["variant"]) == ("later", ours.split("-")[0])
-    evaluations = plan.evaluations(found_genotypes(plan, folder))
-    assert take_over(evaluations, [Storage(earlier)], folder) == len(evaluations) > 0
-    assert not missing_trials(evaluations, "evaluations", folder)
+    state = StudyState(plan, folder)
+    assert state.is_done
+    assert state.found
 
 
 @pytest.mark.parametrize(
@@ -176,12 +257,12 @@ def test_rows_are_taken_over_whole_and_named_as_the_study_names_them(earlier, tm
 )
 def test_a_search_of_another_configuration_is_not_taken_over(earlier, changed):
     other = Study("other", "?", lambda base: [Variant("base", replace(base, **changed))])
-    assert find_same(make_plan(other, "smoke", seeds=2).searches(), [Storage(earlier)]) == []
+    assert not any(map(Source(earlier).find, make_plan(other, "smoke", seeds=2).searches()))
 
 
 def test_a_seed_that_the_source_lacks_is_left_to_run(earlier):
-    same = find_same(make_plan(LATER, "smoke", seeds=3).searches(), [Storage(earlier)])
-    assert sorted(there for _, _, there in same) == ["base-seed0", "base-seed1", "drawn-seed0", "drawn-seed1"]
+    same = [Source(earlier).find(trial) for trial in make_plan(LATER, "smoke", seeds=3).searches()]
+    assert same == ["drawn-seed0", "base-seed0", "drawn-seed1", "base-seed1", None, None]
 
 
 def test_what_the_docs_say_the_paper_s_studies_share_is_shared():
@@ -203,21 +284,18 @@ def test_what_did_not_end_well_is_not_taken_over(earlier, status):
     (row,) = read_rows(earlier, "trials", "base-seed1")
     write_rows(earlier, "trials", "base-seed1", [row | {"status": status}])
     plan = make_plan(EARLIER, "smoke", seeds=2)
-    same = find_same(plan.searches(), [Storage(earlier)])
-    assert "base-seed1" not in {there for _, _, there in same}
-    assert len(same) == 3
-    evaluations = plan.evaluations(found_genotypes(plan, earlier))
-    make_planned_evaluation(earlier, evaluations[0], status=status)
-    assert len(find_same(evaluations, [Storage(earlier)])) == len(evaluations) - 1
+    assert [Source(earlier).find(trial) for trial in plan.searches()] == ["base-seed0", "drawn-seed0", None, "drawn-seed1"]
+    first, *others = StudyState(plan, earlier).found.values()
+    make_planned_evaluation(earlier, first, status=status)
+    assert list(map(Source(earlier).find, [first, *others])) == [None, *(trial.trial_id for trial in others)]
 
 
 def test_an_evaluation_by_another_recipe_or_seed_is_not_taken_over(earlier):
     plan = make_plan(EARLIER, "smoke", seeds=2)
-    (first, *_) = plan.evaluations(found_genotypes(plan, earlier))
+    first, *_ = StudyState(plan, earlier).found.values()
     longer = replace(first, config=replace(first.config, epochs=first.config.epochs + 1))
     seeded = replace(first, config=replace(first.config, seed=99))
-    assert [there for _, _, there in find_same([first], [Storage(earlier)])] == [first.trial_id]
-    assert find_same([longer, seeded], [Storage(earlier)]) == []
+    assert list(map(Source(earlier).find, [first, longer, seeded])) == [first.trial_id, None, None]
 
 
 def test_a_published_copy_is_a_source_too(earlier, tmp_path):
@@ -226,7 +304,7 @@ def test_a_published_copy_is_a_source_too(earlier, tmp_path):
     publish(earlier, tmp_path / "copy" / "earlier", "")
     plan = make_plan(LATER, "smoke", seeds=2)
     folder = Storage(tmp_path / "later")
-    assert take_over(plan.searches(), [Storage(tmp_path / "copy" / "earlier")], folder) == 4
+    assert StudyState(plan, folder, [Source(tmp_path / "copy" / "earlier")]).is_done
     assert rows_of(folder, "p_darts-seed0", "alphas") == rows_of(earlier, "base-seed0", "alphas")
 
 
@@ -235,14 +313,12 @@ def test_a_published_copy_has_the_same_data_if_its_folder_has_the_same_name(tmp_
     (tmp_path / "earlier" / COMPLETED).write_text("{}")
     (tmp_path / "earlier" / "study.json").write_text("{}")
     publish(tmp_path / "earlier", tmp_path / "copy" / "earlier", "")
-    copy = Storage(tmp_path / "copy" / "earlier")
-    assert find_same(make_plan(LATER, "smoke", seeds=1, data="parquet:/ours/drawings").searches(), [copy]) == []
-    assert find_same(make_plan(LATER, "smoke", seeds=1, data="folder:/ours/photos").searches(), [copy]) == []
-    unpublished = Storage(tmp_path / "earlier")
+    copy, unpublished = Source(tmp_path / "copy" / "earlier"), Source(tmp_path / "earlier")
+    for data in ("parquet:/ours/drawings", "folder:/ours/photos"):
+        assert not any(map(copy.find, make_plan(LATER, "smoke", seeds=1, data=data).searches()))
     plan, folder = make_plan(LATER, "smoke", seeds=1, data="parquet:/ours/photos"), Storage(tmp_path / "later")
-    assert find_same(plan.searches(), [unpublished]) == []
-    assert take_over(plan.searches(), [copy], folder) == 2
-    assert take_over(plan.evaluations(found_genotypes(plan, folder)), [copy], folder) > 0
+    assert not any(map(unpublished.find, plan.searches()))
+    assert StudyState(plan, folder, [copy]).is_done
     assert set(read_table(folder, "evaluations").data) == {"parquet:/ours/photos"}
     for trial in plan.searches():
         (row,) = read_rows(folder, "trials", trial.trial_id)
@@ -295,24 +371,24 @@ def main_exits(code, options):
     assert ended.value.code == code
 
 
-def test_a_random_control_is_drawn_when_its_pair_is_finished_and_is_not_taken_over(tmp_path, monkeypatch):
-    """A sweep that runs nothing: the same search elsewhere says nothing of what the pair found here."""
+def test_a_random_control_is_drawn_when_its_pair_is_finished_and_is_not_taken_over(tmp_path):
+    """The same search elsewhere says nothing of what the pair found here."""
     plan = make_plan(regularization.STUDY, "smoke", seeds=2, variants="random_same_skips,dropout,no_dropout")
-    make_planned(tmp_path / "regularization", plan)
-    batches = []
-    sweep = SimpleNamespace(
-        grants=SimpleNamespace(gpu_bytes=None),
-        threads=lambda _: 1,
-        run=lambda specs, what, **_: batches.append((what, [spec["trial_id"] for spec in specs])) or 0,
-    )
-    monkeypatch.setattr("pdarts_tune.study.sweep.open_sweep", lambda *_: nullcontext(sweep))
-    signals = SimpleNamespace(install=lambda: None)
-    demands = Demands(None, None, 0, False, [])
-    assert run_missing(plan, demands, Storage(tmp_path / "empty" / "regularization"), signals) == 0
+    first, second = tmp_path / "first" / "regularization", tmp_path / "second" / "regularization"
+    order = [name for name in run(StudyState(plan, first), first, slots=6) if "smoke" not in name]
     searches = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("dropout", "no_dropout")]
-    controls = [f"random_same_skips-seed{seed}" for seed in (0, 1)]
-    assert batches == [("searches", searches), ("controls", controls), ("evaluations", [])]
-    batches.clear()
-    demands = replace(demands, sources=[Storage(tmp_path / "regularization")])
-    run_missing(plan, demands, Storage(tmp_path / "another" / "regularization"), signals)
-    assert [batch for batch in batches if batch[1]] == [("controls", controls)]
+    assert order[:4] == searches
+    assert set(order[4:]) == {"random_same_skips-seed0", "random_same_skips-seed1"}
+    order = run(StudyState(plan, second, [Source(first)]), second)
+    assert order == ["random_same_skips-seed0", "random_same_skips-seed1"]
+
+
+def test_evaluations_are_taken_over_as_soon_as_their_search_has_ended(tmp_path, capsys):
+    plan = make_plan(EARLIER, "smoke", seeds=1)
+    make_planned(tmp_path / "there", plan)
+    for trial in plan.searches():  # of these only the evaluations are there
+        Storage(tmp_path / "there").remove(f"trials/{trial.trial_id}.parquet")
+    state = StudyState(plan, tmp_path / "here", [Source(tmp_path / "there")])
+    assert kinds(run(state, tmp_path / "here")) == ["base-seed0", "drawn-seed0"]
+    assert StudyState(plan, tmp_path / "here").is_done
+    assert capsys.readouterr().out.count("1 evaluations taken over from ") == 2

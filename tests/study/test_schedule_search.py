@@ -26,7 +26,7 @@ from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study import schedule_search, sweep, trainable
 from pdarts_tune.study.plan import define, make_plan
-from pdarts_tune.study.schedule_search import DepthRange, depth_range, point_of, suggest_schedule
+from pdarts_tune.study.schedule_search import depth_range, point_of, suggest_schedule
 from pdarts_tune.study.trainable import TrialSpec
 from studies import schedule_search as study
 from synthetic import make_trial
@@ -87,7 +87,7 @@ def test_every_point_is_a_schedule_and_only_its_own_stages_are_asked_for(data):
 
 
 def test_depths_reach_from_the_shallowest_stage_to_beyond_the_deepest():
-    assert depth_range(SearchConfig().stages) == DepthRange(5, 18)
+    assert depth_range(SearchConfig().stages) == (5, 18)
 
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,7 @@ from pdarts_tune.study import run as study_run
 from pdarts_tune.study import sweep
 from pdarts_tune.study.cli import NOBODY_READS, main
 from pdarts_tune.study.plan import Study, Variant, define, make_plan
-from pdarts_tune.study.run import found_genotypes, image_warnings, over_limit
+from pdarts_tune.study.run import Outcomes, StudyState
 from pdarts_tune.study.sweep import Grants, trial_resources
 from studies.depth_gap import STUDY as DEPTH_GAP
 from synthetic import make_planned, make_trial
@@ -64,6 +64,7 @@ def run_main(arguments, capsys, study=STUDY):
         (["--image-size", "16"], "image_size: digits's images have 8 pixels and do not stream, leave image_size out"),
         (["--gpus-per-trial", "0"], "gpus_per_trial: 0.0 is wrong"),
         (["--max-failures", "-1"], "max_failures: -1 is wrong"),
+        (["--max-trials", "0"], "max_trials: 0 is wrong, it must be at least 1"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
@@ -202,7 +203,7 @@ def test_images_that_were_left_out_or_are_in_both_parts_are_told_by_data_set(tmp
     for trial, counts in {"a": (2, 0), "b": (3, 0), "c": (0, 10), "d": (None, None)}.items():
         row = eval_row(trial, "cifar100" if trial == "c" else "imagenet") | dict(zip(("left_out", "shared"), counts, strict=True))
         write_rows(tmp_path / "study", "evaluations", trial, [row])
-    assert image_warnings(tmp_path / "study") == [
+    assert Outcomes(tmp_path / "study").image_warnings == [
         "10 of cifar100's test images are among its training images too",
         "3 images of imagenet cannot be used and were left out",
     ]
@@ -309,9 +310,9 @@ def killed_and_continued(tmp_path_factory):
 @pytest.mark.timeout(900)
 def test_a_killed_study_continues_with_every_row_once(killed_and_continued):
     results, before, output = killed_and_continued
-    study_run, epochs = read_table(results, "trials"), read_table(results, "epochs")
-    assert sorted(study_run.trial_id) == sorted(f"{v}-seed0" for v in VARIANTS.split(","))
-    assert set(study_run.status) == {"completed"}
+    trials, epochs = read_table(results, "trials"), read_table(results, "epochs")
+    assert sorted(trials.trial_id) == sorted(f"{v}-seed0" for v in VARIANTS.split(","))
+    assert set(trials.status) == {"completed"}
     assert not epochs.duplicated(["trial_id", "stage", "epoch"]).any()
     assert len(epochs) == 4 * 6
     kept = before.merge(epochs, on=["trial_id", "stage", "epoch", "finished"])
@@ -348,8 +349,9 @@ def test_every_genotype_parses_obeys_its_limit_and_the_last_ones_are_evaluated(k
     assert (genotypes.skips <= genotypes.max_skips).all()
     for text in genotypes.genotype.unique():
         Genotype.parse(text)
-    found = found_genotypes(make_plan(DEPTH_GAP, "smoke", variants=VARIANTS), results / "depth_gap")
-    assert sorted(evaluations.genotype_id) == sorted(found)
+    state = StudyState(make_plan(DEPTH_GAP, "smoke", variants=VARIANTS), results / "depth_gap")
+    assert sorted(evaluations.trial_id) == sorted(state.found)
+    assert evaluations.genotype_id.is_unique
     assert set(evaluations.status) == {"completed"}
 
 
@@ -374,7 +376,7 @@ def test_a_finished_study_is_extended_by_just_what_is_new(killed_and_continued):
     results, *_ = killed_and_continued
     before = {path: path.stat().st_mtime_ns for path in results.glob("depth_gap/*/*.parquet")}
     output = run_depth_gap(results, "--variants", "random", "--seeds", "2")
-    assert "2 searches, 1 already done" in output
+    assert "2 searches (1 already done)" in output
     assert len(read_table(results, "trials")) == 6
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
 
@@ -400,8 +402,10 @@ def test_a_search_over_its_memory_limit_is_not_run_again_and_has_nothing_to_eval
         make_trial(tmp_path, trial.trial_id, trial.variant, trial.config, status="out_of_memory")
         (row,) = read_rows(tmp_path, "trials", trial.trial_id)
         write_rows(tmp_path, "trials", trial.trial_id, [row | state])
-    assert over_limit(tmp_path) == {"base-seed0"}
-    assert found_genotypes(plan, tmp_path) == {}
+    state = StudyState(plan, tmp_path)
+    assert state.over_limit == {"base-seed0"}
+    assert [trial.trial_id for trial in state.missing] == ["base-seed1"]
+    assert state.found == {}
 
 
 def test_a_second_driver_on_the_same_folder_is_refused(tmp_path, capsys):

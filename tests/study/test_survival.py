@@ -308,14 +308,14 @@ def test_a_failed_trial_stops_the_study_if_nothing_can_be_written_any_more(tmp_p
     """The driver's part of a full disk, without a disk."""
 
     class Trial:
-        config = {"trial": {"trial_id": "t"}}  # noqa: RUF012
+        config = {"trial": {"trial_id": "t", "genotype": ""}}  # noqa: RUF012
         pickled_error_file = None
 
     monkeypatch.setattr(sweep, "record_failure", lambda *_: "OSError: no space\ntraceback")
-    with Progress("searches", 1, 0, 1) as progress:
+    with Progress({"searches": 1}, {"searches": 0}, 1) as progress:
         display = sweep.Display(progress, Storage(tmp_path))
         display.on_trial_error(0, [], Trial())
-        assert (progress.failed, display.storage_error) == (1, None)
+        assert (progress.failed, display.error) == (1, None)
         assert list(tmp_path.iterdir()) == []
 
         def fill(*arguments):
@@ -324,20 +324,21 @@ def test_a_failed_trial_stops_the_study_if_nothing_can_be_written_any_more(tmp_p
         monkeypatch.setattr(Storage, "write", fill)
         with pytest.raises(OSError, match="No space left"):
             display.on_trial_error(0, [], Trial())
-    assert locking.explain_storage_error(display.storage_error) == (
+    assert locking.explain_storage_error(display.error) == (
         "results cannot be written: No space left on device (somewhere); when that is solved, the same command continues the study"
     )
     assert locking.explain_storage_error(FileNotFoundError(2, "No such file", "x")) is None
 
 
-def test_a_cluster_without_nodes_ends_the_study_in_place_of_waiting_for_ever(monkeypatch):
+def test_a_cluster_without_nodes_ends_the_study_in_place_of_waiting_for_ever(monkeypatch, tmp_path):
     alive = [True]
     monkeypatch.setattr(sweep.ray, "nodes", lambda: [{"Alive": alive[0]}])
-    watch = sweep.NodeWatch(every=0.0)
-    watch.on_step_begin(1, [])
+    display = sweep.Display(Progress({"searches": 1}, {"searches": 0}, 1), Storage(tmp_path), every=0.0)
+    display.on_step_begin(1, [])
     alive[0] = False
     with pytest.raises(locking.ClusterLostError, match="no node of the Ray cluster is alive any more"):
-        watch.on_step_begin(2, [])
+        display.on_step_begin(2, [])
+    assert isinstance(display.error, locking.ClusterLostError)
 
 
 @pytest.mark.slow  # three Ray nodes
@@ -371,13 +372,12 @@ def test_tune_shows_no_trials_beside_our_display(tmp_path, capsys):
     from ray.tune.utils.callback import _create_default_callbacks
 
     class Trial:
-        config = {"trial": {"trial_id": "t"}}  # noqa: RUF012
+        config = {"trial": {"trial_id": "t", "genotype": ""}}  # noqa: RUF012
         last_result = {}  # noqa: RUF012
 
-    with Progress("evaluations", 1, 0, 1) as progress:
-        display = sweep.Display(progress, Storage(tmp_path))
-        for callback in _create_default_callbacks([display, display.watch]):
+    with Progress({"searches": 1}, {"searches": 0}, 1) as progress:
+        for callback in _create_default_callbacks([sweep.Display(progress, Storage(tmp_path))]):
             callback.on_trial_complete(0, [], Trial())
     said = capsys.readouterr()
     assert "Last result" not in said.out + said.err
-    assert "1/1 t: done" in said.out + said.err
+    assert "searches 1/1 t: done" in said.out + said.err
