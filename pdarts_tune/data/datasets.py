@@ -5,8 +5,8 @@
 | `digits` | scikit-learn's 1,797 scans of handwritten digits, part of the package |
 | `cifar10`, `cifar100` | in the data folder (cache.py), downloaded there if there is internet |
 | `imagenet` | class folders in the folder imagenet of the data folder |
-| `folder:PATH` | class folders in any folder (files.py) |
-| `parquet:PATH` | a folder of Parquet files as on the Hugging Face hub (files.py) |
+| `folder:PATH` | class folders in any folder (layouts.py) |
+| `parquet:PATH` | a folder of Parquet files as on the Hugging Face hub (layouts.py) |
 
 Without an `image_size` the images of a set must be square and of one size. They live on the device whole, and augmentation shifts
 them. With an `image_size` (recipes for ImageNet have one) images of any shape stream from files, cropped to that size.
@@ -32,8 +32,9 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.data.cache import DATA_VARIABLE, data_folder
 from pdarts_tune.data.decoding import one_line
-from pdarts_tune.data.files import FolderImages, ParquetImages, count_shared, image_layout, open_folders, open_parquet, unpack
+from pdarts_tune.data.files import FolderImages, ParquetImages, count_shared, image_layout, unpack
 from pdarts_tune.data.in_memory import ImageSet, check_memory, count_equal, decode_part
+from pdarts_tune.data.layouts import Source, open_folders, open_parquet
 from pdarts_tune.data.normalisation import IMAGENET_MOMENTS, Moments, check_moments, pixel_moments, sample_moments
 from pdarts_tune.data.splits import Part, first_of_each_class, stratified_order
 from pdarts_tune.data.streaming import StreamedSet
@@ -140,10 +141,9 @@ def load_dataset(config: SearchConfig | EvalConfig, moments: Moments | None = No
         shared = count_shared(streams[0].source, streams[1].source)
     if shared:
         warnings.warn(f"data: {shared} of {name}'s test images are among its training images too", stacklevel=2)
-    if moments is None and 0.0 in std:
-        raise ConfigError(
-            f"data: channel {std.index(0.0)} of {name}'s training images has one value everywhere, nothing can be learnt"
-        )
+    if not any(std):
+        raise ConfigError(f"data: all of {name}'s training images are of one colour, nothing can be learnt")
+    std = tuple(deviation or 1.0 for deviation in std)  # a channel with one value everywhere stays so
     return Dataset(name, *parts, source.class_names, mean, std, source.mirror, shared, left_out)
 
 
@@ -192,35 +192,25 @@ def _decode(
     return part
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A data set with its labels checked. Images in files are not decoded yet."""
-
-    train: Images
-    test: Images
-    class_names: tuple[str, ...]
-    mirror: bool
-
-
-def _open(name: str, split_seed: int) -> _Source:
+def _open(name: str, split_seed: int) -> Source:
     kind, _, path = name.partition(":")
     if name == "digits":
         return _open_digits(split_seed)
     if name in ("cifar10", "cifar100"):
         return _open_cifar(name)
     if kind == "parquet" and path:
-        return _check_parts(*open_parquet(Path(path).expanduser()))
+        return open_parquet(Path(path).expanduser())
     if name == "imagenet" or (kind == "folder" and path):
-        return _check_parts(*open_folders(Path(path).expanduser() if path else data_folder() / name, name))
+        return open_folders(Path(path).expanduser() if path else data_folder() / name, name)
     raise ConfigError(f"data: unknown data set {name!r}, known are {KNOWN}")
 
 
-def _open_digits(split_seed: int) -> _Source:
+def _open_digits(split_seed: int) -> Source:
     digits = _read_digits()
     order = stratified_order(digits.labels, torch.Generator().manual_seed(split_seed))
     test_count = round(DIGITS_TEST_FRACTION * len(order))
     train, test = (digits.select(rows.sort().values) for rows in (order[test_count:], order[:test_count]))
-    return _Source(train, test, tuple(str(digit) for digit in range(10)), mirror=False)  # a mirrored digit is another sign
+    return Source(train, test, tuple(str(digit) for digit in range(10)), mirror=False)  # a mirrored digit is another sign
 
 
 @lru_cache(maxsize=1)
@@ -233,7 +223,7 @@ def _read_digits() -> ImageSet:
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
 
-def _open_cifar(name: str) -> _Source:
+def _open_cifar(name: str) -> Source:
     """CIFAR-10, or CIFAR-100 with fine labels, from https://www.cs.toronto.edu/~kriz/cifar.html. torchvision checks MD5 sums."""
     from torchvision.datasets import CIFAR10, CIFAR100  # takes a second to import
 
@@ -248,7 +238,7 @@ def _open_cifar(name: str) -> _Source:
         ImageSet(torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))), torch.tensor(part.targets))
         for part in (train, reader(str(folder), train=False))
     )
-    return _Source(train_set, test_set, tuple(train.classes), mirror=True)
+    return Source(train_set, test_set, tuple(train.classes), mirror=True)
 
 
 def _download(name: str, reader: Any, folder: Path) -> None:
@@ -265,22 +255,3 @@ def _download(name: str, reader: Any, folder: Path) -> None:
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
-
-
-def _check_parts(train: FolderImages | ParquetImages, test: FolderImages | ParquetImages) -> _Source:
-    names = train.class_names or test.class_names or tuple(str(label) for label in range(int(train.labels.max()) + 1))
-    if len(names) < 2:
-        raise ConfigError(f"{train.place}: has one class alone ({names[0]}), a classifier needs at least 2")
-    for part in (train, test):
-        if part.class_names not in (None, names):
-            raise ConfigError(f"{part.place}: its class names are not those of {train.place}")
-        wrong = part.labels >= len(names)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise ConfigError(f"{part.where(row)}: label {part.labels[row]} is out of range, there are {len(names)} classes")
-        empty = np.flatnonzero(np.bincount(part.labels, minlength=len(names)) == 0)
-        if len(empty):
-            raise ConfigError(f"{part.place}: class {empty[0]} ({names[empty[0]]}) has no image")
-    if None not in (train.mirror, test.mirror) and train.mirror != test.mirror:
-        raise ConfigError(f"{test.place}: mirror is {test.mirror}, in {train.place} it is {train.mirror}")
-    return _Source(train, test, names, mirror=False not in (train.mirror, test.mirror))

@@ -13,6 +13,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from images import check, encode, load, pixels, refuse, write_folders, write_image_set, write_parquet
 from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.data.batches import Batches
 
 READERS = {"cifar10": (CIFAR10, "labels", "label_names", 10), "cifar100": (CIFAR100, "fine_labels", "fine_label_names", 100)}
 
@@ -156,8 +157,19 @@ def test_images_all_of_one_colour_are_refused(tmp_path):
     name = write_image_set(tmp_path)
     images = [encode(np.full((8, 8, 3), 7, np.uint8))] * 2
     write_parquet(tmp_path / "train.parquet", images, [0, 1], {"class_names": ["ant", "bee"]})
-    with pytest.raises(ConfigError, match=r"channel 0 .* has one value everywhere"):
+    with pytest.raises(ConfigError, match=r"all of .* training images are of one colour"):
         load(name)
+
+
+def test_a_channel_with_one_value_everywhere_is_only_centred(tmp_path):
+    name = write_image_set(tmp_path)
+    images = pixels(40)
+    images[..., 2] = 51
+    write_parquet(tmp_path / "train.parquet", [encode(image) for image in images], [0, 1] * 20, {"class_names": ["ant", "bee"]})
+    dataset = load(name)
+    assert (dataset.mean[2], dataset.std[2]) == (0.2, 1.0)
+    ((batch, _),) = Batches(dataset.train, dataset, 40, torch.device("cpu"), augment=False).in_order()
+    assert batch[:, 2].abs().max() < 1e-6
 
 
 def test_a_set_of_one_class_is_refused(tmp_path):
