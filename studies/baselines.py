@@ -33,12 +33,20 @@ from pdarts_tune import (
 
 def variants(base: SearchConfig) -> list[Variant]:
     paper = PRESETS["paper"].search
-    if base.stages != paper.stages:
+    if base.stages[-1].epochs != paper.stages[-1].epochs:
         return miniatures(base)
-    # What the command line changed in the preset's base (data, how images are read, memory) it changes in every method's search.
+    # What the command line changed in the preset's base it changes in every method's search, but for stages: those are P-DARTS'.
     changed = {f.name: getattr(base, f.name) for f in fields(base) if getattr(base, f.name) != getattr(paper, f.name)}
+    stages = changed.pop("stages", paper.stages)
     return [
-        Variant(name, replace(search, **changed | {"execution": _execution(base, search.method)}))
+        Variant(
+            name,
+            replace(
+                search,
+                **changed | {"execution": _execution(base, search.method)},
+                stages=stages if search.stages == paper.stages else search.stages,
+            ),
+        )
         for name, search in PUBLISHED_SEARCHES.items()
     ]
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -26,11 +26,15 @@ from pdarts_tune.config.methods import Given
 from pdarts_tune.config.search import DEFAULT_EXECUTION
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
-from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition
+from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition, planned_seeds
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.study.locking import STOPPED, ClusterLostError, exclusive, explain_storage_error, stop_on_signals
-from pdarts_tune.study.plan import Plan, Study, define, describe, make_plan
+from pdarts_tune.study.plan import Plan, Study, define, describe, make_plan, search_id
 
+if TYPE_CHECKING:
+    from pdarts_tune.study.run import Outcomes
+
+SHOWN = 8  # trials that a line names
 NOBODY_READS = 141  # as a shell reports a process that SIGPIPE ended
 
 
@@ -179,6 +183,8 @@ def run_study(plan: Plan, settings: Arguments) -> int:
     """
     folder = Storage(settings.results).below(plan.study.name)
     _check_inputs(plan, settings)
+    if plan.note:
+        print(f"note: {plan.note}", file=sys.stderr)
     with exclusive(folder), stop_on_signals() as signals:
         definition = _merge_definition(plan, settings)  # again: another driver may have added variants since the check
         folder.remove(COMPLETED)
@@ -215,6 +221,8 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         print("compare  " + "\n         ".join(mirror.links()))
         size, files = folder.used()
         print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
+        if settings.keep_weights:
+            print(f"weights  {_kept_weights(outcomes)}")
         beyond = sorted(outcomes.over_limit & {trial.trial_id for trial in plan.searches()})
         if beyond:
             print(f"memory   {len(beyond)} searches would take more than memory_limit: {', '.join(beyond)}")
@@ -223,9 +231,38 @@ def run_study(plan: Plan, settings: Arguments) -> int:
             places += ["the lines above"] if failed > of_trials else []
             print(f"failed   {failed} (the reasons are in {' and '.join(places)}; the same command tries again)")
         else:
-            counts = {"searches": len(plan.searches()), "seeds": definition["seeds"], "finished": datetime.now(UTC).isoformat()}
-            folder.write(COMPLETED, json.dumps(counts, indent=1).encode())
+            _complete(outcomes, definition)
     return failed
+
+
+def _complete(outcomes: Outcomes, definition: dict[str, Any]) -> None:
+    """Marks the study as completed, if the tables hold all its searches. A command for a part of them may leave some out."""
+    done = set(outcomes.trials) & (outcomes.completed | outcomes.over_limit)
+    planned = [search_id(variant, seed) for variant, seeds in planned_seeds(definition).items() for seed in seeds]
+    missing = [name for name in planned if name not in done]
+    if missing:
+        print(f"missing  {len(missing)} searches of the study, which this command does not run: {_listed(missing)}")
+        return
+    counts: dict[str, Any] = {"searches": len(done), "evaluations": len(set(outcomes.evaluations) & outcomes.completed)}
+    counts |= {"seeds": definition["seeds"], "finished": datetime.now(UTC).isoformat()}
+    outcomes.folder.write(COMPLETED, json.dumps(counts, indent=1).encode())
+
+
+def _kept_weights(outcomes: Outcomes) -> str:
+    """Where weights are, and which trials have none, since weights are kept only while a trial runs."""
+    kept, completed = outcomes.folder.stamps("weights"), sorted(outcomes.completed)
+    without = [name for name in completed if f"{name}.pt" not in kept]
+    text = f"{outcomes.folder}/weights, of {len(completed) - len(without)} of {len(completed)} completed trials"
+    if without:
+        text += (
+            f"\n         {_listed(without)} trained nothing or ended before without --keep-weights;\n"
+            "         another results folder runs them anew, python -m pdarts_tune.evaluation --genotype trains a cell with weights"
+        )
+    return text
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:

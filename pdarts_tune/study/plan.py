@@ -19,8 +19,9 @@ from pdarts_tune.config.execution import CellEvaluation, Execution, cell_evaluat
 from pdarts_tune.config.methods import Given, RandomSampling, paired_variant
 from pdarts_tune.config.presets import PRESETS, Preset
 from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
-from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, content_id, from_dict, to_dict
+from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, content_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, PDARTS_CIFAR100
 from pdarts_tune.results.manifest import stored_seeds
 
 Kind = TypeVar("Kind")
@@ -150,6 +151,14 @@ class Plan:
     def evaluation(self) -> EvalConfig:
         """The first of the recipes, by which variants are compared."""
         return self.recipes[0]
+
+    @property
+    def note(self) -> str | None:
+        """A setting that the paper has another value of for this data set."""
+        if "cifar100" not in short_name(self.base.data).lower() or self.base.stages != PDARTS_CIFAR10:
+            return None
+        settings = (f"stages.{index}.skip_dropout={stage.skip_dropout}" for index, stage in enumerate(PDARTS_CIFAR100))
+        return f"the dropout on skip-connects is the paper's for CIFAR-10, for CIFAR-100 it has --set {' '.join(settings)}"
 
     def cell_evaluations(self) -> set[CellEvaluation]:
         """How the cells of searches and evaluations may be computed."""
@@ -374,6 +383,8 @@ def describe(plan: Plan, folder: Path | str, done: Collection[str] = ()) -> str:
         lines.append(f"the study's own base, which the differences below are from: {'; '.join(shared)}")
     if plan.changes:
         lines.append(f"set: {' '.join(plan.changes)}")
+    if plan.note:
+        lines.append(f"note: {plan.note}")
     lines += [f"results: {folder}", ""]
     width = max(len(trial.trial_id) for trial in searches)
     told = {

@@ -9,7 +9,7 @@ from pdarts_tune.config.methods import PartialChannels, RandomSampling, RandomSe
 from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, to_dict
-from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, Stage, with_depths
+from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, PDARTS_CIFAR100, Stage, with_depths
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.manifest import check_definition, planned_seeds
 from pdarts_tune.study.cli import main
@@ -412,3 +412,13 @@ def test_a_method_is_told_by_its_name_and_settings_and_a_given_genotype_by_its_s
     assert differences(given, base) == ["method given (source DARTS_V1) (base: first_order)", "max_skips 3 (base: 2)"]
     exactly = replace(base, method=RandomSampling(exactly=True))
     assert differences(exactly, base) == ["method random (exactly True) (base: first_order)"]
+
+
+def test_a_plan_on_cifar100_says_that_its_dropout_is_that_of_cifar10():
+    plan = make_plan(STUDY, "paper", data="cifar100")
+    says = "for CIFAR-100 it has --set stages.0.skip_dropout=0.1 stages.1.skip_dropout=0.2 stages.2.skip_dropout=0.3"
+    assert says in describe(plan, "results")
+    taken = make_plan(STUDY, "paper", data="cifar100", changes=plan.note.split("--set ")[1].split())
+    assert taken.base.stages == PDARTS_CIFAR100
+    for other in (taken, make_plan(STUDY, "paper"), make_plan(STUDY, "smoke", data="cifar100")):
+        assert other.note is None

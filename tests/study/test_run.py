@@ -21,7 +21,7 @@ from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study import forecast
 from pdarts_tune.study import run as study_run
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import SearchTrial, Study, Variant, make_plan
+from pdarts_tune.study.plan import SearchTrial, Study, Variant, define, make_plan
 from pdarts_tune.study.run import Source, StudyState
 from studies import depth_gap, regularization
 from synthetic import make_planned, make_planned_evaluation, make_trial
@@ -392,3 +392,47 @@ def test_evaluations_are_taken_over_as_soon_as_their_search_has_ended(tmp_path, 
     assert kinds(run(state, tmp_path / "here")) == ["base-seed0", "drawn-seed0"]
     assert StudyState(plan, tmp_path / "here").is_done
     assert capsys.readouterr().out.count("1 evaluations taken over from ") == 2
+
+
+def run_finished(results, *options):
+    with pytest.raises(SystemExit) as stopped:
+        main(STUDY, [*OPTIONS, "--results", str(results), *options])
+    assert stopped.value.code == 0
+
+
+def test_a_finished_study_is_marked_with_what_its_tables_hold(finished):
+    results, _ = finished
+    run_finished(results, "--variants", "a")
+    marked = json.loads((results / "ready" / "completed.json").read_text())
+    evaluations = len(list((results / "ready" / "evaluations").iterdir()))
+    assert (marked["searches"], marked["evaluations"], marked["seeds"]) == (4, evaluations, {"a": 2})
+
+
+def test_a_study_is_not_marked_as_finished_by_a_command_for_a_part_of_it(finished, capsys):
+    results, plan = finished
+    (results / "ready" / "study.json").write_text(json.dumps(define(plan)))
+    (results / "ready" / "trials" / "b-seed1.parquet").unlink()
+    run_finished(results, "--variants", "a")
+    assert not (results / "ready" / "completed.json").exists()
+    assert "missing  1 searches of the study, which this command does not run: b-seed1" in capsys.readouterr().out
+
+
+def test_keep_weights_says_which_finished_trials_have_none(finished, capsys):
+    results, _ = finished
+    (results / "ready" / "weights").mkdir()
+    (results / "ready" / "weights" / "a-seed0.pt").touch()
+    run_finished(results, "--keep-weights")
+    said = capsys.readouterr().out
+    assert f"weights  {results}/ready/weights, of 1 of " in said
+    assert "a-seed1, b-seed0, b-seed1" in said
+    assert "ended before without --keep-weights;\n         another results folder runs them anew" in said
+
+
+def test_a_recipe_that_joins_a_finished_study_runs_its_evaluations_alone(finished):
+    results, _ = finished
+    longer = replace(STUDY, evaluations=lambda base, _: [base, replace(base, recipe="longer", epochs=9)])
+    state = StudyState(make_plan(longer, "smoke", seeds=2), results / "ready")
+    assert not state.missing
+    missing = [trial for name, trial in state.found.items() if name not in state.completed]
+    assert {trial.config.recipe for trial in missing} == {"longer"}
+    assert len(missing) == len(state.found) / 2

@@ -149,3 +149,10 @@ def test_a_cell_over_the_mobile_limit_is_refused_with_the_sizes_of_both():
 def test_every_study_says_how_it_is_run():
     for path in (Path(__file__).parents[2] / "studies").glob("*.py"):
         assert f"python studies/{path.name}" in path.read_text().split('"""')[1], path
+
+
+def test_other_stages_of_the_paper_s_size_are_p_darts_stages_alone_among_the_baselines():
+    plan = make_plan(baselines.STUDY, "paper", changes=["stages.0.skip_dropout=0.1"])
+    before = {variant.name: variant.search for variant in make_plan(baselines.STUDY, "paper").variants}
+    changed = [variant.name for variant in plan.variants if variant.search != before[variant.name]]
+    assert changed == ["pdarts", "random"]
