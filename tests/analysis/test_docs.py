@@ -55,8 +55,8 @@ TRIED = {
     "export RAY_AUTH_MODE=token PDARTS_TUNE_DATA=/local/data",  # these six: two nodes of one machine, as the page says
     "ray get-auth-token --generate",
     "ray start",
-    "ray start --head --port=6379",
-    "ray start --address=FIRST_MACHINE:6379",
+    "ray start --head --port=6379 --block",
+    "ray start --address=FIRST_MACHINE:6379 --block",
     "ray stop",
     "ray symmetric-run",
 }
