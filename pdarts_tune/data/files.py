@@ -210,7 +210,7 @@ def count_shared(train: FolderImages | UnpackedImages, test: FolderImages | Unpa
         return 0
     parts = [[_with_length(images.location(row)) for row in range(len(images.labels))] for images in (train, test)]
     parts = [[location for location in part if location[2]] for part in parts]
-    for key in (_length, _ending, _content):
+    for key in (lambda _, __, length: length, _ending, _content):
         keys = [[key(*location) for location in part] for part in parts]
         shared = set.intersection(*map(set, keys))
         parts = [[location for location, own in zip(*pair, strict=True) if own in shared] for pair in zip(parts, keys, strict=True)]
@@ -222,10 +222,6 @@ def _with_length(location: Location) -> Location:
     with suppress(OSError):  # a broken link
         length = Path(path).stat().st_size - offset if length < 0 else length
     return path, offset, max(0, length)
-
-
-def _length(path: str, offset: int, length: int) -> bytes:  # noqa: ARG001  (one of three keys of an image)
-    return length.to_bytes(8)
 
 
 def _ending(path: str, offset: int, length: int) -> bytes:

@@ -73,11 +73,9 @@ def open_folders(folder: Path, name: str) -> Source:
     (train, train_classes), *_ = _part_folders(folder, parts, TRAIN_NAMES)
     if not train_classes:
         raise ConfigError(f"{train}: has no folders; it must hold one folder for each class")
-    if len(train_classes) == 1 and train_classes[0].lower() in TRAIN_NAMES + TEST_NAMES:
-        nested = ", ".join(path.name for path in _visible_folders(train / train_classes[0])[:8])
-        raise ConfigError(
-            f"{train}: holds {train_classes[0]}/ alone, which holds {nested}; class folders must lie in {train.name}/ itself"
-        )
+    if {name.lower() for name in train_classes} <= {*TRAIN_NAMES, *TEST_NAMES}:
+        shown = f"{', '.join(train_classes)} alone; {train_classes[0]} holds {_listing(train / train_classes[0])}"
+        raise ConfigError(f"{train}: holds {shown}; class folders must lie in {train.name}/ itself")
     tests = _part_folders(folder, parts, TEST_NAMES)
     for test, test_classes in tests:
         if set(test_classes) & set(train_classes):
@@ -286,18 +284,23 @@ def _read_part(paths: tuple[Path, ...], image: str, candidates: Sequence[str]) -
                 raise ConfigError(f"{path}: no column {image!r}, it has {', '.join(names)}")
             if file.metadata.num_rows == 0:
                 raise ConfigError(f"{path}: has no rows")
+            kinds = {name: _label_type(file.schema_arrow.field(name).type) for name in candidates if name in names}
+            for name, kind in kinds.items():
+                if kind is None:
+                    shown = file.schema_arrow.field(name).type
+                    raise ConfigError(f"{path}: column {name!r} is {shown}, labels are whole numbers, texts or booleans")
             try:
-                tables.append(file.read(columns=[name for name in candidates if name in names]))
+                table = file.read(columns=list(kinds)).cast(pa.schema(kinds))
+                table.validate(full=True)  # texts must be UTF-8
             except PARQUET_ERRORS as error:
                 raise ConfigError(f"{path}: its labels are damaged ({one_line(error)})") from None
+            tables.append(table)
     columns = {}
     for name in candidates:
         if all(name in table.column_names for table in tables):
-            kind, *others = {_label_type(table.schema.field(name).type) for table in tables}
-            if kind is None or others:
-                shown = " and ".join({str(table.schema.field(name).type) for table in tables})
-                raise ConfigError(f"{paths[0]}: column {name!r} is {shown}, labels are whole numbers, texts or booleans")
-            columns[name] = pa.chunked_array([chunk for table in tables for chunk in table.column(name).cast(kind).chunks], kind)
+            if len({table.schema.field(name).type for table in tables}) > 1:
+                raise ConfigError(f"{paths[0]}: its labels are of another type than those of the part's other files")
+            columns[name] = pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks])
     starts = tuple(np.cumsum([0, *(len(table) for table in tables[:-1])]).tolist())
     return ParquetImages(np.empty(0, np.int64), paths, starts, image), columns
 

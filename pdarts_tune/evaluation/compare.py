@@ -278,7 +278,7 @@ def _load_reason(file: Path, error: Exception) -> str:
         return _first_line(Exception(str(error).rpartition("WeightsUnpickler error: ")[2] or error))
     names = [other[1]]
     with suppress(ValueError):  # the format before PyTorch 1.6
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))[:6]
     return (
         f"holds other objects than tensors, numbers and texts, which could run any code: {', '.join(names)}; where they come from, "
         "load the file with weights_only=False, and save the state dict alone: torch.save(network.state_dict(), FILE)"

@@ -178,7 +178,8 @@ def _find_entries(text: str) -> list[_Entry]:
     Raises:
         ValueError: there is none.
     """
-    text = re.sub(r"\ufeff|\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n")  # a byte-order mark, colours of a terminal
+    # A byte-order mark, colours of a terminal, quotes of a text in JSON.
+    text = re.sub(r"\ufeff|\x1b\[[0-9;]*m", "", text).replace("\r\n", "\n").replace('\\"', '"')
     entries = []
     starts = [match.start() for match in _START.finditer(text)]
     for start, end in pairwise([*starts, len(text)]):

@@ -198,7 +198,7 @@ def test_files_that_are_missing_or_of_several_sets_are_named(tmp_path):
     refuse(name, r"sets holds several sets: cats, dogs; name the folder of one")
     name = write_hub(tmp_path / "kinds", ["train-0.parquet", "train-1.parquet", "test.parquet"])
     pq.write_table(hub_table(12, 0, labels=[*"abc"] * 4), tmp_path / "kinds" / "train-1.parquet")
-    refuse(name, r"train-0.parquet: column 'label' is (int64 and string|string and int64), labels are")
+    refuse(name, r"train-0.parquet: its labels are of another type than those of the part's other files")
     name = write_hub(tmp_path / "lfs", ["train.parquet", "test.parquet"])
     (tmp_path / "lfs" / "test.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4\nsize 9\n")
     refuse(name, r"test.parquet: cannot be read as Parquet \(a pointer of Git LFS, git lfs pull fetches the file\)")
@@ -334,7 +334,19 @@ def test_class_folders_one_level_too_deep_are_named(tmp_path):
         shutil.rmtree(tmp_path / part / "x")
         write_folders(tmp_path / part)
         shutil.rmtree(tmp_path / part / "val")
-    refuse(f"folder:{tmp_path}", r"train: holds train/ alone, which holds ant, bee; class folders must lie in train/ itself")
+    refuse(f"folder:{tmp_path}", r"train: holds train alone; train holds ant, bee; class folders must lie in train/ itself")
+
+
+def test_labels_that_no_number_or_text_can_hold_are_damaged(tmp_path):
+    name = write_hub(tmp_path, ["train.parquet", "test.parquet"], labels=[2**63] * 12, kind=pa.uint64())
+    refuse(name, r"train.parquet: its labels are damaged \(")
+    name = write_hub(tmp_path, ["train.parquet", "test.parquet"], labels=LETTERS)
+    path = tmp_path / "train.parquet"
+    texts = pa.array([*LETTERS[:-1], "a" * 9]).cast(pa.binary()).to_pylist()
+    table = hub_table(12, 0, labels=[bytes(text) if len(text) < 9 else b"\xff" * 9 for text in texts], kind=pa.binary())
+    column = pa.Array.from_buffers(pa.string(), 12, table.column("label").chunk(0).buffers())
+    pq.write_table(table.set_column(1, "label", column), path)
+    refuse(name, r"train.parquet: its labels are damaged \(.*UTF8")
 
 
 def test_damaged_pages_of_labels_and_of_images_are_named_by_file(tmp_path):

@@ -144,6 +144,7 @@ DIALECTS = {
     "a space before the bracket": TEXT.replace("Genotype(", "Genotype ("),
     "a byte-order mark": "\ufeff" + TEXT,
     "a byte-order mark before JSON": "\ufeff" + PDARTS.to_json(),
+    "a text in JSON": json.dumps({"epoch": 3, "genotype": TEXT.replace("'", '"')}),
     "JSON with further fields": PDARTS.to_json()[:-1] + ', "epoch": 3}',
     "colours": f"\x1b[32mgenotype = {TEXT.replace('reduce=', chr(27) + '[0mreduce=')}",
     "comments": TEXT.replace("), ", "),  # don't (count this\r\n   "),
