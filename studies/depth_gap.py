@@ -1,7 +1,7 @@
 """RQ1: does growing the search depth close the gap between search and evaluation?
 
 python studies/depth_gap.py --variants progressive,shallow,random --seeds 8    # make study: digits, 4 to 6 minutes on 2 cores
-python studies/depth_gap.py                       # all 13 variants: also budget and dropping held apart from depth, 25 minutes
+python studies/depth_gap.py                       # all variants: also budget and dropping held apart from depth, 25 minutes
 python studies/depth_gap.py --preset paper        # the paper's settings, on a GPU cluster
 python studies/depth_gap.py --dry-run             # the trials, what each changes, what they will take
 

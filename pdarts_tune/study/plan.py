@@ -428,8 +428,8 @@ def stage_columns(config: SearchConfig) -> dict[str, str]:
 
 def _summary(config: SearchConfig) -> dict[str, Any]:
     settings = to_dict(config)
-    del settings["stages"]
-    other = {f"stage {name}": [stage[name] for stage in to_dict(config)["stages"]] for name in _FURTHER}
+    stages = settings.pop("stages")
+    other = {f"stage {name}": [stage[name] for stage in stages] for name in _FURTHER}
     execution: dict[str, Any] = settings.pop("execution")
     settings["method"] = _in_words(settings["method"])
     return stage_columns(config) | other | settings | execution
