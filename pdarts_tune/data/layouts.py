@@ -352,17 +352,18 @@ def _number_classes(train: _Part, test: _Part) -> Source:
     names = train.names or test.names
     parts = [train.images, test.images]
     for part in (train, test):
+        if not len(part.images.labels):
+            raise ConfigError(f"{part.images.place}: holds no image")
         if part.names not in (None, names):
             raise ConfigError(f"{part.images.place}: its class names are not those of {train.images.place}")
-        if names and len(part.images.labels) and part.images.labels.max() >= len(names):
+        if names and part.images.labels.max() >= len(names):
             row = int(np.argmax(part.images.labels >= len(names)))
             label = part.images.labels[row]
             raise ConfigError(f"{part.images.where(row)}: label {label} is out of range, there are {len(names)} classes")
     present, codes = np.unique(np.concatenate([images.labels for images in parts]), return_inverse=True)
     class_names = tuple(names[value] if names else str(value) for value in present)
     if len(class_names) < 2:
-        only = class_names[0] if class_names else "of no image"
-        raise ConfigError(f"{parts[0].place}: has one class alone ({only}), a classifier needs at least 2")
+        raise ConfigError(f"{parts[0].place}: has one class alone ({class_names[0]}), a classifier needs at least 2")
     labels = np.split(codes, [len(parts[0].labels)])
     places = [parts[0].place, parts[1].place]
     lacking = [(" and ".join(places), set(names or ()) - set(class_names))]

@@ -134,6 +134,12 @@ def test_missing_folders_and_classes_are_named(tmp_path):
     refuse(f"folder:{tmp_path}/nowhere", "nowhere is not a folder; folder:.*nowhere needs one that holds train/ and val/")
     refuse(f"folder:{tmp_path}", "has no folder train; it holds nothing")
     name = write_folders(tmp_path)
+    images = list((tmp_path / "val").rglob("*.png"))
+    for image in images:
+        image.rename(tmp_path / image.name)
+    refuse(name, r"val: holds no image$")
+    for image in images:
+        (tmp_path / image.name).rename(image)
     for file in (tmp_path / "val").iterdir():
         file.rename(tmp_path / "val" / f"other {file.name}")
     with (
