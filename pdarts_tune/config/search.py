@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pdarts_tune.config.execution import Execution, check_execution
-from pdarts_tune.config.methods import FirstOrder, Method, check_method, trains_alphas
+from pdarts_tune.config.methods import FirstOrder, Method, RandomSearch, check_method
 from pdarts_tune.config.serialize import (
     Fraction,
     ImageCount,
@@ -65,7 +65,7 @@ class SearchConfig:
         check_stages(self.stages)
         check_method(self.method, self.stages, self.channels)
         check_execution(self.execution, self.method)
-        if self.eigenvalue_every and not trains_alphas(self.method):
+        if self.eigenvalue_every and isinstance(self.method, RandomSearch):  # methods that train nothing ignore it
             raise ValueError(f"eigenvalue_every: method {self.method.name} has no alphas to take a Hessian of, it must be 0")
         if self.eigenvalue_every and self.execution.compile:
             raise ValueError("eigenvalue_every: compiled cells have no second derivatives, it must be 0, or execution.compile off")

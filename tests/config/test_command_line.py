@@ -90,6 +90,8 @@ def test_any_setting_can_be_changed_by_its_name():
     assert [stage.epochs for stage in config.stages] == [30, 30, 30]
     assert changed("method=snas", "method.penalty=mild").method == Snas(penalty="mild")
     assert changed("eigenvalue_every=1", "early_stop_ratio=1.3").early_stop_ratio == 1.3
+    control = changed("eigenvalue_every=1", "early_stop_ratio=1.3", "method=random")  # so that a study with a control can have them
+    assert control.eigenvalue_every == 1
     assert changed("batch_size=96", "image_size=null") == SearchConfig()
 
 
