@@ -256,6 +256,8 @@ def _fitting_size(state: Mapping[str, Any], shape: NetworkConfig) -> str:
         size = network_size(state)
     except (AttributeError, ValueError):  # not tensors by name
         return ""
+    if any(name.endswith("alphas_normal") for name in state):
+        return "; it is of a search network, a cell's weights are those of an evaluation"
     if size.get("stem", shape.stem) != shape.stem:
         return f"; it is of a network with the {size['stem']} stem, give a --recipe that has it"
     other = [f"--{name} {value}" for name, value in size.items() if value != getattr(shape, name)]

@@ -19,7 +19,9 @@ from pdarts_tune.evaluation import job as evaluation_job
 from pdarts_tune.evaluation.__main__ import Arguments, build_config, main
 from pdarts_tune.evaluation.genotype_source import find_genotypes
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
+from pdarts_tune.networks.supernet import Supernet
 from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.pdarts.space import SearchSpace
 from pdarts_tune.results.tables import read_table
 
 PDARTS = PUBLISHED["PDARTS_C10"].genotype
@@ -223,6 +225,11 @@ def of_imagenet(tmp_path):
     return str(tmp_path / "imagenet.pt")
 
 
+def of_a_search(tmp_path):
+    torch.save({"state_dict": Supernet(SearchSpace.full(), 3, 4, 10, in_channels=1).state_dict()}, tmp_path / "search.pt")
+    return str(tmp_path / "search.pt")
+
+
 def not_finite(tmp_path):
     network = EvalNetwork(PDARTS, NetworkConfig(4, 3, 10, 8, "cifar", 1))
     network.state_dict()["cells.1.preprocess0.bn.running_mean"][0] = float("nan")
@@ -280,6 +287,7 @@ def with_a_numpy_scalar_of_before_pytorch_1_6(tmp_path):
             "shape (18, 1, 3, 3), this network needs (12, 1, 3, 3); it fits a network of --channels 6",
         ),
         ("PDARTS_C10", ["--weights", deep_and_wide], "; it fits a network of --cells 5 --channels 6"),
+        ("PDARTS_C10", ["--weights", of_a_search], "; it is of a search network, a cell's weights are those of an evaluation"),
         ("PDARTS_C10", ["--weights", of_imagenet], "; it is of a network with the imagenet stem, give a --recipe that has it"),
     ],
 )
