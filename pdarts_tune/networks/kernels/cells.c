@@ -291,23 +291,22 @@ static void wait_for_all(worker *w) {
 
 static double *sums(worker *w, half *h) { return h->sum + w->id * 2 * w->p->P; }
 
-static void gather_sums(plan *p, half *h) { /* adds up threads */
+static double *collect(plan *p, half *h) { /* adds up threads, and the several places of each channel */
     for (long t = 1; t < p->c->threads; t++) for (long i = 0; i < 2 * p->P; i++) h->sum[i] += h->sum[t * 2 * p->P + i];
-}
-static void fold(plan *p, double *sum) { /* adds up the several places of each channel */
-    for (long i = p->C; i < p->P; i++) sum[i % p->C] += sum[i], sum[p->P + i % p->C] += sum[p->P + i];
+    for (long i = p->C; i < p->P; i++) h->sum[i % p->C] += h->sum[i], h->sum[p->P + i % p->C] += h->sum[p->P + i];
+    return h->sum;
 }
 
 /* ----------------------------------------------------------------------------------------------------------------- norms */
 
-/* From the sums of z and its squares, a row of `row` each, to scale and shift. */
-static void settle(const plan *p, half *h, const double *sum, long row, double count) {
+/* From the sums of z and its squares to scale and shift. */
+static void settle(const plan *p, half *h, const double *sum, double count) {
     const norm *n = h->norm;
     const double momentum = p->c->momentum;
     for (long c = 0; c < p->C && n->mean; c++) {
         double mean = n->mean[c], var = n->var[c];
         if (p->c->training) {
-            mean = sum[c] / count, var = MAX(sum[row + c] / count - mean * mean, 0);
+            mean = sum[c] / count, var = MAX(sum[p->P + c] / count - mean * mean, 0);
             n->mean[c] = (REAL)((1 - momentum) * n->mean[c] + momentum * mean);
             n->var[c] = (REAL)((1 - momentum) * n->var[c] + momentum * var * count / (count - 1));
         }
@@ -319,7 +318,7 @@ static void settle(const plan *p, half *h, const double *sum, long row, double c
 
 /* From s0 and s1 of a term with weight w to the gradients of w, gamma and beta, and to that of z: a g + b z + c. */
 static void pull(plan *p, half *h, double weight, double count, const REAL *scale, const REAL *shift, REAL *of_mix) {
-    gather_sums(p, h), fold(p, h->sum);
+    collect(p, h);
     const norm *n = h->norm;
     double total = 0;
     for (long c = 0; c < p->C; c++) {
@@ -402,12 +401,14 @@ static long rows_at_once(const worker *w, const half *h) {
 /* z of image n. `s` is the first pixel inside a padded image, `v` what is read where there is no depthwise convolution. */
 static void half_forward(worker *w, half *h, const REAL *s, const view *v, long n, int fresh) {
     const long C = w->p->C, step = rows_at_once(w, h);
-    REAL *z = h->z + n * h->height * h->width * C;
     for (long y = 0, y1; y < h->height; y = y1) {
         y1 = MIN(y + step, h->height);
-        fetch_to_write(z + y * h->width * C, (y1 - y) * h->width * C);
+        const long pixels = (y1 - y) * h->width;
+        REAL *z = h->z + (n * h->height + y) * h->width * C;
+        fetch_to_write(z, pixels * C);
         read_rows(w, h, s, v, y, y1);
-        product(w->d, h->in, h->in, h->across, UP(C), z + y * h->width * C, C, C, (y1 - y) * h->width, fresh ? sums(w, h) : 0);
+        product(w->d, h->in, h->in, h->across, UP(C), z, C, C, pixels);
+        if (fresh) dots(z, z, pixels * C, 1, sums(w, h), w->p->P);
     }
 }
 
@@ -426,13 +427,13 @@ static void half_backward(worker *w, half *h, const REAL *s, const view *v, cons
         outer(w->dz, C, C, w->d, h->in, h->in, pixels, sum, in_rows);
         if (h->shape && h->width >= 32)
             for (long i = y; i < y1; i++)
-                product(w->dz + (i - y) * h->width * C, C, C, h->back, in_rows, inside + i * row, C, C, h->width, 0);
+                product(w->dz + (i - y) * h->width * C, C, C, h->back, in_rows, inside + i * row, C, C, h->width);
         else if (h->shape) { /* rows are too short for products */
-            product(w->dz, C, C, h->back, in_rows, w->of_d, C, C, pixels, 0);
+            product(w->dz, C, C, h->back, in_rows, w->of_d, C, C, pixels);
             copy(w->of_d, h->width * C, 0, 0, 0, inside + y * row, row, y1 - y, h->width * C, p->P);
         }
         else if (v->of_x) {
-            product(w->dz, C, C, h->back, in_rows, w->of_d, h->in, h->in, pixels, 0);
+            product(w->dz, C, C, h->back, in_rows, w->of_d, h->in, h->in, pixels);
             scatter(v, y, y1, h->width, w->of_d, w->d, is_input);
         }
     }
@@ -542,12 +543,11 @@ static void forward_state(worker *w, const state *s, int fresh) {
             const long kind = c->op[o].kind;
             if (kind == MAX_POOL || kind == AVERAGE_POOL) {
                 const half **pooled = pools + kind - MAX_POOL;
-                if (!*pooled) gather_sums(p, h), fold(p, h->sum), *pooled = h;
-                settle(p, h, (*pooled)->sum, p->P, p->count);
+                if (!*pooled) collect(p, h), *pooled = h;
+                settle(p, h, (*pooled)->sum, p->count);
             } else if (kind >= REDUCE) {
                 if (kind == SEPARABLE) h--;
-                gather_sums(p, h);
-                settle(p, h, h->sum, UP(p->C), p->count);
+                settle(p, h, collect(p, h), p->count);
             }
         }
     });
@@ -555,8 +555,7 @@ static void forward_state(worker *w, const state *s, int fresh) {
         if (c->op[o].kind == SEPARABLE) half_forward(w, p->halves + 2 * o + 1, pad_middle(w, p->halves + 2 * o, n), 0, n, fresh);
     if (fresh) ALONE(w, for (long o = s->first; o < s->last; o++) if (c->op[o].kind == SEPARABLE) {
         half *h = p->halves + 2 * o + 1;
-        gather_sums(p, h);
-        settle(p, h, h->sum, UP(p->C), p->count);
+        settle(p, h, collect(p, h), p->count);
     });
 }
 
@@ -598,7 +597,7 @@ static void cell_forward(worker *w) {
             const view v = view_of(w, c->op + i, n);
             half_forward(w, h, 0, &v, n, 1);
         }
-        ALONE(w, { gather_sums(p, h); settle(p, h, h->sum, UP(p->C), c->batch * c->in_height * c->in_width); });
+        ALONE(w, settle(p, h, collect(p, h), c->batch * c->in_height * c->in_width););
     }
     for (long node = 0; node < c->nodes; node++) {
         int any = 0;
