@@ -4,7 +4,8 @@
 
 Plain: one module per operation, PyTorch's default memory format, its default optimizer and clipping. A step is forward with drop
 path 0.2 and auxiliary head, backward, clipping, SGD. Times are medians of the process's own time, so read the ratios: they bear a
-busy machine (of wall time with several threads). Bytes are those that autograd keeps for backward. Takes about four minutes.
+busy machine (of wall time with several threads). Saved bytes are those that autograd keeps for backward, the peak is how much
+resident memory grows in a step. Takes about four minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pdarts_tune.networks.build import clip_gradients
 from pdarts_tune.networks.cost import saved_bytes
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
 from pdarts_tune.networks.kernels import build
-from pdarts_tune.networks.runtime import keep_freed_memory
+from pdarts_tune.networks.runtime import give_back_freed_memory, keep_freed_memory, peak_bytes, reset_peak_bytes
 from pdarts_tune.pdarts.published import PUBLISHED
 
 # name: channels, cells, batch, image size
@@ -64,6 +65,22 @@ class Contestant:
         self.optimizer.zero_grad()
 
 
+def step_bytes(step: Callable[[], object]) -> int:
+    """How much resident memory grows in a step at most."""
+    cpu = torch.device("cpu")
+    give_back_freed_memory()
+    reset_peak_bytes(cpu)
+    before = peak_bytes(cpu)
+    step()
+    return peak_bytes(cpu) - before
+
+
+def compile_for(architecture: str | None) -> None:
+    """Compiles the kernels for another instruction set than this machine's, e.g. x86-64-v3."""
+    if architecture:
+        build.FLAGS = tuple(f"-march={architecture}" if flag.startswith("-march") else flag for flag in build.FLAGS)
+
+
 def measure(name: str, repeats: int) -> list[dict[str, object]]:
     channels, cells, batch, size = SHAPES[name]
     images, labels = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
@@ -79,6 +96,7 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
                 seconds[variant].append(clock() - start)
     medians = {variant: statistics.median(times) for variant, times in seconds.items()}
     kept = {variant: saved_bytes(contestant.loss) for variant, contestant in contestants.items()}
+    peaks = {variant: step_bytes(contestant.step) for variant, contestant in contestants.items()}
     return [
         {
             "shape": name,
@@ -88,6 +106,8 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
             "times_faster": medians["plain"] / medians[variant],
             "saved_bytes": kept[variant],
             "bytes_ratio": kept[variant] / kept["plain"],
+            "peak_bytes": peaks[variant],
+            "peak_ratio": peaks[variant] / peaks["plain"],
         }
         for variant in VARIANTS
     ]
@@ -98,13 +118,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="PREFIX", help="of the names, e.g. 16 36")
-    parser.add_argument(
-        "--march", help="the instruction set that kernels are compiled for, e.g. x86-64-v3; default: this machine's"
-    )
+    parser.add_argument("--march", help="what kernels are compiled for, e.g. x86-64-v3; default: this machine")
     parser.add_argument("--csv", type=Path, help="where to write the table")
     arguments = parser.parse_args()
-    if arguments.march:
-        build.FLAGS = tuple(f"-march={arguments.march}" if flag.startswith("-march") else flag for flag in build.FLAGS)
+    compile_for(arguments.march)
     keep_freed_memory()  # as every trial does
     rows = []
     for threads in arguments.threads:

@@ -4,8 +4,8 @@
 
 Plain: one module per operation, each edge on its own, PyTorch's default memory format, optimizers and clipping. A step is forward,
 backward, clipping and both optimizers: a search's own with kernels. Times are medians; read the ratios, since they bear a busy
-machine. Bytes are those that autograd keeps for backward, operators those of PyTorch that launch work, in a step and in its forward
-and backward pass alone: both follow from the shapes alone. Takes about four minutes.
+machine. Saved bytes are those that autograd keeps for backward, the peak is how much resident memory grows in a step. Operators are
+those of PyTorch that launch work, in a step and in its forward and backward pass alone. Takes about four minutes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from evaluation import compile_for, step_bytes
 from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.networks.build import build_optimizers, clip_gradients
 from pdarts_tune.networks.cost import saved_bytes
@@ -115,13 +116,14 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
             if repeat > 0:  # the first step warms up
                 seconds[variant].append(time.perf_counter() - start)
     rows: list[dict[str, object]] = []
-    first: tuple[float, int, int, int] | None = None
+    first: tuple[float, int, int, int, int] | None = None
     for variant, contestant in contestants.items():
         found = (
             statistics.median(seconds[variant]),
             saved_bytes(contestant.loss),
             operator_count(contestant.step),
             operator_count(lambda contestant=contestant: contestant.loss().backward()),  # type: ignore[misc]
+            step_bytes(contestant.step),
         )
         first = first or found
         rows.append(
@@ -133,6 +135,8 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
                 "times_faster": first[0] / found[0],
                 "saved_bytes": found[1],
                 "bytes_ratio": found[1] / first[1],
+                "peak_bytes": found[4],
+                "peak_ratio": found[4] / first[4],
                 "operators": found[2],
                 "operators_ratio": found[2] / first[2],
                 "passes_operators": found[3],
@@ -147,8 +151,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="PREFIX", help="of the names, e.g. small 'stage 1'")
+    parser.add_argument("--march", help="what kernels are compiled for, e.g. x86-64-v3; default: this machine")
     parser.add_argument("--csv", type=Path, help="where to write the table")
     arguments = parser.parse_args()
+    compile_for(arguments.march)
     keep_freed_memory()  # as every trial does; of use to the plain network, too
     rows = []
     for threads in arguments.threads:

@@ -15,7 +15,14 @@ from pdarts_tune.config.execution import CellEvaluation
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.networks.kernels.function import Plan, Settings, as_nodes, evaluate, evaluation_plan, joined
-from pdarts_tune.networks.operations import FURTHER_OPERATIONS, OPERATIONS, FactorizedReduce, ReLUConvBN
+from pdarts_tune.networks.operations import (
+    FURTHER_OPERATIONS,
+    OPERATIONS,
+    Conv7x1And1x7,
+    FactorizedReduce,
+    ReLUConvBN,
+    frozen_statistics,
+)
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.progressive_depth import reduction_cells
 
@@ -90,10 +97,21 @@ class Cell(nn.Module):
         if self._plan is None:
             preprocess, operations = (self.preprocess0, self.preprocess1), list(self.operations)
             self._plan = evaluation_plan(preprocess, operations, self.genotype, self._channels, self._reduction)
-        if self._plan is None:  # an operation without a kernel
+        if self._plan is None:
             return as_nodes(self(joined(before2), joined(before1), drop_path))
         factors = None if drop_path is None else drop_path.flatten(1)
         nodes = evaluate(self._plan, Settings(self.training, self.recompute), before2, before1, factors=factors)
+        for edge, (operation, (_, source)) in enumerate(zip(self.operations, self.genotype.edges, strict=True)):
+            if not isinstance(operation, Conv7x1And1x7):
+                continue
+            if source < 2:  # the library does not give the state, and has moved its running statistics already
+                preprocess, before = ((self.preprocess0, before2), (self.preprocess1, before1))[source]
+                with frozen_statistics(preprocess):
+                    state = preprocess(joined(before))
+            else:
+                state = joined(nodes[source - 2 : source - 1])
+            out = operation(state) if drop_path is None else operation(state) * drop_path[edge]
+            nodes = nodes.index_add(0, torch.tensor([edge // 2]), as_nodes(out))
         concat = [state - 2 for state in self.genotype.concat]
         return nodes if concat == list(range(len(nodes))) else nodes[concat]
 

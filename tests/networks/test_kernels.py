@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
+from pdarts_tune.networks.evaluation_network import Cell as EvaluationCell
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
-from pdarts_tune.networks.kernels.function import Settings, evaluate, evaluation_plan, joined
+from pdarts_tune.networks.kernels.function import joined
 from pdarts_tune.networks.supernet import Cell, Supernet
 from pdarts_tune.pdarts.genotype import GENOTYPE_OPERATIONS, CellGenotype, Genotype
+from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
 
 EXAMPLES = int(os.environ.get("KERNEL_EXAMPLES", "30"))  # fewer under a sanitizer
-DRAWN_OPERATIONS = tuple(name for name in GENOTYPE_OPERATIONS if name != "conv_7x1_1x7")  # it has no kernel
 
 
 def random_operations(rng: random.Random, share: float):
@@ -26,7 +27,7 @@ def random_operations(rng: random.Random, share: float):
 
 def random_genotype(rng: random.Random) -> CellGenotype:
     nodes = rng.choice((1, 4, 5))
-    edges = [(rng.choice(DRAWN_OPERATIONS), rng.randrange(2 + node)) for node in range(nodes) for _ in range(2)]
+    edges = [(rng.choice(GENOTYPE_OPERATIONS), rng.randrange(2 + node)) for node in range(nodes) for _ in range(2)]
     concat = sorted(rng.sample(range(2, 2 + nodes), rng.randint(1, nodes)))
     return CellGenotype(tuple(edges), tuple(concat))
 
@@ -117,8 +118,6 @@ def test_every_gradient_and_statistic_of_a_search_cell_equals_the_plain_one(
 def test_every_gradient_and_statistic_of_an_evaluation_cell_equals_the_plain_one(
     seed, channels, size, batch, reduction, reduction_before, training, drop_path, recompute
 ):
-    from pdarts_tune.networks.evaluation_network import Cell as EvaluationCell
-
     rng = random.Random(seed)
     torch.manual_seed(seed)
     half = (-(-size[0] // 2), -(-size[1] // 2)) if reduction else size
@@ -140,13 +139,29 @@ def test_every_gradient_and_statistic_of_an_evaluation_cell_equals_the_plain_one
     grad = torch.randn(batch, len(genotype.concat) * channels, *half, dtype=torch.float64)
     out = plain(joined(before2), joined(before1), None if factors is None else factors[..., None, None, None])
     expected = results_of(out, (before2, before1), plain, grad)
-    plan = evaluation_plan((kernels.preprocess0, kernels.preprocess1), list(kernels.operations), genotype, channels, reduction)
-    nodes = evaluate(plan, Settings(training, recompute), before2, before1, factors=factors)
-    nodes = nodes[[state - 2 for state in genotype.concat]]
+    kernels.recompute = recompute
+    nodes = kernels.by_kernels(before2, before1, None if factors is None else factors[..., None, None, None])
     actual = results_of(joined(nodes), (before2, before1), kernels, grad)
     for name in actual.keys() - expected.keys():  # what does not reach the output has no gradient, or zeros
         assert not actual.pop(name).any()
     assert_equal_results(expected, actual)
+
+
+def test_only_the_operation_without_a_kernel_is_a_module_in_a_published_cell(monkeypatch):
+    genotype = PUBLISHED["AMOEBANET_A"].genotype
+    config = NetworkConfig(4, 3, 5, 16, "cifar")
+    results = []
+    for evaluation in ("plain", "kernels"):
+        torch.manual_seed(0)
+        network = EvalNetwork(genotype, config).double()
+        network.evaluation = evaluation
+        network.set_drop_path(0.3)
+        network.drop_path_generator = torch.Generator().manual_seed(0)
+        if evaluation == "kernels":
+            monkeypatch.setattr(EvaluationCell, "forward", lambda *_: pytest.fail("a whole cell was evaluated by modules"))
+        torch.manual_seed(1)
+        results.append(train_step(network, torch.randn(3, 3, 16, 16).double(), torch.tensor([0, 1, 2])))
+    assert_equal_results(*results)
 
 
 def train_step(network, images, labels):

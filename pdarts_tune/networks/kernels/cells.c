@@ -112,14 +112,15 @@ static long row_of(const plan *p, long stride) { return ((stride == 2 ? p->c->in
 static const shape *find_shape(plan *p, long kernel, long dilation, long stride) {
     shape *s = p->shapes;
     for (; s->kernel; s++) if (s->kernel == kernel && s->dilation == dilation && s->stride == stride) return s;
-    s->kernel = kernel, s->dilation = dilation, s->stride = stride;
+    s->kernel = s->forward.kernel = kernel, s->dilation = s->forward.dilation = dilation, s->stride = stride;
+    if (stride == 1) s->back->kernel = kernel, s->back->dilation = dilation;
     const long reach = dilation * (kernel / 2), row = row_of(p, stride), back_row = row_of(p, 1);
     for (long i = 0; i < kernel; i++) for (long j = 0; j < kernel; j++)
         s->forward.at[s->forward.n++] = (i * dilation - reach) * row + (j * dilation - reach) * p->C;
     long used = 0;
     for (long q = 0; q < stride * stride; q++) {
         s->first[q] = used;
-        for (long i = 0; i < kernel; i++) for (long j = 0; j < kernel; j++) {
+        for (long i = kernel - 1; i >= 0; i--) for (long j = kernel - 1; j >= 0; j--) {
             const long y = q / stride + reach - i * dilation, x = q % stride + reach - j * dilation;
             if (y % stride || x % stride) continue;
             s->back[q].at[s->back[q].n++] = y / stride * back_row + x / stride * p->C;
@@ -148,11 +149,8 @@ static void plan_half(plan *p, half *h, const operation *op, int is_last, const 
         for (long j = 0; j < n; j++) for (long i = 0; i < P; i++)
             h->taps[j * P + i] = i < C ? h->depthwise[i * n + j] : h->taps[j * P + i - C];
         if (backward) {
-            h->back_taps = h->taps;
-            if (s->stride > 1) {
-                h->back_taps = numbers(p, n * P);
-                for (long j = 0; j < n; j++) memcpy(h->back_taps + j * P, h->taps + s->order[j] * P, P * sizeof(REAL));
-            }
+            h->back_taps = numbers(p, n * P);
+            for (long j = 0; j < n; j++) memcpy(h->back_taps + j * P, h->taps + s->order[j] * P, P * sizeof(REAL));
             h->sum_taps = filled(p, threads * n * P, 0);
         }
     } else
@@ -256,7 +254,8 @@ static void make_plan(plan *p, const cell *c, int backward) {
 
 static void plan_worker(worker *w, plan *p, long id) {
     const cell *c = p->c;
-    const long size = (c->height + 2 * BORDER) * row_of(p, 1), in_size = (c->in_height + 2 * BORDER) * row_of(p, c->stride);
+    const long behind = 8 * p->C; /* what outputs behind a row would read; their gradients are zero */
+    const long size = (c->height + 2 * BORDER) * row_of(p, 1) + behind, in_size = (c->in_height + 2 * BORDER) * row_of(p, c->stride) + behind;
     long in = p->C;
     for (long o = 0; o < c->operations; o++) in = MAX(in, last(p, o)->in);
     const long block = BLOCK + (FEW + MAX(c->width, c->in_width)) * in;
@@ -425,22 +424,20 @@ static void half_backward(worker *w, half *h, const REAL *s, const view *v, cons
         fetch(g + o + pixels * C, pixels * C), fetch(z + o + pixels * C, pixels * C); /* of the next rows */
         read_rows(w, h, s, v, y, y1);
         outer(w->dz, C, C, w->d, h->in, h->in, pixels, sum, in_rows);
-        if (h->shape && h->width >= 32)
-            for (long i = y; i < y1; i++)
-                product(w->dz + (i - y) * h->width * C, C, C, h->back, in_rows, inside + i * row, C, C, h->width);
-        else if (h->shape) { /* rows are too short for products */
-            product(w->dz, C, C, h->back, in_rows, w->of_d, C, C, pixels);
-            copy(w->of_d, h->width * C, 0, 0, 0, inside + y * row, row, y1 - y, h->width * C, p->P);
-        }
-        else if (v->of_x) {
+        if (h->shape) {
+            const long from = h->shape->stride * row_of(p, h->shape->stride);
+            if (h->width < 32) { /* rows are too short for products */
+                product(w->dz, C, C, h->back, in_rows, w->of_d, C, C, pixels);
+                copy(w->of_d, h->width * C, 0, 0, 0, inside + y * row, row, y1 - y, h->width * C, p->P);
+            } else
+                for (long i = y; i < y1; i++)
+                    product(w->dz + (i - y) * h->width * C, C, C, h->back, in_rows, inside + i * row, C, C, h->width);
+            weight_grad(&h->shape->forward, h->sum_taps + w->id * h->shape->forward.n * p->P, s + y * from, from,
+                        h->shape->stride * C, inside + y * row, row, C, y1 - y, h->width, C, p->P);
+        } else if (v->of_x) {
             product(w->dz, C, C, h->back, in_rows, w->of_d, h->in, h->in, pixels);
             scatter(v, y, y1, h->width, w->of_d, w->d, is_input);
         }
-    }
-    if (h->shape) {
-        const long stride = h->shape->stride, from = row_of(p, stride);
-        weight_grad(&h->shape->forward, h->sum_taps + w->id * h->shape->forward.n * p->P, s, stride * from, stride * C, inside, row,
-                    C, h->height, h->width, C, p->P);
     }
 }
 
@@ -567,7 +564,7 @@ static void add_terms(worker *w, const state *s) {
         const long node = c->op[o].node;
         int started = 0;
         REAL *d = c->nodes_out + (node * c->batch + n) * p->image, *bias = w->rows, *weights = w->rows + p->P;
-        taps k = {0, {0}};
+        taps k = {0};
         clear(bias, p->P);
         for (long e = 2; e < s->first; e++) started |= c->op[e].node == node;
         for (end = o; end < s->last && c->op[end].node == node; end++, k.n++) {
@@ -633,7 +630,7 @@ static void pools_backward(worker *w, const state *s, long n, REAL *d) {
         const shape *window = find_shape(p, 3, 1, S);
         const REAL *z = p->pools[kind] + n * p->image;
         REAL *g = w->g + corner, *weights = w->rows, *bias = w->rows + (c->operations + 1) * P;
-        taps k = {1, {0}}; /* of z, then of the nodes */
+        taps k = {1}; /* of z, then of the nodes */
         clear(weights, P), clear(bias, P);
         for (long o = s->first; o < s->last; o++) {
             if (c->op[o].kind != MAX_POOL + kind) continue;
@@ -708,7 +705,7 @@ static void backward_state(worker *w, const state *s) {
         }
         for (long o = s->first; o < s->last; o++) {
             if (c->op[o].kind != SKIP) continue;
-            const taps k = {1, {((intptr_t)grad_of(w, o, n) - (intptr_t)d) / (intptr_t)sizeof(REAL)}};
+            const taps k = {1, 0, 0, {((intptr_t)grad_of(w, o, n) - (intptr_t)d) / (intptr_t)sizeof(REAL)}};
             apply(&k, times(w, last(p, o)->a, factor_of(p, o, n)), 0, d, image, p->C, d, image, p->C, 1, s->height * s->width, p->C, p->P, 1);
         }
         pools_backward(w, s, n, d);

@@ -192,15 +192,19 @@ def search_plan(
 def evaluation_plan(
     preprocess: Sequence[nn.Module], operations: Sequence[nn.Module], genotype: CellGenotype, channels: int, reduction: bool
 ) -> Plan | None:
-    """The plan of an evaluation network's cell; None if an operation has no kernel or the output has a state before the nodes.
+    """The plan of an evaluation network's cell, without operations that have no kernel: the caller adds their outputs to the nodes.
 
-    Drop path factors have a row for each edge; identities are never dropped.
+    None if another edge reads such a node, or the output has a state before the nodes. Drop path factors have a row for each edge;
+    identities are never dropped.
     """
-    if min(genotype.concat) < 2 or any(isinstance(operation, Conv7x1And1x7) for operation in operations):
+    sources = {source for _, source in genotype.edges}
+    added = {2 + index // 2 for index, operation in enumerate(operations) if isinstance(operation, Conv7x1And1x7)}
+    if min(genotype.concat) < 2 or sources & added:
         return None
     edges = [
         Edge(source, index // 2, operation, factor=-1 if isinstance(operation, nn.Identity) else index)
         for index, (operation, (_, source)) in enumerate(zip(operations, genotype.edges, strict=True))
+        if not isinstance(operation, Conv7x1And1x7)
     ]
     return Plan(preprocess, edges, channels, genotype.num_nodes, 1 + reduction)
 

@@ -24,7 +24,7 @@ typedef REAL V __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_al
 typedef double D __attribute__((vector_size(8 * VECTOR / sizeof(REAL)), aligned(8), may_alias));
 typedef __typeof__((V){0} < (V){0}) I;  /* integers as wide as the numbers */
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 32")
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define UP(n) (((n) + L - 1) / L * L)
@@ -56,7 +56,8 @@ INLINE const REAL *at(const REAL *p, intptr_t away) { return (const REAL *)((int
 
 /* ------------------------------------------------------------------------------------------------ sums of shifted images */
 
-typedef struct { long n; intptr_t at[MOST]; } taps; /* how far away what is summed is */
+/* How far away what is summed is. Where a kernel is known, it is a square of pixels, row by row: the next ones are a pixel on. */
+typedef struct { long n, kernel, dilation; intptr_t at[MOST]; } taps;
 
 INLINE void tile(const int R, const int T, const taps *k, const REAL *w, long wrow, const REAL *bias,
                  const REAL *s, long srow, long sstep, REAL *d, long drow, long dstep, int add, long m) {
@@ -73,6 +74,22 @@ INLINE void tile(const int R, const int T, const taps *k, const REAL *w, long wr
     }
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int t = 0; t < T; t++)
         put(d + r * drow + t * dstep, a[r * T + t], m);
+}
+
+/* Eight outputs of a square kernel, G pixels apart: a pixel is loaded once for all taps of a row that read it. */
+INLINE void window(const int K, const int D, const int G, const taps *k, const REAL *w, long wrow, const REAL *bias,
+                   const REAL *s, long C, REAL *d, long dstep, int add) {
+    V a[8], x[5];
+    const V start = bias ? ld(bias) : (V){0};
+    UNROLL for (int t = 0; t < 8; t++) a[t] = add ? (V)(ld(d + t * dstep) + start) : start;
+    UNROLL for (int i = 0; i < K; i++) {
+        const REAL *p = at(s, k->at[i * K]);
+        UNROLL for (int j = 0; j < K; j++, w += wrow) x[j] = ld(w);
+        UNROLL for (int u = 0; u <= 7 * G + (K - 1) * D; u++, p += C)
+            UNROLL for (int j = 0; j < K; j++)
+                if (u >= j * D && (u - j * D) % G == 0 && (u - j * D) / G < 8) a[(u - j * D) / G] += ld(p) * x[j];
+    }
+    UNROLL for (int t = 0; t < 8; t++) st(d + t * dstep, a[t]);
 }
 
 /* d (+)= bias + the sum over taps of what is that far away from s, times a weight a channel. `w` has a row of P for each tap. */
@@ -97,6 +114,13 @@ static void apply(const taps *k, const REAL *w, const REAL *bias, const REAL *s,
         }
         for (int r = 0; r < R; r++, sy += srow, dy += drow) {
             long i = x;
+#define WINDOWS(K, D, G)                                                                                             \
+            if (k->kernel == K && k->dilation == D && ss == G * C)                                                    \
+                for (; i + 8 <= full; i += 8) for (long b = 0; b < whole; b += L)                                     \
+                    window(K, D, G, k, w + b, P, bias ? bias + b : 0, sy + i * ss + b, C, dy + i * ds + b, ds, add);
+            WINDOWS(3, 1, 1) WINDOWS(3, 1, 2) WINDOWS(3, 2, 1) WINDOWS(3, 2, 2)
+            WINDOWS(5, 1, 1) WINDOWS(5, 1, 2) WINDOWS(5, 2, 1) WINDOWS(5, 2, 2)
+#undef WINDOWS
             for (; i + 8 <= full; i += 8) for (long b = 0; b < whole; b += L) TILE(1, 8, i, b, L);
             if (i + 4 <= full) { for (long b = 0; b < whole; b += L) TILE(1, 4, i, b, L); i += 4; }
             for (; i < full; i++) for (long b = 0; b < whole; b += L) TILE(1, 1, i, b, L);
@@ -123,6 +147,28 @@ INLINE void weight_tile(const int G, const intptr_t *away, REAL *acc, long P, co
     UNROLL for (int i = 0; i < G; i++) st(acc + i * P, a[i]);
 }
 
+/* The same for the gradients of R rows of a square kernel, from four outputs at a time. */
+INLINE void weight_window(const int K, const int D, const int G, const int R, const intptr_t *away, REAL *acc, long P, const REAL *s,
+                          long srow, long C, const REAL *g, long grow, long gstep, long rows, long count) {
+    V a[10], v[4];
+    UNROLL for (int i = 0; i < R * K; i++) a[i] = ld(acc + i * P);
+    for (long y = 0; y < rows; y++) {
+        const REAL *p[3], *q = g + y * grow;
+        UNROLL for (int r = 0; r < R; r++) p[r] = at(s + y * srow, away[r * K]);
+        for (long x = 0; x < count; x += 4, q += 4 * gstep) {
+            UNROLL for (int t = 0; t < 4; t++) v[t] = ld(q + t * gstep);
+            UNROLL for (int r = 0; r < R; r++) {
+                const REAL *from = p[r];
+                UNROLL for (int u = 0; u <= 3 * G + (K - 1) * D; u++, from += C)
+                    UNROLL for (int j = 0; j < K; j++)
+                        if (u >= j * D && (u - j * D) % G == 0 && (u - j * D) / G < 4) a[r * K + j] += ld(from) * v[(u - j * D) / G];
+                p[r] += 4 * G * C;
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < R * K; i++) st(acc + i * P, a[i]);
+}
+
 /* The gradient of `apply`'s weights from that of its output: adds to `acc`, a row of P for each tap, an odd number squared.
    Eight pixels of zeros follow each row of g. */
 static void weight_grad(const taps *k, REAL *acc, const REAL *s, long srow, long sstep, const REAL *g, long grow, long gstep,
@@ -130,9 +176,16 @@ static void weight_grad(const taps *k, REAL *acc, const REAL *s, long srow, long
     const int flat = sstep == C && gstep == C;
     const long count = flat ? (pixels * C + P - 1) / P : pixels, ss = flat ? P : sstep, gs = flat ? P : gstep;
     for (long b = 0; b < (flat ? P : C); b += L) {
-        weight_tile(9, k->at, acc + b, P, s + b, srow, ss, g + b, grow, gs, rows, count);
-        for (long j = 9; j < k->n; j += 8)
-            weight_tile(8, k->at + j, acc + j * P + b, P, s + b, srow, ss, g + b, grow, gs, rows, count);
+        long j = 0;
+#define ROWS(K, D, G, R)                                                                                             \
+        for (; k->kernel == K && k->dilation == D && ss == G * C && j + R * K <= k->n; j += R * K)                   \
+            weight_window(K, D, G, R, k->at + j, acc + j * P + b, P, s + b, srow, C, g + b, grow, gs, rows, count);
+        ROWS(3, 1, 1, 3) ROWS(3, 1, 2, 3) ROWS(3, 2, 1, 3) ROWS(3, 2, 2, 3)
+        ROWS(5, 1, 1, 2) ROWS(5, 1, 2, 2) ROWS(5, 2, 1, 2) ROWS(5, 2, 2, 2)
+        ROWS(5, 1, 1, 1) ROWS(5, 1, 2, 1) ROWS(5, 2, 1, 1) ROWS(5, 2, 2, 1)
+#undef ROWS
+        if (j == 0) weight_tile(9, k->at, acc + b, P, s + b, srow, ss, g + b, grow, gs, rows, count), j = 9;
+        for (; j < k->n; j += 8) weight_tile(8, k->at + j, acc + j * P + b, P, s + b, srow, ss, g + b, grow, gs, rows, count);
     }
 }
 
