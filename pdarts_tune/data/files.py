@@ -210,6 +210,7 @@ def count_shared(train: FolderImages | UnpackedImages, test: FolderImages | Unpa
         return 0
     parts = [[_with_length(images.location(row)) for row in range(len(images.labels))] for images in (train, test)]
     parts = [[location for location in part if location[2]] for part in parts]
+    keys: list[list[object]]
     for key in (lambda _, __, length: length, _ending, _content):
         keys = [[key(*location) for location in part] for part in parts]
         shared = set.intersection(*map(set, keys))
@@ -226,11 +227,14 @@ def _with_length(location: Location) -> Location:
 
 def _ending(path: str, offset: int, length: int) -> bytes:
     tail = min(_TAIL, length)
-    return length.to_bytes(8) + read_range(path, offset + length - tail, tail)
+    return length.to_bytes(8) + _content(path, offset + length - tail, tail)
 
 
 def _content(path: str, offset: int, length: int) -> bytes:
-    return digest(read_range(path, offset, length))
+    try:
+        return digest(read_range(path, offset, length))
+    except ImageError:
+        return path.encode()  # an image that cannot be read equals no other
 
 
 def digest(data: bytes) -> bytes:

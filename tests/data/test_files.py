@@ -11,6 +11,7 @@ from images import check, encode, load, pixels, refuse, write_folders, write_ima
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.data import files
 from pdarts_tune.data.batches import Batches
+from pdarts_tune.data.decoding import ImageError
 from pdarts_tune.data.files import count_shared
 
 
@@ -241,6 +242,16 @@ def test_files_of_equal_length_and_ending_are_not_taken_for_the_same(tmp_path):
     content[100] ^= 1
     test.write_bytes(content)
     dataset = load(name, image_size=8)
+    assert count_shared(dataset.train.source, dataset.test.source) == 0
+
+
+def test_images_that_cannot_be_read_are_not_taken_for_the_same(tmp_path, monkeypatch):
+    dataset = load(write_folders(tmp_path / "set", form="BMP"), image_size=8)
+
+    def deny(path, offset, length):
+        raise ImageError("cannot be read (Permission denied)")
+
+    monkeypatch.setattr(files, "read_range", deny)
     assert count_shared(dataset.train.source, dataset.test.source) == 0
 
 
