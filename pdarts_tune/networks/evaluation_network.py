@@ -105,9 +105,9 @@ class Cell(nn.Module):
             if not isinstance(operation, Conv7x1And1x7):
                 continue
             if source < 2:  # the library does not give the state, and has moved its running statistics already
-                preprocess: nn.Module = self.preprocess1 if source else self.preprocess0
-                with frozen_statistics(preprocess):
-                    state = preprocess(joined(before1 if source else before2))
+                adapt: nn.Module = self.preprocess1 if source else self.preprocess0
+                with frozen_statistics(adapt):
+                    state = adapt(joined(before1 if source else before2))
             else:
                 state = joined(nodes[source - 2 : source - 1])
             out = operation(state) if drop_path is None else operation(state) * drop_path[edge]
