@@ -14,7 +14,7 @@ import math
 import statistics
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from itertools import count
@@ -156,9 +156,9 @@ class StudyState(Outcomes):
         return not self._waiting and not self.plan.study.adaptive
 
     @property
-    def can_grow(self) -> bool:
-        """Whether a trial that is under way can make others possible."""
-        return any(isinstance(trial, SearchTrial) for trial in self.under_way.values())
+    def is_exhausted(self) -> bool:
+        """Whether no trial waits, and none that is under way can make others possible."""
+        return not self._waiting and not any(isinstance(trial, SearchTrial) for trial in self.under_way.values())
 
     @property
     def most_evaluations(self) -> int:
@@ -172,14 +172,13 @@ class StudyState(Outcomes):
         """How many evaluations of the genotypes so far are completed."""
         return sum(map(self._is_evaluated, self.found))
 
-    def next_trial(self) -> Trial | None:
-        """The trial that should run next; it stays so until `start` is called or another is possible that comes before it."""
-        return self._waiting[0][-1] if self._waiting else None
-
-    def start(self) -> None:
-        """The next trial runs now."""
+    def take(self, fits: Callable[[Trial], bool] = lambda _: True) -> Trial | None:
+        """The trial that comes next, which runs from now on; None if there is none, or it does not fit now."""
+        if not self._waiting or not fits(self._waiting[0][-1]):
+            return None
         trial = heapq.heappop(self._waiting)[-1]
         self.under_way[trial.trial_id] = trial
+        return trial
 
     def end(self, trial_id: str) -> None:
         """A trial has ended, well or for good. Reads its rows and adds what has become possible."""

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import pickle
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -83,8 +82,6 @@ def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float)
 DIED = "the process of the trial died (killed, or its node was lost)"
 
 _PROBE, _PROBE_BYTES = ".probe", 2**20  # written after a failure: a full disk often has room for a few small files
-
-
 WAITING = 16  # trials that wait for room, at the least, on a cluster that grows for those that wait
 
 
@@ -167,19 +164,14 @@ class Queue(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self.display.keeping_errors():
-            while trial := self.state.next_trial():
+            while trial := self.state.take(self._has_room):
                 needed = self.sweep.need(trial)
-                resources = self.sweep.grants.resources(needed)
-                if not self._has_room(resources):
-                    return None
-                self.state.start()
-                self._live[trial.trial_id] = resources
-                spec = self.sweep.describe(trial, needed)
-                refusal = refuse_large(trial, self.sweep.storage)
+                self._live[trial.trial_id] = self.sweep.grants.resources(needed)
+                spec, refusal = self.sweep.describe(trial, needed), refuse_large(trial, self.sweep.storage)
                 if refusal is None:
                     return {"trial": spec}
                 self.display.finish(spec, refusal)
-            return None if self.state.can_grow else Searcher.FINISHED
+            return Searcher.FINISHED if self.state.is_exhausted else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the display is called after the trial's last row is written."""
@@ -187,14 +179,13 @@ class Queue(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the tables say what is left to do."""
 
-    def _has_room(self, request: Mapping[str, float]) -> bool:
+    def _has_room(self, trial: SearchTrial | EvalTrial) -> bool:
         live, running = self._live.values(), len(self.display.progress.running)
         if len(live) >= (self.sweep.settings.max_trials or math.inf):
             return False
-        total = ray.cluster_resources()
-        fits = all(
-            sum(other.get(name, 0.0) for other in live) + amount <= total.get(name.upper(), 0) for name, amount in request.items()
-        )
+        total, request = ray.cluster_resources(), self.sweep.grants.resources(self.sweep.need(trial))
+        taken = {name: sum(other.get(name, 0.0) for other in live) for name in request}
+        fits = all(taken[name] + amount <= total.get(name.upper(), 0) for name, amount in request.items())
         grows = self.sweep.settings.address is not None and len(live) - running < max(WAITING, running)
         return fits or grows or not live
 
@@ -302,11 +293,10 @@ class Sweep:
 
     def run_study(self, state: StudyState) -> int:
         """Runs what the tables lack and returns how many trials failed for good."""
-        first = state.next_trial()
-        assert first is not None
         done = {"searches": len(state.ended), "evaluations": state.evaluated}
         total = {"searches": len(state.searches), "evaluations": state.most_evaluations}
-        with Progress(total, done, self.slots(self.need(first)), state.table) as progress:
+        slots = self.slots(self.need(next(iter(state.searches.values()))))
+        with Progress(total, done, slots, state.table) as progress:
             queue = Queue(state, self, progress)
             self.run(run_trial, queue.display, search_alg=queue, num_samples=-1, reuse_actors=True)
         return progress.failed
@@ -352,11 +342,8 @@ def _tune_storage(storage: Storage) -> dict[str, Any]:
 
 
 def _forget_tune_state(storage: Storage) -> None:
-    if not storage.is_remote:
-        shutil.rmtree(storage.path / "ray", ignore_errors=True)
-        return
     filesystem, root = open_filesystem(storage.location)
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # it is not there, or a process of a killed study still writes to it
         filesystem.delete_dir(f"{root}/ray")
 
 

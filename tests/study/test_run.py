@@ -61,9 +61,9 @@ def test_a_study_is_not_done_before_its_last_evaluation_is(finished, status):
     assert state.is_done
     *_, last = state.found.values()
     make_planned_evaluation(folder, last, status)
-    assert StudyState(plan, folder).next_trial() == last
+    assert StudyState(plan, folder).take() == last
     folder.remove(f"evaluations/{last.trial_id}.parquet")
-    assert StudyState(plan, folder).next_trial() == last
+    assert StudyState(plan, folder).take() == last
 
 
 def test_the_genotypes_are_those_of_each_searchs_last_stage_at_its_variants_limits(finished):
@@ -93,8 +93,7 @@ def test_tables_are_read_once_and_then_the_rows_of_each_trial_that_ends(finished
     assert sorted(reads) == ["evaluations", "trials"]
     make_planned(results / "ready", plan)
     reads.clear()
-    while trial := state.next_trial():
-        state.start()
+    while trial := state.take():
         state.end(trial.trial_id)
     assert not reads
     assert not state.missing
@@ -116,9 +115,8 @@ def test_a_search_over_its_memory_limit_is_not_missing_but_one_out_of_memory_is(
 def run(state, folder, slots=2):
     """Runs a study as a sweep does, without Ray and training: returns the order in which trials start."""
     order, live = [], []
-    while live or state.next_trial():
-        while len(live) < slots and (trial := state.next_trial()):
-            state.start()
+    while not state.is_exhausted or live:
+        while len(live) < slots and (trial := state.take()):
             live.append(trial)
             order.append(trial.trial_id)
         trial = live.pop(0)
@@ -157,8 +155,7 @@ def test_a_study_killed_anywhere_goes_on_with_the_rest(tmp_path):
     plan = make_plan(STUDY, "smoke", seeds=2)
     whole = run(StudyState(plan, tmp_path / "whole"), tmp_path / "whole")
     state = StudyState(plan, tmp_path / "killed")
-    first = state.next_trial()
-    state.start()
+    first = state.take()
     make_trial(tmp_path / "killed", first.trial_id, first.variant, first.config, evaluation_seeds=())
     again = run(StudyState(plan, tmp_path / "killed"), tmp_path / "killed")
     assert sorted([*again, whole[0]]) == sorted(whole)
@@ -171,17 +168,16 @@ def test_a_genotype_that_two_searches_find_is_evaluated_once(tmp_path):
     state = StudyState(plan, tmp_path)
     assert state.most_evaluations == 4
     for trial in plan.searches():
-        assert state.next_trial() == trial
-        state.start()
+        assert state.take(lambda _: False) is None
+        assert state.take() == trial
         make_trial(tmp_path, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
     genotypes = read_rows(tmp_path, "genotypes", "one-seed0")
     write_rows(tmp_path, "genotypes", "other-seed0", [row | {"trial_id": "other-seed0"} for row in genotypes])
     state.end("one-seed0")
-    first = state.next_trial()
-    state.start()
+    first = state.take()
     state.end("other-seed0")
     assert (len(state.found), state.most_evaluations) == (2, 2)
-    assert state.next_trial() == replace(first, trial_id=first.trial_id[:-1] + "1", config=replace(first.config, seed=1))
+    assert state.take() == replace(first, trial_id=first.trial_id[:-1] + "1", config=replace(first.config, seed=1))
 
 
 def test_the_table_of_variants_has_what_is_there_and_what_is_planned(finished):
