@@ -1,12 +1,14 @@
 """Command lines from dataclasses, through Tyro. A wrong command line gives one line on stderr and exit code 2."""
 
 import copy
+import errno
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -15,6 +17,8 @@ import tyro
 from pdarts_tune.config.serialize import ConfigError
 
 Settings = TypeVar("Settings")
+
+NOBODY_READS = 141  # the exit code that a shell reports of a process that SIGPIPE ended
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = "╭╮╰╯│─- "  # of a box; some terminals have only spaces and -
@@ -30,6 +34,8 @@ def parse(kind: type[Settings], arguments: Sequence[str] | None = None, *, prog:
     Raises:
         SystemExit: with code 2 after one line on stderr, if an option is unknown, missing or has a value of another type.
     """
+    if arguments is None:
+        _prepare_process()
     messages = io.StringIO()
     try:
         with redirect_stderr(messages):
@@ -40,6 +46,42 @@ def parse(kind: type[Settings], arguments: Sequence[str] | None = None, *, prog:
         raise
     sys.stderr.write(messages.getvalue())
     return settings
+
+
+class _Output(io.FileIO):
+    """Standard output or standard error, which may lose its reader: `| head` ends, a terminal closes. Then the process ends."""
+
+    goes_on = False  # in place of ending, the process goes on and prints to nobody
+
+    def write(self, data: Any) -> Any:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if not _Output.goes_on:
+                if error.errno in (errno.EPIPE, errno.EIO):
+                    os._exit(NOBODY_READS)
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # the report's process prints there too
+            with suppress(OSError):
+                os.write(2, f"warning: the output cannot be printed ({error.strerror}); the work goes on without it\n".encode())
+            return len(data)
+
+
+def outlive_reader() -> None:
+    """Work that takes long goes on when nobody reads its output any more."""
+    _Output.goes_on = True
+
+
+def _prepare_process() -> None:
+    """Output replaces characters that its encoding lacks and ends quietly with its reader. Figures need no display."""
+    os.environ["MPLBACKEND"] = "agg"  # not a notebook's, which need not be installed here
+    for name, errors in (("stdout", "replace"), ("stderr", "backslashreplace")):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):  # else somebody captures it
+            raw = _Output(stream.fileno(), "w", closefd=False)
+            buffer: Any = raw if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(raw)
+            lines = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, errors, **lines))
 
 
 def first_paragraph(boxed: str) -> str:

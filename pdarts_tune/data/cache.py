@@ -12,9 +12,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
 from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.results.storage import hold_lock
 
 DATA_VARIABLE = "PDARTS_TUNE_DATA"
 DEFAULT_DATA_FOLDER = "~/.cache/pdarts_tune/data"
@@ -40,7 +39,7 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
         return path
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{key}.lock"):
+        with hold_lock(cache / f".{key}.lock"):
             if not path.is_dir():
                 unfinished = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=cache))
                 try:

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from pdarts_tune.config.evaluation import EvalConfig
@@ -38,6 +37,7 @@ from pdarts_tune.data.layouts import Source, open_folders, open_parquet
 from pdarts_tune.data.normalisation import IMAGENET_MOMENTS, Moments, check_moments, pixel_moments, sample_moments
 from pdarts_tune.data.splits import Part, first_of_each_class, stratified_order
 from pdarts_tune.data.streaming import StreamedSet
+from pdarts_tune.results.storage import hold_lock
 
 KNOWN = (
     "digits, cifar10, cifar100, imagenet, folder:PATH (holds train/ and val/), parquet:PATH (holds train.parquet and test.parquet)"
@@ -245,7 +245,7 @@ def _download(name: str, reader: Any, folder: Path) -> None:
     timeout = socket.getdefaulttimeout()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):  # one process downloads, the others wait
+        with hold_lock(folder / f".{name}.lock"):  # one process downloads, the others wait
             socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
             reader(str(folder), download=True)
     except (OSError, RuntimeError) as error:

@@ -8,9 +8,13 @@ a role), so that neither tables nor configurations can hold them. Every process 
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import secrets
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -153,6 +157,38 @@ def open_filesystem(location: str) -> tuple[Any, str]:
         return fs.PyFileSystem(handler), fsspec.core.strip_protocol(location)
     except (ValueError, ImportError, OSError, ArrowException) as error:
         raise ConfigError(f"results: cannot open {location}: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def hold_lock(location: Path | str, timeout: float = -1) -> Iterator[None]:
+    """Holds a lock file, which the system frees with the process.
+
+    An object store has no locks, nor have some network file systems. There it holds off processes of the same user on the same
+    machine alone.
+
+    Args:
+        timeout: seconds to wait for another process; -1: for ever.
+
+    Raises:
+        filelock.Timeout: another process still holds it.
+    """
+    from filelock import FileLock  # imports asyncio, which --help does not need
+
+    name = hashlib.sha256(str(location).encode()).hexdigest()[:16]
+    local = FileLock(Path(tempfile.gettempdir()) / f"pdarts_tune-{os.getuid()}-{name}.lock", timeout)
+    lock = local if is_remote(location) else FileLock(location, timeout, fallback_to_soft=False)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        lock = local
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write_file(path: Path, content: bytes | memoryview) -> None:

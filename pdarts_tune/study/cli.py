@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from pdarts_tune.config.command_line import parse
+from pdarts_tune.config.command_line import NOBODY_READS, outlive_reader, parse
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.methods import Given
 from pdarts_tune.config.search import DEFAULT_EXECUTION
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pdarts_tune.study.run import Outcomes
 
 SHOWN = 8  # trials that a line names
-NOBODY_READS = 141  # as a shell reports a process that SIGPIPE ended
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,6 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     except ClusterLostError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:
-        if not (settings.dry_run or settings.print_config):
-            raise  # a running study has other pipes than its output
-        # The reader of the output, such as `head`, has ended. The rest of the buffer must not fail once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(NOBODY_READS)
     except OSError as error:
         explanation = explain_storage_error(error)
         if explanation is None:
@@ -190,34 +183,25 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         folder.remove(COMPLETED)
         folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
 
-        from pdarts_tune.study.mlflow_mirror import Mirror, TrackingError, default_tracking_uri
+        from pdarts_tune.study.mlflow_mirror import Mirror, default_tracking_uri
         from pdarts_tune.study.run import Outcomes, run_missing
 
-        uri = settings.tracking_uri or default_tracking_uri(settings.results)
-        mirror = Mirror(folder, uri)
-        try:
-            with mirror.updating():
-                failed = of_trials = run_missing(plan, settings, folder, signals)
-        except KeyboardInterrupt:
-            with suppress(TrackingError):
-                mirror.update()
-            raise
+        mirror = Mirror(folder, settings.tracking_uri or default_tracking_uri(settings.results))
+        outlive_reader()
+        with mirror.updating():
+            failed = run_missing(plan, settings, folder, signals)
         outcomes = Outcomes(folder)
         outcomes.forget_checkpoints()
+        if not failed:  # the tables are complete, whatever becomes of the report, of MLflow and of the lines below
+            _complete(outcomes, definition)
         for line in outcomes.image_warnings:
             print(f"warning: {line}", file=sys.stderr)
+        report = f"python {plan.study.report or 'analysis/report.py'} --results {shlex.quote(settings.results)}"
         if plan.study.report and not _report(plan.study.report, folder):
-            failed += 1
-        try:
-            mirror.update_patiently()  # after the report, which it shows
-        except TrackingError as error:
-            print(f"warning: {error}; the tables are complete, the same command brings MLflow up to date", file=sys.stderr)
-            failed += 1
+            print(f"warning: there is no report, for the reason above; {report} tries again", file=sys.stderr)
+        mirror.finish()  # after the report, which it shows
         print(f"\ntables   {settings.results}/{plan.study.name}/*/*.parquet")
-        if plan.study.report:
-            print(f"report   {settings.results}/{plan.study.name}/report/")
-        else:
-            print(f"report   python analysis/report.py --results {settings.results}")
+        print(f"report   {settings.results}/{plan.study.name}/report/" if plan.study.report else f"report   {report}")
         print("compare  " + "\n         ".join(mirror.links()))
         size, files = folder.used()
         print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
@@ -227,11 +211,8 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         if beyond:
             print(f"memory   {len(beyond)} searches would take more than memory_limit: {', '.join(beyond)}")
         if failed:
-            places = [f"the table {table}" for table in outcomes.failed_tables] if of_trials else []
-            places += ["the lines above"] if failed > of_trials else []
-            print(f"failed   {failed} (the reasons are in {' and '.join(places)}; the same command tries again)")
-        else:
-            _complete(outcomes, definition)
+            places = " and ".join(f"the table {table}" for table in outcomes.failed_tables)
+            print(f"failed   {failed} (the reasons are in {places}; the same command tries again)")
     return failed
 
 
@@ -330,13 +311,16 @@ def _merge_definition(plan: Plan, settings: Arguments) -> dict[str, Any]:
 def _report(script: Path, folder: Storage) -> bool:
     """Runs the report script on the tables, or on a copy of them if they are in an object store. Returns whether it succeeds."""
     print(flush=True)
-    if not folder.is_remote:
-        return subprocess.run([sys.executable, script, "--results", folder.path.parent], check=False).returncode == 0
     with tempfile.TemporaryDirectory() as name:
-        copy = Path(name) / folder.name
-        for part in ("", "trials", "epochs", "alphas", "genotypes", "evaluations"):
-            folder.copy_down(part, copy / part)
-        process = subprocess.run([sys.executable, script, "--results", name], check=False)
-        for path in sorted((copy / "report").glob("*.*")):
-            folder.write(f"report/{path.name}", path.read_bytes())
-    return process.returncode == 0
+        results = Path(name) if folder.is_remote else folder.path.parent
+        copy = results / folder.name
+        if folder.is_remote:
+            for part in ("", "trials", "epochs", "alphas", "genotypes", "evaluations"):
+                folder.copy_down(part, copy / part)
+        # PYTHONSAFEPATH would hide what lies beside the script.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+        code = subprocess.run([sys.executable, script, "--results", results], env=environment, check=False).returncode
+        if folder.is_remote:
+            for path in sorted((copy / "report").glob("*.*")):
+                folder.write(f"report/{path.name}", path.read_bytes())
+    return code in (0, NOBODY_READS)  # a script prints after it has written

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 from pdarts_tune.config.serialize import ConfigError
-from pdarts_tune.results.storage import Storage
+from pdarts_tune.results.storage import Storage, hold_lock
 
 STOPPED = 130  # the exit code of a study that Ctrl-C or SIGTERM ended
 _OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG)
@@ -27,30 +24,21 @@ class ClusterLostError(RuntimeError):
 def exclusive(storage: Storage) -> Iterator[None]:
     """Holds a study's folder against a second driver, which would run every trial twice. The system frees it with the process.
 
-    An object store has no locks. There it holds off drivers of the same user on the same machine alone.
-
     Raises:
         ConfigError: another process holds it, or the folder cannot be written.
     """
-    from filelock import FileLock, Timeout  # imports asyncio, which --help does not need
+    from filelock import Timeout  # imports asyncio, which --help does not need
 
-    if storage.is_remote:
-        name = hashlib.sha256(storage.location.encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"pdarts_tune-{os.getuid()}-{name}.lock"
-    else:
-        path = storage.path / ".lock"
-    lock = FileLock(path, timeout=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(f"{storage}: another process is running this study here; wait for it or name another folder") from None
-    except OSError as error:
-        raise ConfigError(f"results: {path.parent} cannot be written ({error.strerror})") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(f"{storage}/.lock", timeout=0))
+        except Timeout:
+            raise ConfigError(
+                f"{storage}: another process is running this study here; wait for it or name another folder"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"results: {storage} cannot be written ({error.strerror})") from None
         yield
-    finally:
-        lock.release()
 
 
 class Signals:

@@ -1,45 +1,47 @@
 """The MLflow mirror: a copy of a study's tables, for looking and comparing.
 
-A study is an experiment, and each of its trials is one run. The tables are the truth: a run follows from its trial's rows alone,
-and a run whose rows have changed is replaced as a whole. A run has the stamp of its rows as a tag, which is set last. So an update
-touches only what has changed, and whatever dies during an update, the next one completes it.
+A study is an experiment, and each of its trials is one run. The tables are the truth: a run follows from its trial's rows alone.
+New rows are added to a run, and a run is replaced where rows that it has are others now. Its tags, which are set last, say what it
+has. So an update touches only what has changed, and whatever dies during an update, the next one completes it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import secrets
+import shlex
 import shutil
+import sqlite3
 import sys
 import tempfile
 import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.storage import Storage, is_remote
+from pdarts_tune.results.storage import Storage, hold_lock, is_remote
 from pdarts_tune.results.tables import final_genotype, read_rows, read_study
 
 Row = Mapping[str, Any]
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 FOLDER, TRIAL, STAMP = "pdarts_tune.folder", "pdarts_tune.trial_id", "pdarts_tune.stamp"  # tags
-STATUS, GENOTYPE, EPOCHS = "pdarts_tune.status", "pdarts_tune.genotype_id", "pdarts_tune.epochs"
+STATUS, ERROR = "pdarts_tune.status", "pdarts_tune.error"
+GENOTYPE, LOGGED = "pdarts_tune.genotype_id", "pdarts_tune.logged"
 PARAMETERS = ("variant", "seed", "method")  # of every run; further ones are the settings that differ within the study
 FIGURES = (
     "error_percent",
@@ -58,21 +60,39 @@ _CURVES = [  # without counts of operations other than the skip-connect, which w
     for name in SCHEMAS["epochs"].names
     if name not in ("trial_id", "epoch", "phase", "finished") and ("skip" in name or not name.endswith("_count"))
 ]
-_EVALUATION_COLUMNS = ("trial_id", "genotype_id", "data", "recipe_id", "status", "accuracy", "started")
-_BATCH = 1000  # MLflow's limit of metrics a call, and of runs a page
+_EVALUATION_COLUMNS = ("trial_id", "genotype_id", "data", "recipe_id", "status", "accuracy", "started", "finished")
+_PAGE = 1000  # runs; MLflow's limit
 _DESCRIPTION = 20_000  # MLflow's limit in characters
-_GROWTH = 1.5  # the epochs of a running trial must grow by this factor before its run is replaced
+_LASTING = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class TrackingError(RuntimeError):
-    """MLflow cannot be reached, or refuses. The message is one line."""
+    """MLflow cannot be reached, or refuses. The message is one line. `lasts`: it will refuse again."""
+
+    lasts = False
+
+
+def sqlite_uri(file: Path) -> str:
+    """The address of a sqlite database. Characters with a meaning in addresses, such as ? and %, are quoted.
+
+    Raises:
+        ConfigError: the installed SQLAlchemy is too old to quote them.
+    """
+    from sqlalchemy import URL, make_url
+
+    uri = str(URL.create("sqlite", database=str(file)))
+    if str(file) not in uri:  # MLflow would make a folder with the quoted name, were the driver not named
+        uri = uri.replace("sqlite:", "sqlite+pysqlite:", 1)
+    if make_url(uri).database != str(file):
+        raise ConfigError(f"results: {file} has a character that SQLAlchemy can quote from release 2.1 on; take another folder")
+    return uri
 
 
 def default_tracking_uri(results: Path | str) -> str:
     """A sqlite file in the results folder. Raises ConfigError for an object store, where no database can be."""
     if is_remote(results):
         raise ConfigError(f"tracking_uri: must be given with results in {results}, such as http://HOST:5000 of an MLflow server")
-    return f"sqlite:///{Path(results).resolve() / 'mlflow.db'}"
+    return sqlite_uri(Path(results).resolve() / "mlflow.db")
 
 
 def chosen_epoch(trial: Row, epochs: Sequence[Row]) -> Row | None:
@@ -125,28 +145,38 @@ class _Run:
     status: str  # RUNNING, FINISHED, FAILED or KILLED
     tags: Mapping[str, str]
     params: Mapping[str, str]
+    metrics: Mapping[str, float]  # the last value of each
 
 
 class _Client:
     """An MlflowClient that raises TrackingError, and is otherwise silent."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, file: str | None) -> None:
         self._uri = uri
         # MLflow's own 7 retries with doubling pauses would take minutes; a training cluster need not reach the internet.
         quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
         for name, value in (quick | {"MLFLOW_DISABLE_TELEMETRY": "1", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1"}).items():
             os.environ.setdefault(name, value)
-        self._client = self._call(self._open)
+        self._client = self._call(self._open, file)
 
     def __getattr__(self, name: str) -> Any:
         return partial(self._call, getattr(self._client, name))
 
-    def _open(self) -> Any:
+    def _open(self, file: str | None) -> Any:
+        if file:  # MLflow would try for two minutes to open what is no database, or cannot be written
+            with closing(sqlite3.connect(file, timeout=20.0)) as connection:
+                connection.execute("begin immediate")
         from mlflow import MlflowClient
 
         for logger in ("mlflow", "alembic"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         return MlflowClient(self._uri)
+
+    def delete_for_good(self, run_id: str) -> None:
+        """A server allows to delete a run so that it can be restored, and no more."""
+        self.delete_run(run_id)
+        if hasattr(self._client._tracking_client.store, "_hard_delete_run"):  # what `mlflow gc` calls
+            self._call(self._client._tracking_client.store._hard_delete_run, run_id)
 
     def _call(self, method: Any, *arguments: Any, **keywords: Any) -> Any:
         # MLflow calls what SQLAlchemy has deprecated. The filter stays: putting it back is not safe between threads.
@@ -154,9 +184,14 @@ class _Client:
         try:
             return method(*arguments, **keywords)
         except Exception as error:  # MLflow's own, SQLAlchemy's, a driver's, the file system's: no common type
-            line = " ".join(str(error).split())
-            reason = "no answer" if "Max retries exceeded" in line else f"{type(error).__name__}: {line[:300]}"
-            raise TrackingError(f"MLflow at {re.sub('//[^/@]*@', '//***@', self._uri)}: {reason}") from error
+            line = re.sub(r" \[SQL: .*| \(Background on .*", "", " ".join(str(error).split()))[:300]
+            reason = "no answer" if "Max retries exceeded" in line else f"{type(error).__name__}: {line}"
+            raised = TrackingError(f"MLflow at {re.sub('//[^/@]*@', '//***@', self._uri)}: {reason}")
+            code = getattr(error, "get_http_status_code", int)()
+            raised.lasts = (400 <= code < 500 and code not in (408, 429)) or getattr(error, "errno", None) in _LASTING
+            if self._uri.startswith("sqlite"):
+                raised.lasts = "is locked" not in line
+            raise raised from error
 
 
 class Mirror:
@@ -172,25 +207,32 @@ class Mirror:
         if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://.", tracking_uri):
             kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
             raise ConfigError(f"tracking_uri: {tracking_uri!r} is wrong, it must start with one of {kinds}")
+        from sqlalchemy import make_url
+
         self._folder, self._uri = Storage(study_dir), tracking_uri
         self._runs: dict[str, _Run] | None = None  # by trial id; None: read them from MLflow
         # Files beside the default database have addresses relative to the results folder, which may be moved with both.
         self._relative = not self._folder.is_remote and tracking_uri == default_tracking_uri(self._folder.path.parent)
-        file = tracking_uri.removeprefix("sqlite:///")
+        file = make_url(tracking_uri).database if tracking_uri.startswith("sqlite") else None
         try:  # MLflow cannot make a database from several processes at once
-            with FileLock(f"{file}.lock") if file != tracking_uri else nullcontext():
-                self._client = _Client(tracking_uri)
+            with hold_lock(Path(f"{file}.lock")) if file else nullcontext():
+                self._client = _Client(tracking_uri, file)
                 self._folder_id = _folder_id(self._folder)
                 self._experiment = self._open_experiment()
         except (TrackingError, OSError) as error:
-            raise ConfigError(f"tracking_uri: {error}") from None
+            advice = ""
+            if self._relative and re.search("not a database|malformed|schema|revision|no such", str(error)):
+                advice = f"; {file} is a mirror of the tables: delete it, and the same command makes it anew"
+            elif file and "is locked" in str(error):
+                advice = "; on a file system without locks, as some NFS, give --tracking-uri sqlite:////FOLDER/mlflow.db elsewhere"
+            raise ConfigError(f"tracking_uri: {error}{advice}") from None
 
     def links(self) -> list[str]:
         """What shows the study to a person: the command of MLflow's page, and the addresses of its table and charts."""
         lines, server = [], self._uri.rstrip("/")
         if not self._uri.startswith("http"):
-            files = f" --artifacts-destination {self._folder.path.parent.resolve()}" if self._relative else ""
-            lines, server = [f"mlflow ui --backend-store-uri {self._uri}{files}"], "http://127.0.0.1:5000"
+            files = ["--artifacts-destination", _address(self._folder.path.parent.resolve())] if self._relative else []
+            lines, server = [shlex.join(["mlflow", "ui", "--backend-store-uri", self._uri, *files])], "http://127.0.0.1:5000"
         page = f"{server}/#/experiments/{self._experiment}/runs?workflowType=machine_learning"
         return [
             *lines,
@@ -209,7 +251,7 @@ class Mirror:
             TrackingError: MLflow cannot be reached or refuses.
             ConfigError: a table cannot be read; the message names it.
         """
-        stamps = self._stamps()
+        stamps = {table: self._folder.stamps(table) for table in (*_TABLES, "evaluations", "report")}
         whole = _digest(live, stamps)
         try:
             if self._client.get_experiment(self._experiment).tags.get(STAMP) == whole:
@@ -222,28 +264,31 @@ class Mirror:
             self._runs = None  # a call may have worked although its answer was lost
             raise
 
-    def _stamps(self) -> dict[str, dict[str, str]]:
-        return {table: self._folder.stamps(table) for table in (*_TABLES, "evaluations", "report")}
+    def finish(self, patience: float = 120.0) -> bool:
+        """The update at a study's end. Tries again for `patience` seconds while MLflow does not answer; once where it refuses.
 
-    def update_patiently(self, patience: float = 120.0) -> None:
-        """The same at a study's end. Tries again for `patience` seconds while MLflow does not answer."""
-        end: float | None = None
+        Trouble is one warning on stderr. Returns whether the experiment is up to date.
+        """
+        begun, warned = time.monotonic(), False
         while True:
             try:
-                return self.update()
-            except TrackingError as error:
-                if end is None:
-                    end = time.monotonic() + patience
+                self.update()
+                return True
+            except (TrackingError, ConfigError, OSError) as error:
+                if warned and (getattr(error, "lasts", True) or time.monotonic() > begun + patience):
+                    print(f"warning: {error}; the tables are complete, the same command brings MLflow up to date", file=sys.stderr)
+                    return False
+                if not warned:
                     _warn(error)
-                if time.monotonic() > end:
-                    raise
+                warned = True
                 time.sleep(min(2.0, patience / 10))
 
     @contextmanager
     def updating(self, interval: float = 10.0) -> Iterator[None]:
         """Updates from a thread while the context lasts, at most every `interval` seconds and a tenth of the time.
 
-        Trouble is one warning on stderr each time it starts. An update after the context makes up for what is missing.
+        Trouble is one warning on stderr each time it starts. An update after the context makes up for what is missing. Where the
+        context is stopped (Ctrl-C), that is done here.
         """
         ended = threading.Event()
 
@@ -254,7 +299,7 @@ class Mirror:
                 try:
                     self.update(live=True, ended=ended)
                     warned, pause = False, max(interval, 10 * (time.monotonic() - begun))
-                except (TrackingError, ConfigError) as error:
+                except (TrackingError, ConfigError, OSError) as error:
                     if not warned:
                         _warn(error)
                     warned, pause = True, interval
@@ -263,12 +308,20 @@ class Mirror:
         thread.start()
         try:
             yield
+        except KeyboardInterrupt:
+            ended.set()
+            thread.join()
+            with suppress(TrackingError):
+                self.update()
+            raise
         finally:
             ended.set()
             thread.join()
 
     def _update_runs(self, stamps: Mapping[str, Mapping[str, str]], live: bool, ended: threading.Event | None) -> list[str]:
-        """Replaces the runs whose rows have changed. Returns the settings that differ within the study."""
+        """Brings the runs whose rows have changed up to date. Returns the settings that differ within the study."""
+        from mlflow.entities import Param
+
         evaluations: dict[str, list[Any]] = defaultdict(list)
         for row in read_study(self._folder, "evaluations", _EVALUATION_COLUMNS).to_pandas().to_dict("records"):
             evaluations[row["genotype_id"]].append(row)
@@ -286,77 +339,82 @@ class Mirror:
         for row in trials:
             if ended is not None and ended.is_set():
                 break
-            trial_id, setting = row["trial_id"], settings[row["trial_id"]]
-            params = {name: str(row[name]) for name in PARAMETERS} | {name: setting[name] for name in swept if name in setting}
-            run = runs.get(trial_id)
+            trial_id, setting, run = row["trial_id"], settings[row["trial_id"]], runs.get(row["trial_id"])
             if run is None or run.tags.get(STAMP) != stamp_of(trial_id, run.tags.get(GENOTYPE, "")):
                 rows = [read_rows(self._folder, table, trial_id) for table in _TABLES]
-                if live and run and (run.status, rows[0][0]["status"]) == ("RUNNING", "running"):
-                    logged = int(run.tags.get(EPOCHS, -1))
-                    if len(rows[1]) <= _GROWTH * logged:
-                        continue
-                run = runs[trial_id] = self._replace(run, rows, evaluations, params, partial(stamp_of, trial_id))
-            elif params.keys() - run.params.keys():
-                self._log(run, [], params)
+                genotype = final_genotype(rows[0][0], rows[2])
+                genotype_id = genotype["genotype_id"] if genotype else ""
+                stamp = stamp_of(trial_id, genotype_id)
+                run = runs[trial_id] = self._log(run, rows, genotype, evaluations.get(genotype_id, ()), stamp)
+            params = {name: str(row[name]) for name in PARAMETERS} | {name: setting[name] for name in swept if name in setting}
+            if new := [Param(name, value) for name, value in params.items() if name not in run.params]:
+                self._client.log_batch(run.run_id, params=new)
+                run.params = params
             over = "RUNNING" if live else "KILLED"  # what MLflow calls a run without an end that was stopped
             if run.status in ("RUNNING", "KILLED") and run.status != over:
                 self._client.update_run(run.run_id, over)
                 run.status = over
         return swept
 
-    def _replace(
-        self,
-        before: _Run | None,
-        rows: Sequence[Sequence[Row]],
-        evaluations: Mapping[str, Sequence[Row]],
-        params: Mapping[str, str],
-        stamp_of: Callable[[str], str],
+    def _log(
+        self, run: _Run | None, rows: Sequence[Sequence[Row]], final: Row | None, evaluations: Sequence[Row], stamp: str
     ) -> _Run:
-        """Logs a trial's run from its rows in `_TABLES`, and deletes the one before."""
-        from mlflow.entities import Metric
+        """Logs what a trial's run lacks of the rows in `_TABLES`. Makes it anew where there is none, or where rows have changed."""
+        from mlflow.entities import Metric, RunTag
 
         (trial,), epochs, genotypes = rows
-        final = final_genotype(trial, genotypes)
-        genotype_id = final["genotype_id"] if final else ""
-        started, *ended = (round(trial[name].timestamp() * 1000) for name in ("started", "finished") if trial[name])
-        tags = {FOLDER: self._folder_id, TRIAL: trial["trial_id"], STATUS: trial["status"]}
-        tags |= {GENOTYPE: genotype_id, EPOCHS: str(len(epochs))}
-        tags |= {"pdarts_tune.error": trial["error"][:1000]} if trial["error"] else {}
-        tags |= {"mlflow.source.git.commit": trial["commit"]} if trial["commit"] not in (None, "unknown") else {}
-        if before is not None:
-            self._delete(before.run_id)
-        created = self._client.create_run(self._experiment, started, tags, trial["trial_id"])
-        run = _Run(created.info.run_id, "RUNNING", tags | {STAMP: stamp_of(genotype_id)}, {})
-        figures = trial_figures(trial, epochs, genotypes, evaluations.get(genotype_id, ()))
-        metrics = [Metric(name, value, max(started, *ended), 0) for name, value in figures.items()]
-        for step, row in enumerate(sorted(epochs, key=lambda row: (row["stage"], row["epoch"]))):
-            now = round(row["finished"].timestamp() * 1000)
-            metrics += [Metric(f"epoch/{name}", float(row[name]), now, step) for name in _CURVES if row[name] is not None]
-        self._log(run, metrics, params)
-        if final is not None:
-            self._log_files(run.run_id, trial["trial_id"], final["genotype"])
+        figures = trial_figures(trial, epochs, genotypes, evaluations)
+        started, *finished = (_milliseconds(trial[name]) for name in ("started", "finished") if trial[name])
+        now = max([started, *finished, *(_milliseconds(row["finished"]) for row in evaluations if row["status"] == "completed")])
+        points = [
+            (f"epoch/{name}", float(row[name]), _milliseconds(row["finished"]), step)
+            for step, row in enumerate(sorted(epochs, key=lambda row: (row["stage"], row["epoch"])))
+            for name in _CURVES
+            if row[name] is not None
+        ]
+        if run is not None:
+            count, _, rest = run.tags.get(LOGGED, "").partition(" ")
+            before, _, digest = rest.partition(" ")
+            known = {name: value for name, value in run.metrics.items() if not name.startswith("epoch/")}
+            kept = digest == _digest(points[: int(count or 0)]) and known.keys() <= figures.keys()
+            if not kept or (int(before) >= now and known.items() - figures.items()):
+                self._delete(run.run_id)
+                run = None
+            else:
+                figures = dict(figures.items() - known.items())
+        if run is None:
+            created = self._client.create_run(
+                self._experiment, started, {FOLDER: self._folder_id, TRIAL: trial["trial_id"]}, trial["trial_id"]
+            )
+            run, count = _Run(created.info.run_id, "RUNNING", {}, {}, {}), "0"
+        metrics = [*((name, value, now, 0) for name, value in figures.items()), *points[int(count) :]]
+        if metrics:
+            self._client.log_batch(run.run_id, [Metric(*point) for point in metrics])
+        if final is not None and run.tags.get(GENOTYPE) != final["genotype_id"]:
+            self._log_cells(run.run_id, trial["trial_id"], final["genotype"])
         if trial["status"] != "running":
             run.status = "FINISHED" if trial["status"] == "completed" else "FAILED"
-            self._client.set_terminated(run.run_id, run.status, *ended)
-        self._client.set_tag(run.run_id, STAMP, run.tags[STAMP])
+            self._client.set_terminated(run.run_id, run.status, *finished)
+        elif run.status not in ("RUNNING", "KILLED"):
+            run.status = "KILLED"  # goes on, or was stopped: the caller says which
+        tags = {STATUS: trial["status"], LOGGED: f"{len(points)} {now} {_digest(points)}"}
+        tags |= {GENOTYPE: final["genotype_id"], "mlflow.note.content": f"`{final['genotype']}`"} if final else {}
+        tags |= {ERROR: (trial["error"] or "")[:1000]} if trial["error"] or ERROR in run.tags else {}
+        tags |= {"mlflow.source.git.commit": trial["commit"]} if trial["commit"] not in (None, "unknown") else {}
+        run.tags = dict(run.tags) | tags | {STAMP: stamp}
+        run.metrics = dict(run.metrics) | {name: value for name, value, *_ in metrics}
+        self._client.log_batch(run.run_id, tags=[RunTag(name, value) for name, value in (tags | {STAMP: stamp}).items()])
         return run
 
-    def _log(self, run: _Run, metrics: Sequence[Any], params: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        new = [Param(name, value) for name, value in params.items() if name not in run.params]
-        for start in range(0, max(len(metrics), 1), _BATCH):
-            self._client.log_batch(run.run_id, metrics[start : start + _BATCH], new if start == 0 else ())
-        run.params = dict(params)
-
-    def _log_files(self, run_id: str, trial_id: str, genotype: str) -> None:
+    def _log_cells(self, run_id: str, trial_id: str, genotype: str) -> None:
         from pdarts_tune.results.cell_figures import draw_genotype
 
         with tempfile.TemporaryDirectory() as name:
             folder = self._files(run_id) / "artifacts" if self._relative else Path(name)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "genotype.txt").write_text(genotype + "\n")
-            draw_genotype(Genotype.parse(genotype), trial_id).savefig(folder / "cells.svg")
+            figure = draw_genotype(Genotype.parse(genotype), trial_id)
+            figure.set_layout_engine("none")  # which would take as long as drawing
+            figure.savefig(folder / "cells.svg")
             if not self._relative:
                 self._client.log_artifacts(run_id, str(folder))
 
@@ -364,20 +422,19 @@ class Mirror:
         return self._folder.path / "mlflow" / run_id
 
     def _delete(self, run_id: str) -> None:
-        """Deletes a run as MLflow does, which can restore it, and its files where they are ours."""
-        self._client.delete_run(run_id)
+        self._client.delete_for_good(run_id)
         if self._relative:
             shutil.rmtree(self._files(run_id), ignore_errors=True)
 
     def _find_runs(self) -> dict[str, _Run]:
-        """The run of each trial. Deletes the others of this folder, such as those of earlier releases."""
+        """The run of each trial. Deletes the others of this folder."""
         runs: dict[str, _Run] = {}
         for run in self._search(self._experiment):
             trial_id = run.data.tags.get(TRIAL)
             if trial_id is None or trial_id in runs:
                 self._delete(run.info.run_id)
             else:
-                runs[trial_id] = _Run(run.info.run_id, run.info.status, run.data.tags, run.data.params)
+                runs[trial_id] = _Run(run.info.run_id, run.info.status, run.data.tags, run.data.params, run.data.metrics)
         return runs
 
     def _search(self, experiment: str) -> list[Any]:
@@ -385,7 +442,7 @@ class Mirror:
         runs: list[Any] = []
         condition, token = f"tags.`{FOLDER}` = '{self._folder_id}'", None
         while True:
-            page = self._client.search_runs([experiment], condition, max_results=_BATCH, page_token=token)
+            page = self._client.search_runs([experiment], condition, max_results=_PAGE, page_token=token)
             runs, token = [*runs, *page], page.token
             if not token:
                 return runs
@@ -393,27 +450,26 @@ class Mirror:
     def _open_experiment(self) -> str:
         """The id of the study's experiment: of its name, or with the folder's id where another folder has taken that.
 
-        An experiment of an earlier release, whose files had absolute addresses, is renamed and deleted with its runs.
+        One whose files have other addresses is replaced: the folder was moved.
         """
+        place = str(self._folder) if self._folder.is_remote else self._folder.path.resolve().as_uri()
+        place = f"{f'mlflow-artifacts:/{self._folder.name}' if self._relative else place}/mlflow"
+        location = None if self._uri.startswith("http") else place  # a server decides for itself
         for name in (self._folder.name, f"{self._folder.name} ({self._folder_id})"):
             experiment = self._client.get_experiment_by_name(name)
-            if experiment is not None and experiment.lifecycle_stage == "deleted":
+            if experiment is None:
+                break
+            if experiment.lifecycle_stage == "deleted":
                 raise ConfigError(f"tracking_uri: experiment {name!r} is deleted in {self._uri}; restore it or remove it for good")
-            if experiment is not None and FOLDER not in experiment.tags:
+            if experiment.tags.get(FOLDER) == self._folder_id:
+                if location in (None, experiment.artifact_location):
+                    return str(experiment.experiment_id)
                 for run in self._search(experiment.experiment_id):
                     self._delete(run.info.run_id)
-                if not self._client.search_runs([experiment.experiment_id], max_results=1):
-                    self._client.rename_experiment(experiment.experiment_id, f"{name} before {self._folder_id}")
-                    self._client.delete_experiment(experiment.experiment_id)
-                    experiment = None
-            if experiment is None:
-                place = str(self._folder) if self._folder.is_remote else self._folder.path.resolve().as_uri()
-                place = f"{f'mlflow-artifacts:/{self._folder.name}' if self._relative else place}/mlflow"
-                location = None if self._uri.startswith("http") else place  # a server decides for itself
-                return str(self._client.create_experiment(name, location, {FOLDER: self._folder_id}))
-            if experiment.tags.get(FOLDER) == self._folder_id:
+                self._client.rename_experiment(experiment.experiment_id, f"{name} before {secrets.token_hex(6)}")
+                self._client.delete_experiment(experiment.experiment_id)
                 break
-        return str(experiment.experiment_id)
+        return str(self._client.create_experiment(name, location, {FOLDER: self._folder_id}))
 
     def _description(self, reports: Iterable[str]) -> dict[str, str]:
         """The study's answer, which is its report in Markdown, as the tag that MLflow shows. Pictures are left out."""
@@ -438,10 +494,7 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _views(swept: Sequence[str]) -> dict[str, str]:
-    """Tags with what MLflow's runs page shows: figures and settings as columns, and figures as bars with a mean for each variant.
-
-    MLflow's button Share keeps its views in the same tags, and a link names one.
-    """
+    """What MLflow's runs page shows, in the tags of its button Share: figures and settings as columns, and bars of means."""
     columns = [*(f"metrics.`{name}`" for name in FIGURES), *(f"params.`{name}`" for name in swept)]
     section = {"display": True, "isReordered": False, "deleted": False, "isGenerated": True}
     sections = [section | {"uuid": name, "name": name} for name in ("Model metrics", "epoch")]
@@ -465,6 +518,15 @@ def _warn(error: Exception) -> None:
 
 def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _milliseconds(moment: Any) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def _address(folder: Path) -> str:
+    """A folder as MLflow's options take it: a path, or an address where it has characters with a meaning in addresses."""
+    return str(folder) if folder.as_uri() == f"file://{folder}" else folder.as_uri()
 
 
 def _folder_id(study_dir: Storage) -> str:

@@ -29,6 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, derive_seed, from_dict, to_dict
 from pdarts_tune.pdarts.progressive_depth import Stage, Stages
+from pdarts_tune.study.mlflow_mirror import sqlite_uri
 from pdarts_tune.study.plan import Plan, SearchTrial
 from pdarts_tune.study.progress import Progress
 from pdarts_tune.study.sweep import Display, Sweep
@@ -90,7 +91,7 @@ STUDY_NAME = "schedules"
 def run_schedules(plan: Plan, sweep: Sweep) -> int:
     """Tries schedules until `plan.samples` of them are finished, the base's first. Returns how many failed for good."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{sweep.storage.path / 'optuna.db'}")
+    storage = optuna.storages.RDBStorage(sqlite_uri(sweep.storage.path / "optuna.db"))
     study = optuna.create_study(
         storage=storage, study_name=STUDY_NAME, directions=["minimize"] * len(OBJECTIVES), load_if_exists=True
     )

@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -9,7 +10,10 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from sqlalchemy import make_url
 
 from pdarts_tune.config.methods import RandomSampling
 from pdarts_tune.config.search import SearchConfig
@@ -17,7 +21,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.progressive_depth import with_depths
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study import mlflow_mirror
-from pdarts_tune.study.mlflow_mirror import FIGURES, Mirror, TrackingError, default_tracking_uri
+from pdarts_tune.study.mlflow_mirror import FIGURES, Mirror, default_tracking_uri, sqlite_uri
 from synthetic import make_evaluations, make_study, make_trial, shrink
 
 SMALL = shrink(SearchConfig(), 2)
@@ -29,7 +33,7 @@ RANDOM = SearchConfig(method=RandomSampling())
 def empty_store(tmp_path_factory):
     """A new database takes MLflow seven seconds, a copy of one none."""
     root = tmp_path_factory.mktemp("store")
-    mlflow_mirror._Client(default_tracking_uri(root)).search_experiments()
+    mlflow_mirror._Client(default_tracking_uri(root), None).search_experiments()
     return root / "mlflow.db"
 
 
@@ -43,7 +47,7 @@ def root(empty_store, tmp_path):
 def drawn(monkeypatch):
     """Draws nothing and lists the trials whose files would have been logged."""
     names = []
-    monkeypatch.setattr(Mirror, "_log_files", lambda *arguments: names.append(arguments[2]))
+    monkeypatch.setattr(Mirror, "_log_cells", lambda *arguments: names.append(arguments[2]))
     return names
 
 
@@ -202,24 +206,36 @@ def test_only_a_run_whose_tables_have_changed_is_replaced(root, drawn):
     assert losses[-1][3] == 9.0
 
 
-def test_a_growing_trial_is_replaced_when_it_has_grown_by_half_and_ends_whole(root, drawn, empty_store):
-    mirror, deleted = open_mirror(root), "select count(*) from runs where lifecycle_stage = 'deleted'"
+def test_a_growing_trial_keeps_its_run_and_ends_whole(root, drawn, empty_store):
+    mirror = open_mirror(root)
     logged = []
     for done in (0, 1, 2, 3, 4, 5):
         make_trial(root / "study", "t", "pdarts", SMALL, status="running", epochs_done=done)
         mirror.update(live=True)
         assert runs(root) == {"t": "RUNNING"}
         logged.append(len(points(root, "t", "epoch/train_loss")))
-    assert logged == [0, 1, 2, 2, 4, 4]
-    assert query(root, deleted) == [(3,)]
+    assert logged == [0, 1, 2, 3, 4, 5]
     make_trial(root / "study", "t", "pdarts", SMALL)
     mirror.update(live=True)
     assert runs(root) == {"t": "FINISHED"}
+    assert query(root, "select count(*) from runs") == [(1,)]
     other = root / "at_once"
     make_trial(other / "study", "t", "pdarts", SMALL)
     shutil.copy(empty_store, other / "mlflow.db")
     open_mirror(other).update()
     assert points(root, "t") == points(other, "t")
+
+
+def test_runs_that_are_replaced_leave_nothing_in_a_database(root, drawn):
+    folder = make_study(root, "study", {"pdarts": SMALL}, (0, 1, 2), epochs=2)
+    for loss in (7.0, 8.0, 9.0):
+        for seed in (0, 1, 2):
+            rows = read_rows(folder, "epochs", f"study-pdarts-s{seed}")
+            write_rows(folder, "epochs", f"study-pdarts-s{seed}", [rows[0] | {"train_loss": loss}, *rows[1:]])
+        open_mirror(root).update()
+        assert points(root, "study-pdarts-s0", "epoch/train_loss")[0][3] == loss
+    assert query(root, "select count(*), count(distinct name) from runs") == [(3, 3)]
+    assert query(root, "select count(distinct run_uuid) from metrics") == [(3,)]
 
 
 class LostError(Exception):
@@ -281,12 +297,20 @@ def test_evaluations_that_come_later_are_in_the_trials_figures(root, drawn):
         make_evaluations(folder, row, "cifar10", trial["finished"], seeds=(seed,))
         mirror.update()
         mean = read_table(folder, "evaluations")["accuracy"].mean()
-        assert [point[3] for point in points(root, "t", "error_percent")] == [pytest.approx(100 * (1 - mean))]
+        assert of_run(root, "latest_metrics", "t")["error_percent"] == pytest.approx(100 * (1 - mean))
     make_evaluations(folder, row, "cifar100", trial["finished"], seeds=(7,))
     mirror.update()
     figures = of_run(root, "latest_metrics", "t")
     assert figures["error_percent"] == pytest.approx(100 * (1 - mean))
     assert sum(key.startswith("error_percent/cifar100/cifar-") for key in figures) == 1
+    assert query(root, "select count(*) from runs") == [(1,)]
+    for path in (folder / "evaluations").iterdir():  # a figure of before has no later moment
+        if path.stem.endswith("seed2"):
+            path.unlink()
+    mirror.update()
+    mean = read_table(folder, "evaluations").query("data == 'cifar10'")["accuracy"].mean()
+    assert of_run(root, "latest_metrics", "t")["error_percent"] == pytest.approx(100 * (1 - mean))
+    assert query(root, "select count(*) from runs") == [(1,)]
 
 
 def test_a_study_that_is_stopped_leaves_no_run_running_and_goes_on_later(root, drawn):
@@ -315,7 +339,7 @@ def test_folders_with_a_study_of_one_name_have_an_experiment_each_in_a_store(roo
 
 
 def test_runs_are_found_beyond_the_first_page(root, drawn, monkeypatch):
-    monkeypatch.setattr(mlflow_mirror, "_BATCH", 2)
+    monkeypatch.setattr(mlflow_mirror, "_PAGE", 2)
     for number in range(5):
         make_trial(root / "study", f"t{number}", "random", RANDOM, evaluation_seeds=())
     open_mirror(root).update()
@@ -334,36 +358,34 @@ def test_files_of_a_trial_have_no_absolute_address_and_go_with_their_run(root):
     ((run_id, address),) = query(root / "moved", "select run_uuid, artifact_uri from runs")
     assert address == f"mlflow-artifacts:/study/mlflow/{run_id}/artifacts"
     files = root / "moved" / "study" / "mlflow" / run_id / "artifacts"
-    assert sorted(path.name for path in files.iterdir()) == ["cells.svg", "genotype.txt"]
-    assert (files / "genotype.txt").read_text().startswith("Genotype(normal=[('")
-    (row,) = read_rows(root / "moved" / folder.name, "trials", "study-pdarts-s0")
-    write_rows(root / "moved" / folder.name, "trials", "study-pdarts-s0", [row])
+    assert [path.name for path in files.iterdir()] == ["cells.svg"]
+    assert of_run(root / "moved", "tags", "study-pdarts-s0")["mlflow.note.content"].startswith("`Genotype(normal=[('")
+    rows = read_rows(root / "moved" / folder.name, "epochs", "study-pdarts-s0")
+    write_rows(root / "moved" / folder.name, "epochs", "study-pdarts-s0", rows[1:])
     open_mirror(root / "moved").update()
     assert not files.exists()
     assert not (root / "results").exists()
     assert len(list((root / "moved" / "study" / "mlflow").iterdir())) == 1
 
 
-def test_what_an_earlier_release_mirrored_is_replaced(root, drawn):
-    make_study(root, "study", {"pdarts": SMALL}, (0, 1), epochs=2)
-    (root / "study" / "mlflow_id").write_text("abc")
-    client = mlflow_mirror._Client(default_tracking_uri(root))
-    before = client.create_experiment("study", (root / "elsewhere").as_uri())
-    tags = {"pdarts_tune.study": "study", "pdarts_tune.folder": "abc"}
-    parent = client.create_run(before, 1, tags, "study").info.run_id
-    for seed in (0, 1):
-        trial = {"pdarts_tune.trial_id": f"study-pdarts-s{seed}", "mlflow.parentRunId": parent, "pdarts_tune.done": "6:0"}
-        client.create_run(before, 1, tags | trial, f"study-pdarts-s{seed}")
-    open_mirror(root).update()
-    assert runs(root) == dict.fromkeys(["study-pdarts-s0", "study-pdarts-s1"], "FINISHED")
-    assert query(root, "select name, lifecycle_stage from experiments where name like 'study%' order by name") == [
-        ("study", "active"),
-        ("study before abc", "deleted"),
-    ]
+def test_a_folder_that_is_moved_or_copied_keeps_to_a_store_elsewhere(root):
+    store = default_tracking_uri(root)
+    make_study(root / "results", "study", {"pdarts": SMALL}, (0,), epochs=2)
+    for _ in range(2):
+        Mirror(root / "results" / "study", store).update()
+    assert query(root, "select count(*) from experiments where name like 'study%'") == [(1,)]
+    shutil.copytree(root / "results", root / "copy")
+    (root / "results").rename(root / "moved")
+    for name in ("moved", "copy"):
+        Mirror(root / name / "study", store).update()
+        ((address,),) = query(root, "select artifact_uri from runs")
+        assert Path(address.removeprefix("file://")).is_relative_to(root / name)
+        assert Path(address.removeprefix("file://"), "cells.svg").exists()
+        assert not (root / "results").exists()
 
 
 def test_an_experiment_of_somebody_else_keeps_its_name_and_runs(root, drawn):
-    client = mlflow_mirror._Client(default_tracking_uri(root))
+    client = mlflow_mirror._Client(default_tracking_uri(root), None)
     client.create_run(client.create_experiment("study"), 1, {}, "mine")
     make_trial(root / "study", "t", "random", RANDOM)
     open_mirror(root).update()
@@ -392,7 +414,7 @@ def test_a_store_that_does_not_answer_is_refused_in_one_line(tmp_path, uri, monk
     assert "secret" not in str(error.value)
 
 
-def away_for(mirror, monkeypatch, calls):
+def away_for(mirror, monkeypatch, calls, reason="refused"):
     """Makes MLflow refuse that many batches; returns those that it has refused."""
     refused: list[float] = []
     real = mirror._client._client.log_batch
@@ -400,7 +422,7 @@ def away_for(mirror, monkeypatch, calls):
     def log_batch(*arguments, **keywords):
         if len(refused) < calls:
             refused.append(time.monotonic())
-            raise ConnectionError("refused")
+            raise ConnectionError(reason)
         return real(*arguments, **keywords)
 
     monkeypatch.setattr(mirror._client._client, "log_batch", log_batch)
@@ -436,14 +458,57 @@ def test_a_context_that_ends_leaves_the_rest_of_an_update_to_the_next(root, draw
 def test_the_end_of_a_study_waits_for_a_server_that_is_away_but_not_for_ever(root, drawn, capfd, monkeypatch):
     make_trial(root / "study", "t", "random", RANDOM)
     mirror = open_mirror(root)
-    away_for(mirror, monkeypatch, 2)
-    mirror.update_patiently(patience=2.0)
+    away_for(mirror, monkeypatch, 2, "database is locked")
+    assert mirror.finish(patience=2.0)
     assert runs(root) == {"t": "FINISHED"}
-    assert capfd.readouterr().err.count("ConnectionError: refused; the tables are not affected") == 1
+    assert capfd.readouterr().err.count("database is locked; the tables are not affected") == 1
     make_trial(root / "study", "u", "random", RANDOM)
-    away_for(mirror, monkeypatch, 1000)
-    with pytest.raises(TrackingError, match="ConnectionError: refused"):
-        mirror.update_patiently(patience=0.3)
+    refused = away_for(mirror, monkeypatch, 1000, "database is locked")
+    assert not mirror.finish(patience=0.3)
+    assert len(refused) > 2
+    assert "database is locked; the tables are complete" in capfd.readouterr().err
+
+
+def test_what_will_fail_again_is_tried_only_once_more(root, drawn, capfd, monkeypatch):
+    make_trial(root / "study", "t", "random", RANDOM)
+    mirror = open_mirror(root)
+    refused = away_for(mirror, monkeypatch, 1000, "attempt to write a readonly database")
+    begun = time.monotonic()
+    assert not mirror.finish()
+    assert len(refused) == 2
+    assert time.monotonic() - begun < 10
+    assert "readonly database; the tables are complete" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["what?now", "50%41 #1; {a}&'b' ü"])
+def test_a_store_is_in_the_results_folder_whatever_the_folder_is_called(tmp_path, empty_store, drawn, name):
+    root = tmp_path / name
+    make_trial(root / "study", "t", "random", RANDOM)
+    shutil.copy(empty_store, root / "mlflow.db")
+    mirror = open_mirror(root)
+    mirror.update()
+    assert runs(root) == {"t": "FINISHED"}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    options = shlex.split(mirror.links()[0])
+    assert make_url(options[3]).database == str(root / "mlflow.db")
+    assert LocalArtifactRepository(options[5]).artifact_dir == str(root)
+    study = optuna.create_study(storage=optuna.storages.RDBStorage(sqlite_uri(root / "optuna.db")))
+    assert study.trials == []
+    assert {path.name for path in tmp_path.rglob("*.db")} == {"mlflow.db", "optuna.db"}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough to be one" * 40, b"no"])
+def test_a_store_that_is_damaged_may_be_deleted(tmp_path, content):
+    make_trial(tmp_path / "study", "t", "random", RANDOM)
+    (tmp_path / "mlflow.db").write_bytes(content)
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=r"file is not a database; .*/mlflow.db is a mirror of the tables: delete it") as error:
+        open_mirror(tmp_path)
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - begun < 10
+    with pytest.raises(ConfigError, match=r"file is not a database$"):  # it may hold what is not ours
+        Mirror(tmp_path / "elsewhere" / "study", default_tracking_uri(tmp_path))
 
 
 def test_drivers_that_start_at_once_in_a_new_folder_share_its_store(tmp_path):

@@ -90,7 +90,7 @@ def test_a_study_in_an_object_store_outlives_a_restart_of_its_mlflow_server(buck
     port = free_port()
     database = tmp_path / "mlflow.db"
     mlflow_mirror._Client(
-        default_tracking_uri(tmp_path)
+        default_tracking_uri(tmp_path), None
     ).search_experiments()  # makes the database, quicker here than in the server
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "files")]
