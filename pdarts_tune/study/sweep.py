@@ -11,6 +11,9 @@ import logging
 import math
 import os
 import pickle
+import re
+import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -98,7 +101,7 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
     def __init__(self, progress: Progress, storage: Storage, end: Callable[[str], object] = str, every: float = 15.0) -> None:
         self.progress, self.storage, self.end, self.every = progress, storage, end, every
         self.error: Exception | None = None
-        self.checked = time.monotonic()
+        self.checked, self.kernel_kills = time.monotonic(), kernel_kills()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment; ours is never restored
@@ -147,7 +150,13 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
     def _reason(self, trial: Any) -> str | None:
         """Why the trial failed, in one line; its table has the traceback. None: the tables say that it is completed."""
         with self.keeping_errors():
-            reason = record_failure(trial.config, _python_error(trial))
+            error, kills = _python_error(trial), kernel_kills()
+            if isinstance(error, OutOfMemoryError):
+                error = KilledForMemoryError("Ray")
+            elif error is None and kills > self.kernel_kills:
+                error = KilledForMemoryError("the kernel")
+            self.kernel_kills = kills
+            reason = record_failure(trial.config, error)
             self.storage.write(_PROBE, bytes(_PROBE_BYTES))
             self.storage.remove(_PROBE)
         return reason.splitlines()[0] if reason else None
@@ -224,15 +233,42 @@ def record_failure(settings: dict[str, Any], error: BaseException | None) -> str
         return None
     if status in ("failed", "out_of_memory") and error is not None:
         return str(rows[0][column])
-    reason, now = DIED if error is None else error_text(error), datetime.now(UTC)
+    reason, status_now, peak, now = DIED, "failed", None, datetime.now(UTC)
+    if isinstance(error, KilledForMemoryError):
+        peak = max((row["peak_bytes"] for row in read_rows(spec.study_dir, "epochs", spec.trial_id)), default=None)
+        reason, status_now = error.explain(peak), "out_of_memory"
+    elif error is not None:
+        reason = error_text(error)
     if status == "running":
-        write_rows(spec.study_dir, table, name, [rows[0] | {"status": "failed", column: reason, "finished": now}])
+        state = {"status": status_now, column: reason, "finished": now, "peak_bytes": peak}
+        write_rows(spec.study_dir, table, name, [rows[0] | state])
     elif job is None:  # this attempt wrote no row
-        TrialRow(spec, from_dict(SearchConfig, spec.config)).write("failed", *spent_so_far(spec), error=reason)
+        TrialRow(spec, from_dict(SearchConfig, spec.config)).write(status_now, *spent_so_far(spec), peak=peak, error=reason)
     else:
         started, attempts = (rows[0]["started"], rows[0]["attempts"] + 1) if rows else (now, 1)
-        write_eval_row(job, {"status": "failed", column: reason}, "unknown", None, started, attempts)
+        write_eval_row(job, {"status": status_now, column: reason}, "unknown", None, started, attempts)
     return reason
+
+
+class KilledForMemoryError(Exception):
+    """A trial's process was killed because the memory of its machine ran out."""
+
+    def explain(self, peak: int | None) -> str:
+        """One line: who killed it, what the trial took so far, and what to change."""
+        taken = "before its first epoch ended" if peak is None else f"its peak until then was {peak / 1e9:.1f} GB"
+        return (
+            f"out of memory: {self} killed the process of the trial, the machine had no memory left; {taken}; run fewer trials at "
+            "a time (--max-trials 1), give --recompute, or take a smaller batch_size"
+        )
+
+
+def kernel_kills() -> int:
+    """How many processes the kernel of the driver's machine has killed for want of memory, since it started."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _python_error(trial: Any) -> BaseException | None:
@@ -363,14 +399,19 @@ def open_sweep(storage: Storage, settings: Arguments, commit: str) -> Iterator[S
     _forget_tune_state(storage)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the display and the tables have the errors
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if settings.address is None:  # never somebody else's cluster on this machine
-        cpus = max(joblib.cpu_count(), settings.max_trials or 0)  # of the affinity and the control group; Ray counts the machine's
-        ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
-    else:
-        try:
+    try:
+        if settings.address is None:  # never somebody else's cluster on this machine
+            if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111  (raises nothing where there is no home)
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray would write one there
+            # of the affinity and the control group; Ray counts the machine's
+            cpus = max(joblib.cpu_count(), settings.max_trials or 0)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+        else:
+            _check_answer(settings.address)
             ray.init(settings.address, runtime_env={"py_modules": [str(Path(__file__).parents[1])]}, **quiet)
-        except (ConnectionError, ValueError) as error:
-            raise ConfigError(f"address: no Ray cluster at {settings.address!r} ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # Ray has no common type for what keeps it from starting
+        ray.shutdown()
+        raise ConfigError(explain_start_error(error, settings.address)) from None
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         given = settings.gpus_per_trial
@@ -380,6 +421,33 @@ def open_sweep(storage: Storage, settings: Arguments, commit: str) -> Iterator[S
     finally:
         ray.shutdown()
     _forget_tune_state(storage)
+
+
+def _check_answer(address: str) -> None:
+    """Raises OSError where nothing answers at HOST:PORT. Ray would try for a quarter of an hour."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+
+
+def explain_start_error(error: Exception, address: str | None) -> str:
+    """One line: why Ray does not start here, or why the cluster at `address` does not take us, and the setting that helps."""
+    line, temporary = " ".join(str(error).split()), os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
+    if isinstance(error, AuthenticationError) or re.search("unauthenticated|authenticat|auth token", line, re.IGNORECASE):
+        where = f"the cluster at {address!r}" if address else "Ray on this machine"
+        return (
+            f"address: {where} wants another token than this user's; RAY_AUTH_TOKEN_PATH names the file with the cluster's, "
+            f"RAY_AUTH_MODE=disabled is for one without ({line[:150]})"
+        )
+    if address is not None:
+        if versions := re.search("started with: (.*) This process .* started with: (.*)", line):
+            return f"address: the cluster at {address!r} runs {versions[1]}, here are {versions[2]}; they must be the same"
+        return f"address: no Ray cluster at {address!r} ({line[:300]})"
+    if "AF_UNIX" in line:
+        return f"RAY_TMPDIR: {temporary} is too long a name for Ray's sockets; set it to a short one, such as /tmp/ray-me"
+    if isinstance(error, OSError) and str(error.filename or "").startswith(temporary):
+        return f"RAY_TMPDIR: {error.filename} cannot be written ({error.strerror}); set it to a folder with a short name that can"
+    return f"Ray does not start on this machine: {type(error).__name__}: {line[:300]}"
 
 
 def _smallest_gpu_bytes() -> int | None:

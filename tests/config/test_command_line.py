@@ -1,5 +1,6 @@
 """Whatever is wrong with a command line is said in one line on stderr, with exit code 2."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Literal
 
 import pytest
 
+from pdarts_tune.config import command_line
 from pdarts_tune.config.command_line import change_settings, first_paragraph, parse
 from pdarts_tune.config.methods import Snas
 from pdarts_tune.config.search import SearchConfig
@@ -115,3 +117,25 @@ def test_a_wrong_change_names_the_setting_and_what_would_be_right(change, says):
         changed(change)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_without_a_reader_ends_a_command_quietly_or_lets_it_go_on(tmp_path, goes_on, unbuffered):
+    script = (
+        "import sys\nfrom dataclasses import dataclass\nfrom pathlib import Path\n"
+        "from pdarts_tune.config import command_line\n@dataclass\nclass A:\n    out: Path\n"
+        "settings = command_line.parse(A, description='')\n"
+        f"if {goes_on}: command_line.outlive_reader()\n"
+        "for _ in range(3): print('line', flush=True)\n"
+        "settings.out.write_text('written')\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", script, "--out", tmp_path / "out"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writing)
+    warning = "warning: the output cannot be printed (Broken pipe); the work goes on without it\n"
+    assert (done.returncode, done.stderr) == ((0, warning) if goes_on else (command_line.NOBODY_READS, ""))
+    assert (tmp_path / "out").exists() == goes_on

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pdarts_tune.config.command_line import NOBODY_READS
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
@@ -27,7 +28,7 @@ from pdarts_tune.search.records import alpha_rows
 from pdarts_tune.study import cli as study_module
 from pdarts_tune.study import run as study_run
 from pdarts_tune.study import sweep
-from pdarts_tune.study.cli import NOBODY_READS, main
+from pdarts_tune.study.cli import main
 from pdarts_tune.study.plan import Study, Variant, define, make_plan
 from pdarts_tune.study.run import Outcomes, StudyState
 from pdarts_tune.study.sweep import Grants, trial_resources
@@ -435,3 +436,55 @@ def test_a_dry_run_into_a_pipe_that_nobody_reads_ends_without_a_traceback(tmp_pa
     done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (NOBODY_READS, "")
+
+
+FINISHED = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["tests", "."]
+from pdarts_tune.study.cli import main
+from pdarts_tune.study.plan import Study, Variant, make_plan
+from synthetic import make_planned
+study = Study("example", "?", lambda base: [Variant("base", base)], report=Path(sys.argv.pop()))
+folder = Path(sys.argv[sys.argv.index("--results") + 1]) / "example"
+if not folder.exists():
+    make_planned(folder, make_plan(study, "smoke", seeds=1))
+main(study)
+"""
+
+
+def finish(results, report, stdout=subprocess.PIPE, **environment):
+    """The command of a study whose tables are complete."""
+    command = [sys.executable, "-c", FINISHED, "--preset", "smoke", "--seeds", "1", "--results", results, report]
+    settings = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "check": False}
+    return subprocess.run(command, stdout=stdout, env=os.environ | environment, **settings)
+
+
+@pytest.mark.timeout(240)
+def test_nothing_after_the_tables_undoes_completed(tmp_path):
+    report = tmp_path / "report.py"
+    lines = (
+        "import beside, matplotlib.figure\nfrom dataclasses import dataclass\nfrom pathlib import Path",
+        "from pdarts_tune.config.command_line import parse\n@dataclass\nclass A:\n    results: Path = Path()",
+        "parse(A, description='')\nprint('\u2013')\nraise SystemExit(beside.CODE)",
+    )
+    report.write_text("\n".join(lines))
+    (tmp_path / "beside.py").write_text("CODE = 0")
+    marker = tmp_path / "results" / "example" / "completed.json"
+    notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONSAFEPATH": "1"}
+    done = finish(tmp_path / "results", report, PYTHONIOENCODING="latin-1", **notebook)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?\n" in done.stdout
+    assert marker.exists()
+    (tmp_path / "beside.py").write_text("CODE = 3")
+    done = finish(tmp_path / "results", report, **notebook)
+    assert done.returncode == 0
+    assert "warning: there is no report, for the reason above; python" in done.stderr
+    assert marker.exists()
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = finish(tmp_path / "results", report, stdout=writing)
+    os.close(writing)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: the output cannot be printed (Broken pipe); the work goes on without it")
+    assert marker.exists()

@@ -1,22 +1,38 @@
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import AuthenticationError, OutOfMemoryError
 from ray.tune.search import Searcher
 
+from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.serialize import ConfigError, to_dict
 from pdarts_tune.results.storage import Storage
+from pdarts_tune.results.tables import read_rows
 from pdarts_tune.study import sweep
 from pdarts_tune.study.cli import Arguments
 from pdarts_tune.study.forecast import MOST_TRIALS, gpu_fraction, trials_that_fit
 from pdarts_tune.study.plan import Study, Variant, make_plan
 from pdarts_tune.study.progress import Progress
 from pdarts_tune.study.run import StudyState
-from pdarts_tune.study.sweep import WAITING, Grants, Queue, Sweep
-from synthetic import make_planned_evaluation, make_trial
+from pdarts_tune.study.sweep import (
+    WAITING,
+    Display,
+    Grants,
+    KilledForMemoryError,
+    Queue,
+    Sweep,
+    explain_start_error,
+    open_sweep,
+    record_failure,
+)
+from pdarts_tune.study.trainable import TrialSpec
+from synthetic import make_planned_evaluation, make_trial, shrink
 
 GIGABYTE = 10**9
 STUDY = Study("queue", "?", lambda base: [Variant(name, replace(base, channels=4 + place)) for place, name in enumerate("abcd")])
@@ -133,3 +149,74 @@ def test_a_process_that_may_use_one_cpu_runs_one_trial_at_a_time():
     script = "import os, joblib; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(joblib.cpu_count())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+LONG = "validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /tmp/long/ray/session/sockets/plasma_store"
+VERSIONS = (
+    "Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n    Python: 3.9.1\n"
+    "This process on 1.2.3.4 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "address", "message"),
+    [
+        (OSError(LONG), None, "RAY_TMPDIR: /scratch/me is too long a name for Ray's sockets; set it to a short one"),
+        (
+            PermissionError(13, "Permission denied", "/scratch/me/ray"),
+            None,
+            "RAY_TMPDIR: /scratch/me/ray cannot be written (Permiss",
+        ),
+        (RuntimeError("no\nroom"), None, "Ray does not start on this machine: RuntimeError: no room"),
+        (RuntimeError(VERSIONS), "h:1", "address: the cluster at 'h:1' runs Ray: 2.1.0 Python: 3.9.1, here are Ray: 2.60.0 Python"),
+        (
+            AuthenticationError("No token"),
+            "h:1",
+            "address: the cluster at 'h:1' wants another token than this user's; RAY_AUTH_TOKEN_P",
+        ),
+        (
+            ConnectionRefusedError(111, "Connection refused"),
+            "h:1",
+            "address: no Ray cluster at 'h:1' ([Errno 111] Connection refused)",
+        ),
+    ],
+)
+def test_an_error_of_rays_start_is_one_line_that_names_the_setting(monkeypatch, error, address, message):
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/me")
+    line = explain_start_error(error, address)
+    assert line.startswith(message)
+    assert "\n" not in line
+
+
+def test_an_address_at_which_nothing_answers_is_refused_at_once(tmp_path):
+    begun = time.monotonic()
+    with (
+        pytest.raises(ConfigError, match=r"address: no Ray cluster at '127.0.0.1:9'"),
+        open_sweep(Storage(tmp_path), Arguments(address="127.0.0.1:9"), "commit"),
+    ):
+        pass
+    assert time.monotonic() - begun < 20
+
+
+def test_a_trial_that_is_killed_for_memory_says_so_with_its_peak_and_what_to_change(tmp_path):
+    config = shrink(SearchConfig(), 2)
+    make_trial(tmp_path, "t", "pdarts", config, status="running", epochs_done=2)
+    spec = TrialSpec("t", "study", "pdarts", str(tmp_path), to_dict(config), "", 1, "commit")
+    peak = max(row["peak_bytes"] for row in read_rows(tmp_path, "epochs", "t"))
+    reason = record_failure({"trial": asdict(spec)}, KilledForMemoryError("the kernel"))
+    assert reason.startswith("out of memory: the kernel killed the process of the trial, the machine had no memory left; its peak")
+    assert f"its peak until then was {peak / 1e9:.1f} GB; run fewer trials at a time (--max-trials 1)" in reason
+    (row,) = read_rows(tmp_path, "trials", "t")
+    assert (row["status"], row["error"], row["peak_bytes"]) == ("out_of_memory", reason, peak)
+
+
+def test_rays_and_the_kernels_kills_for_memory_are_told_from_other_deaths(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sweep, "record_failure", lambda settings, error: seen.append(error) or "reason")
+    monkeypatch.setattr(sweep, "kernel_kills", lambda: 3)
+    display = Display(None, Storage(tmp_path))
+    for error, kills in ((OutOfMemoryError("node is low on memory"), 3), (None, 3), (None, 4), (None, 4), (ValueError("x"), 5)):
+        monkeypatch.setattr(sweep, "_python_error", lambda trial, error=error: error)
+        monkeypatch.setattr(sweep, "kernel_kills", lambda kills=kills: kills)
+        display._reason(SimpleNamespace(config={}))
+    assert [str(error) for error in seen] == ["Ray", "None", "the kernel", "None", "x"]
