@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -131,6 +132,8 @@ def train(
     trial_id = f"{genotype.genotype_id}-{config.recipe_id}-seed{config.seed}-{config_id(config)}"
     job = EvalJob(trial_id, str(folder), str(genotype), to_dict(config), keep_weights=True)
     rows = read_rows(folder, "evaluations", trial_id)
+    if not rows:
+        _tell_others(job, config)
     if not rows or rows[0]["status"] != "completed":
         saved = load_checkpoint(Storage(folder), job.checkpoint, torch.device("cpu"))
         moments = settled_moments(Storage(folder), "evaluations", config, saved and saved["evaluation"])
@@ -154,6 +157,19 @@ def train(
     print(f"{label}, seed {config.seed}: {result}, {row['seconds']:.0f} s{left_out}")
     print(f"weights {folder / job.weights}\n")
     return row
+
+
+def _tell_others(job: EvalJob, config: EvalConfig) -> None:
+    """Says that a training starts anew, and why, where the folder has one of this genotype and seed by another recipe."""
+    start, seed = job.trial_id.partition("-")[0], f"-seed{config.seed}-"
+    names = Storage(job.folder).stamps("evaluations")
+    for name in (name for name in names if name.startswith(start) and seed in name):
+        (row,) = read_rows(job.folder, "evaluations", name.removesuffix(".parquet"))
+        before, now = json.loads(row["config"]), job.config
+        changes = [f"{key} {before.get(key)}, now {value}" for key, value in now.items() if before.get(key) != value]
+        if before["data"] == now["data"] and changes:
+            print(f"starts anew: the training in {job.folder} differs in {'; '.join(changes)}")
+            return
 
 
 class Weights(NamedTuple):

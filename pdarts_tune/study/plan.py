@@ -378,6 +378,8 @@ def describe(plan: Plan, folder: Path | str, done: Collection[str] = ()) -> str:
         f"{plan.base.channels} channels, batch {plan.base.batch_size}, at most {plan.base.max_skips} skip-connects"
     )
     lines = [f"{plan.study.name}: {plan.study.question}", counts, base]
+    if plan.base.memory_limit is not None:
+        lines.append(f"memory limit: {plan.base.memory_limit:,} bytes; a search of which a stage needs more ends as out_of_memory")
     shared = shared_differences(plan)
     if shared:
         lines.append(f"the study's own base, which the differences below are from: {'; '.join(shared)}")
