@@ -262,6 +262,8 @@ def _confounders(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
             trials = study.trials
             if column == "cell_evaluation":  # random and given cells are computed by no search
                 trials = trials[trials["seconds"] > 0]
+            if column == "graph":  # earlier rows are of code without graphs
+                trials = trials.assign(graph=trials["graph"].eq(True))
             known = trials.loc[_known(trials[column]), column].unique()
             if len(known) > 1:
                 differing.append(f"{len(known)} {words.get(column, f'values of {column}')} in {study.name}")

@@ -127,6 +127,7 @@ def trial_row(study, variant, trial_id, config, status, started, clock, peak_byt
         "batch_size": config.batch_size,
         **asdict(config.execution),
         "cell_evaluation": "kernels",
+        "graph": False,
         "config": json.dumps(to_dict(config)),
         "config_id": config_id(config),
         "commit": None,

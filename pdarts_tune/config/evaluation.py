@@ -8,6 +8,7 @@ cifar-short          8 cells, 16 channels, 30 epochs; minutes on a GPU
 imagenet-mobile      14 cells, 48 channels, 224 pixels, 250 epochs, batch 1024 (P-DARTS, section 4.4); eight GPUs
 imagenet-mobile-256  the same with batch 256 at rate 0.1, for fewer devices
 imagenet-mobile-short  14 cells, 24 channels, 112 pixels, 30 epochs, batch 256
+cifar-bf16           `cifar` in bfloat16 and channels-last memory, with compiled cells, for GPUs
 """
 
 import math
@@ -18,7 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pdarts_tune.config.execution import CellEvaluation
+from pdarts_tune.config.execution import CellEvaluation, Execution, Graph, check_execution
 from pdarts_tune.config.serialize import (
     ConfigError,
     Fraction,
@@ -38,7 +39,7 @@ Stem = Literal["cifar", "imagenet"]
 STEMS: tuple[Stem, ...] = typing.get_args(Stem)
 
 # Settings that do not count in `recipe_id`: data set, seeds, and what changes speed alone.
-_NOT_IN_RECIPE = ("seed", "split_seed", "data", "channels_last", "compile", "skip_bad_images", "cell_evaluation")
+_NOT_IN_RECIPE = ("seed", "split_seed", "data", "channels_last", "compile", "skip_bad_images", "cell_evaluation", "graph")
 
 
 @settings
@@ -79,20 +80,19 @@ class EvalConfig:
     compile: bool = False
     skip_bad_images: bool = False  # leave out images that cannot be read, rather than refuse the set
     cell_evaluation: CellEvaluation = later("auto")  # see `Execution`; it changes speed, and results by rounding
+    tf32: bool = later(False)  # on CUDA, products and convolutions round to TensorFloat-32; False: full float32
+    graph: Graph = later("auto")  # see `Execution`
 
     def __post_init__(self) -> None:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs} is wrong, it must be less than epochs ({self.epochs})")
-        if self.cell_evaluation == "kernels" and (names := self._needs_plain()):
-            raise ValueError(f"{names[0]}: {getattr(self, names[0])!r} needs plain cells, set cell_evaluation to auto or plain")
+        check_execution(self.execution)
 
     @property
-    def cells_by(self) -> CellEvaluation:
-        """How cells may be evaluated: `auto` is plain where a setting has no kernels."""
-        return "plain" if self.cell_evaluation == "auto" and self._needs_plain() else self.cell_evaluation
-
-    def _needs_plain(self) -> list[str]:
-        return [name for name, on in (("precision", self.precision != "fp32"), ("compile", self.compile)) if on]
+    def execution(self) -> Execution:
+        """How the training is computed."""
+        names = ("cell_evaluation", "precision", "tf32", "compile", "channels_last", "graph")
+        return Execution(**{name: getattr(self, name) for name in names})
 
     @property
     def recipe_id(self) -> str:
@@ -131,6 +131,7 @@ RECIPES: Mapping[str, EvalConfig] = {
         _IMAGENET_MOBILE,
         _IMAGENET_256,
         replace(_IMAGENET_256, recipe="imagenet-mobile-short", channels=24, epochs=30, image_size=112),
+        replace(_CIFAR, recipe="cifar-bf16", precision="bf16", channels_last=True, compile=True),
     )
 }
 

@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from pdarts_tune.config.methods import Method, PartialChannels
-from pdarts_tune.config.serialize import settings
+from pdarts_tune.config.methods import Method, PartialChannels, SecondOrder
+from pdarts_tune.config.serialize import later, settings
 
 Precision = Literal["fp32", "bf16"]
 CellEvaluation = Literal["auto", "kernels", "plain"]
+Graph = Literal["auto", "off"]
 
 
 def _present_name(value: Any) -> Any:
@@ -43,16 +44,24 @@ class Execution:
     """Plain cells: images in channels-last memory from the stem on. Kernels always use this layout."""
     deterministic: bool = False
     """Use only deterministic algorithms; an operation without one ends the search. On a CPU all are deterministic."""
+    graph: Graph = later("auto")
+    """auto: on CUDA a training step is one CUDA graph, which saves the time to launch its operators; off: operator by operator.
+    Second order, whose step sets random states, is never a graph."""
 
 
-def cell_evaluation(execution: Execution, method: Method) -> CellEvaluation:
-    """How cells may be evaluated: `auto` is plain where a setting or the method has no kernels."""
-    no_kernels = isinstance(method, PartialChannels) or any(_needs_plain(execution).values())
+def cell_evaluation(execution: Execution, method: Method | None = None) -> CellEvaluation:
+    """How cells may be evaluated: `auto` is plain where a setting or the method has no kernels. An evaluation has no method."""
+    no_kernels = isinstance(method, PartialChannels) or bool(_needs_plain(execution))
     return "plain" if execution.cell_evaluation == "auto" and no_kernels else execution.cell_evaluation
 
 
-def check_execution(execution: Execution, method: Method) -> None:
-    """Refuses settings that exclude each other.
+def allows_graphs(execution: Execution, method: Method | None = None) -> bool:
+    """Whether training steps may run as CUDA graphs."""
+    return execution.graph == "auto" and not isinstance(method, SecondOrder)
+
+
+def check_execution(execution: Execution, method: Method | None = None, prefix: str = "") -> None:
+    """Refuses settings that exclude each other. Messages name settings with this prefix.
 
     Raises:
         ValueError: the setting and the reason.
@@ -60,12 +69,13 @@ def check_execution(execution: Execution, method: Method) -> None:
     if execution.cell_evaluation != "kernels":
         return
     if isinstance(method, PartialChannels):
-        raise ValueError("execution.cell_evaluation: method partial_channels has no kernels, it must be auto or plain")
-    for name in (name for name, on in _needs_plain(execution).items() if on):
+        raise ValueError(f"{prefix}cell_evaluation: method partial_channels has no kernels, it must be auto or plain")
+    for name in _needs_plain(execution):
         raise ValueError(
-            f"execution.{name}: {getattr(execution, name)!r} needs plain cells, set execution.cell_evaluation to auto or plain"
+            f"{prefix}{name}: {getattr(execution, name)!r} needs plain cells, set {prefix}cell_evaluation to auto or plain"
         )
 
 
-def _needs_plain(execution: Execution) -> dict[str, bool]:
-    return {"precision": execution.precision != "fp32", "tf32": execution.tf32, "compile": execution.compile}
+def _needs_plain(execution: Execution) -> list[str]:
+    wanted = {"precision": execution.precision != "fp32", "tf32": execution.tf32, "compile": execution.compile}
+    return [name for name, on in wanted.items() if on]

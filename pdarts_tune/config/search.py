@@ -64,7 +64,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_stages(self.stages)
         check_method(self.method, self.stages, self.channels)
-        check_execution(self.execution, self.method)
+        check_execution(self.execution, self.method, "execution.")
         if self.eigenvalue_every and isinstance(self.method, RandomSearch):  # methods that train nothing ignore it
             raise ValueError(f"eigenvalue_every: method {self.method.name} has no alphas to take a Hessian of, it must be 0")
         if self.eigenvalue_every and self.execution.compile:

@@ -17,6 +17,7 @@ import torch
 from tabulate import tabulate
 
 from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.execution import cell_evaluation
 from pdarts_tune.config.serialize import ConfigError, config_id, to_dict
 from pdarts_tune.data.batches import Batches
 from pdarts_tune.data.datasets import Dataset, check_dataset, load_dataset
@@ -147,7 +148,7 @@ def train(
         else:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             if device.type == "cpu":
-                announce({config.cells_by})
+                announce({cell_evaluation(config.execution)})
             reset_peak_bytes(device)
             run_eval_job(job, device, lambda epoch: print(epoch_line(epoch, config), flush=True))
         rows = read_rows(folder, "evaluations", trial_id)
@@ -244,7 +245,7 @@ def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Da
     reset_peak_bytes(device)
     started = datetime.now(UTC)
     network = EvalNetwork(genotype, network_shape(genotype, config, dataset), auxiliary=False)
-    network.evaluation = config.cells_by
+    network.evaluation = cell_evaluation(config.execution)
     try:
         load_darts_state_dict(network, weights.state)
     except Exception as error:  # the file may hold anything

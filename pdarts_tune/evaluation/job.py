@@ -101,6 +101,7 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
         raise
     outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
     outcome["cell_evaluation"] = choose(evaluation.network.evaluation, device)
+    outcome["graph"] = evaluation.graphs.on
     write(outcome | data_columns(evaluation.dataset), peak_bytes(device))
     if first:
         storage.remove(job.checkpoint)
@@ -202,6 +203,7 @@ def write_eval_row(
         "seed": config.seed,
         "split_seed": config.split_seed,
         "epochs": config.epochs,
+        "tf32": config.tf32,
         "peak_bytes": peak,
         "device": device,
         "started": started,

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from pdarts_tune.config.evaluation import EvalConfig, learning_rate
+from pdarts_tune.config.execution import allows_graphs, cell_evaluation
 from pdarts_tune.config.serialize import ConfigError, config_id, derive_seed
 from pdarts_tune.data.batches import Batches, Workers
 from pdarts_tune.data.datasets import load_dataset
@@ -33,6 +34,8 @@ from pdarts_tune.networks.build import clip_gradients, first_not_finite, in_one_
 from pdarts_tune.networks.checkpoint import restore_generators
 from pdarts_tune.networks.cost import network_cost, network_shape
 from pdarts_tune.networks.evaluation_network import EvalNetwork
+from pdarts_tune.networks.graphs import StepGraphs, load_optimizer, set_rate
+from pdarts_tune.networks.runtime import compile_cells, switched
 from pdarts_tune.pdarts.genotype import Genotype
 
 ALONE = Workers()
@@ -106,10 +109,10 @@ class Evaluation:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "evaluation weights"))
             self.network = EvalNetwork(genotype, self.network_config, auxiliary=config.auxiliary_weight > 0)
-        self.network.to(device).to(memory_format=self._memory_format)
+        self.network.to(device).to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
         self.network.drop_path_generator = self.generators["drop path"]
         # Norms over all processes' images have no kernels.
-        self.network.evaluation = config.cells_by if workers.count == 1 else "plain"
+        self.network.evaluation = cell_evaluation(config.execution) if workers.count == 1 else "plain"
         self._model: nn.Module = self._prepare_model()
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -118,25 +121,28 @@ class Evaluation:
             weight_decay=config.weight_decay,
             fused=in_one_call(list(self.network.parameters())),
         )
-
-    @property
-    def _memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.config.channels_last else torch.contiguous_format
+        self.graphs = StepGraphs(
+            device,
+            config.batch_size,
+            [self.generators["drop path"]],
+            self.optimizer,
+            workers.count == 1 and allows_graphs(config.execution),
+        )
 
     def _prepare_model(self) -> nn.Module:
         """The network, wrapped so that backward averages gradients if there are several workers."""
         if self.workers.count > 1 and self.config.sync_batch_norm:
             synchronise_batch_norms(self.network, self.device)
         if self.config.compile:
-            # Cell by cell: cells of one shape share their code, and drop path's masks come from outside.
-            torch._dynamo.config.recompile_limit = 64
-            for cell in self.network.cells:
-                cell.compile()
+            compile_cells(self.network.cells)  # drop path's masks come from outside
         if self.workers.count == 1:
             return self.network
         dead_ends = any(len(cell.reached) < 2 + cell.num_nodes for cell in (self.genotype.normal, self.genotype.reduce))
         device_ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.network, device_ids=device_ids, find_unused_parameters=dead_ends)
+        # Running statistics are alike with synchronised norms, and the first process's after each epoch without (`align_buffers`).
+        return DistributedDataParallel(
+            self.network, device_ids=device_ids, find_unused_parameters=dead_ends, broadcast_buffers=False
+        )
 
     def epochs(self) -> Iterator[EvalEpoch]:
         """Trains to the last epoch and yields the record of each.
@@ -145,7 +151,8 @@ class Evaluation:
             FloatingPointError: a loss, or a weight after the epoch, is not finite; the message names the epoch and the place.
         """
         while len(self.records) < self.config.epochs:
-            record = self._run_epoch(len(self.records))
+            with switched(self.config.execution, self.device, benchmark=True):
+                record = self._run_epoch(len(self.records))
             self.records.append(record)
             yield record
 
@@ -170,7 +177,7 @@ class Evaluation:
                 raise ValueError(f"the checkpoint is of {name} {state[name]}, this is {own}")
         self.dataset.check_saved_moments(state)
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         restore_generators(self.generators, state["generators"])
         self.records = [EvalEpoch(**record) for record in state["records"]]
         self.dataset.left_out.update(state["left_out"])
@@ -193,8 +200,7 @@ class Evaluation:
         started = time.perf_counter()
         config = self.config
         rate = learning_rate(config, epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.network.set_drop_path(config.drop_path * epoch / config.epochs)
         loss, accuracy = self._train(epoch)
         self.workers.align_buffers(self.network)
@@ -218,27 +224,46 @@ class Evaluation:
             if not config.sync_batch_norm and place.fewest < 2:
                 continue  # batch norm cannot train on one image
             self.network.set_share(place.start, place.total)
-            self.optimizer.zero_grad()
-            with autocast(config, self.device):
-                logits, auxiliary = model(images.contiguous(memory_format=self._memory_format))
-            smoothing = config.label_smoothing
-            loss = objective = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-            if auxiliary is not None:
-                auxiliary_loss = cross_entropy(auxiliary.float(), labels, reduction="sum", label_smoothing=smoothing)
-                objective = loss + config.auxiliary_weight * auxiliary_loss
-            # DDP averages gradients over workers, whose shares may differ by an image.
-            (objective * (workers.count / place.total)).backward()
-            clip_gradients(list(self.network.parameters()), config.gradient_clip)
-            self.optimizer.step()
+            share = workers.count / place.total
+
+            def step(images: Tensor, labels: Tensor, share: float = share) -> tuple[Tensor, ...]:
+                return training_step(model, self.optimizer, config, images, labels, share)
+
+            loss, objective, right = self.graphs.run(self.network.drop_path > 0, step, images, labels)
             # They stay on the device until the end of the epoch: a copy after each step would stall a GPU.
-            losses.append(loss.detach())
-            objectives.append(objective.detach())
-            correct += (logits.argmax(dim=1) == labels).sum()
+            losses.append(loss.clone())
+            objectives.append(objective.clone())
+            correct += right
             total += place.total
         for step, value in enumerate(workers.total(torch.stack(objectives)).tolist()):
             if not math.isfinite(value):
                 raise FloatingPointError(f"epoch {epoch}, step {step}: the training loss is {value}")
         return sum(workers.total(torch.stack(losses)).tolist()) / total, workers.total(correct).item() / total
+
+
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: EvalConfig, images: Tensor, labels: Tensor, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step on a batch. Returns the sums over its images of the loss, the objective, and the right answers of the main head.
+
+    Args:
+        model: gives logits, and those of the auxiliary head or None.
+        share: of an image in the mean over the batch. DDP averages gradients over workers, whose parts of a batch may differ by an
+            image, so there it is the number of workers over the images of the whole batch.
+    """
+    optimizer.zero_grad()
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    with autocast(config, images.device):
+        logits, auxiliary = model(images.contiguous(memory_format=layout))
+    smoothing = config.label_smoothing
+    loss = objective = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+    if auxiliary is not None:
+        auxiliary_loss = cross_entropy(auxiliary.float(), labels, reduction="sum", label_smoothing=smoothing)
+        objective = loss + config.auxiliary_weight * auxiliary_loss
+    (objective * share).backward()
+    clip_gradients(list(model.parameters()), config.gradient_clip)
+    optimizer.step()
+    return loss.detach(), objective.detach(), (logits.argmax(dim=1) == labels).sum()
 
 
 def autocast(config: EvalConfig, device: torch.device) -> torch.autocast:
@@ -259,7 +284,7 @@ def evaluate(network: EvalNetwork, batches: Batches, config: EvalConfig, name: s
     for images, labels, place in batches.shared_in_order(workers):
         outcome = torch.zeros(3, place.total, dtype=torch.float64, device=batches.device)
         if len(labels):
-            with autocast(config, batches.device):
+            with switched(config.execution, batches.device), autocast(config, batches.device):
                 logits = network(images)[0].float()
             first_five = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             own = slice(place.start, place.start + len(labels))

@@ -51,7 +51,12 @@ def build_optimizers(config: SearchConfig, network: Supernet) -> tuple[torch.opt
     return (
         torch.optim.SGD(weights, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused),
         torch.optim.Adam(
-            alphas, lr=config.alpha_learning_rate, betas=config.alpha_betas, weight_decay=config.alpha_weight_decay, fused=fused
+            alphas,
+            lr=config.alpha_learning_rate,
+            betas=config.alpha_betas,
+            weight_decay=config.alpha_weight_decay,
+            fused=fused,
+            capturable=alphas[0].is_cuda,  # by a CUDA graph
         ),
     )
 

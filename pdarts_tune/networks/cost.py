@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.execution import cell_evaluation
 from pdarts_tune.config.methods import SecondOrder, Snas, trains_alphas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
@@ -191,7 +192,7 @@ def predict_evaluation_bytes(genotype: Genotype, shape: NetworkConfig, config: E
     gradients and momenta, and running statistics."""
     with torch.device("meta"):
         network = EvalNetwork(genotype, shape, auxiliary=config.auxiliary_weight > 0)
-        network.evaluation = choose(config.cells_by, device)
+        network.evaluation = choose(cell_evaluation(config.execution), device)
         images = torch.empty(config.batch_size, shape.in_channels, shape.image_size, shape.image_size)
         saved = saved_bytes(lambda: network(images))
     return saved + sum(buffer.nbytes for buffer in network.buffers()) + 3 * sum(p.nbytes for p in network.parameters())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pdarts_tune.config.evaluation import STEMS
 from pdarts_tune.config.execution import CellEvaluation
 from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.networks.graphs import Number, draw_ones
 from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.networks.kernels.function import Plan, Settings, as_nodes, evaluate, evaluation_plan, joined
 from pdarts_tune.networks.operations import (
@@ -131,6 +132,7 @@ class EvalNetwork(nn.Module):
         self.genotype = genotype
         self.config = config
         self.drop_path = 0.0
+        self._kept = Number(1.0)  # the share of outputs that drop path keeps
         self.drop_path_generator: torch.Generator | None = None
         self.evaluation: CellEvaluation = "plain"
         self._share: tuple[int, int] | None = None
@@ -171,6 +173,7 @@ class EvalNetwork(nn.Module):
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"rate: {rate} is not in [0, 1)")
         self.drop_path = rate
+        self._kept.set(1.0 - rate)
 
     def set_share(self, start: int, total: int) -> None:
         """The next images are those from `start` on of a batch of `total`, which several processes share.
@@ -216,7 +219,8 @@ class EvalNetwork(nn.Module):
         factors = torch.empty(
             (len(self.cells), edges, total, 1, 1, 1), device=images.device if generator is None else generator.device
         )
-        factors.bernoulli_(1.0 - self.drop_path, generator=generator).div_(1.0 - self.drop_path)
+        kept = self._kept.on(factors.device)
+        draw_ones(factors, kept, generator).div_(kept)
         return factors[:, :, start : start + len(images)].to(images)
 
 

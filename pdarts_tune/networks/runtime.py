@@ -25,16 +25,18 @@ MOST_VERSIONS = 512
 
 
 @contextmanager
-def switched(execution: Execution, device: torch.device) -> Iterator[None]:
+def switched(execution: Execution, device: torch.device, *, benchmark: bool = False) -> Iterator[None]:
     """PyTorch computes on the device as the settings say; the earlier switches come back at the end.
 
     Deterministic cuBLAS needs an environment variable. It stays set, because the library reads it once.
+
+    Args:
+        benchmark: cuDNN times its algorithms for each shape and takes the fastest, unless `deterministic`.
     """
     with ExitStack() as stack:
         if device.type == "cuda":
-            cudnn: Any = torch.backends.cudnn
-            for switch in (torch.backends.cuda.matmul, cudnn.conv):
-                _set(stack, switch, "fp32_precision", "tf32" if execution.tf32 else "ieee")
+            _set_tf32(stack, execution.tf32)
+            _set(stack, torch.backends.cudnn, "benchmark", benchmark)
         if execution.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             _set(stack, torch.backends.cudnn, "benchmark", False)
@@ -54,6 +56,18 @@ def switched(execution: Execution, device: torch.device) -> Iterator[None]:
                 )
             )
         yield
+
+
+def _set_tf32(stack: ExitStack, on: bool) -> None:
+    """Sets PyTorch's older and newer switches alike, since its compiler reads the older ones, which fail where the two disagree."""
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    older, newer = (cudnn, matmul), (cudnn.conv, cudnn.rnn, matmul)
+    stack.callback(lambda values: [setattr(*value) for value in values], [(s, "fp32_precision", s.fp32_precision) for s in newer])
+    for switch in older:  # which change the newer ones
+        _set(stack, switch, "allow_tf32", on)
+    for switch in newer:
+        switch.fp32_precision = "tf32" if on else "ieee"
 
 
 def _set(stack: ExitStack, switch: Any, name: str, value: object) -> None:
@@ -81,9 +95,12 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)
 
 
-def give_back_freed_memory() -> None:
-    """Returns to the system what `keep_freed_memory` kept, so that it does not count in the next peak."""
+def give_back_freed_memory(device: torch.device) -> None:
+    """Returns freed memory: on a CPU to the system, so that it does not count in the next peak; on a GPU to its other processes."""
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
     malloc_trim = _c_function("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)

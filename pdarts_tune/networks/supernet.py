@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pdarts_tune.config.execution import CellEvaluation, Precision
+from pdarts_tune.networks.graphs import Number, draw_ones
 from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.networks.kernels.function import Plan, Settings, as_nodes, evaluate, search_plan
 from pdarts_tune.networks.operations import OPERATIONS, FactorizedReduce, ReLUConvBN, frozen_statistics
@@ -138,6 +139,7 @@ class Supernet(nn.Module):
         self.space = space
         self.dropout_generator: torch.Generator | None = None
         self.skip_dropout = 0.0
+        self._kept = Number(1.0)  # the share of elements that skip dropout keeps
         self.precision: Precision = "fp32"  # bf16: mixed precision, see `config/execution.py`
         self.channels_last = False  # memory layout of plain cells; that of kernels is always channels-last
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
@@ -177,6 +179,7 @@ class Supernet(nn.Module):
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"rate: {rate} is not in [0, 1)")
         self.skip_dropout = rate
+        self._kept.set(1.0 - rate)
 
     def mixing(self) -> Mixing:
         """The weights of the candidate operations: the softmax of each edge's alphas, zero in the padding."""
@@ -233,14 +236,13 @@ class Supernet(nn.Module):
         elif self.channels_last:
             before1 = before1.contiguous(memory_format=torch.channels_last)
         before2 = before1
-        kept = 1.0 - self.skip_dropout
+        kept = self._kept.on(before1.device).to(self.alphas_normal.dtype)
         for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
             masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if kernels else before1)
             if kernels:
-                out = cell.by_kernels(before2, before1, weights, masks, kept)
+                out = cell.by_kernels(before2, before1, weights, masks, self._kept.value)
             else:
-                share = torch.full((), kept, dtype=weights.dtype, device=weights.device)  # one compiled code for every rate
-                out = (recomputed if cell.recompute else Cell.__call__)(cell, before2, before1, weights, masks, share)
+                out = (recomputed if cell.recompute else Cell.__call__)(cell, before2, before1, weights, masks, kept)
             before2, before1 = before1, out
         pooled = before1.mean(dim=(2, 3)).transpose(0, 1).flatten(1) if kernels else before1.mean(dim=(2, 3))
         logits: Tensor = self.classifier(pooled)
@@ -259,8 +261,7 @@ class Supernet(nn.Module):
         batch, _, height, width = before1.shape
         shape = (len(cell.skip_edges), batch, -(-height // scale), -(-width // scale), cell.channels)
         masks = torch.empty(shape, dtype=torch.bool, device=before1.device)
-        masks.bernoulli_(1.0 - self.skip_dropout, generator=self.dropout_generator)
-        return masks.permute(0, 1, 4, 2, 3)
+        return draw_ones(masks, self._kept.on(masks.device), self.dropout_generator).permute(0, 1, 4, 2, 3)
 
 
 def recomputed(cell: Cell, *inputs: Any) -> Tensor:

@@ -75,10 +75,11 @@ def _execution_columns() -> list[Any]:
         ),
         _later("recompute", _FLAG, "flag", "whether cells keep their inputs alone for backward and compute the rest again"),
         _later("precision", _TEXT, "text", "fp32, or bf16: mixed precision", choices=("fp32", "bf16")),
-        _later("tf32", _FLAG, "flag", "whether products and convolutions on CUDA round to TensorFloat-32"),
+        _TF32,
         _later("compile", _FLAG, "flag", "whether cells are compiled"),
         _later("channels_last", _FLAG, "flag", "whether images are in channels-last memory from the stem on"),
         _later("deterministic", _FLAG, "flag", "whether only deterministic algorithms are allowed"),
+        _GRAPH,
     ]
 
 
@@ -113,6 +114,8 @@ _PEAK_BYTES = _column(
 _GENOTYPE_ID = _column("genotype_id", _TEXT, "text", "names the genotype by its content")
 _PARAMS = _column("params", _INTEGER, "count", "weights of the evaluation network, without the auxiliary head")
 _MACS = _column("macs", _INTEGER, "count", "multiply-accumulates of convolutions and linear layers for one image")
+_TF32 = _later("tf32", _FLAG, "flag", "whether products and convolutions on CUDA round to TensorFloat-32")
+_GRAPH = _later("graph", _FLAG, "flag", "whether training steps ran as CUDA graphs; null in earlier rows, and without training")
 _SEEDS = [
     _column("seed", _INTEGER, "number", "initial weights and alphas, batch order, augmentation, dropout masks"),
     _column("split_seed", _INTEGER, "number", "which images train, and which validate"),
@@ -244,6 +247,8 @@ _COLUMNS: dict[str, list[Any]] = {
             "how cells were computed: `kernels` (C) or `plain` (a module an operation)",
             choices=("kernels", "plain"),
         ),
+        _TF32,
+        _GRAPH,
     ],
 }
 

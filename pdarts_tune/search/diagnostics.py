@@ -101,8 +101,7 @@ def diagnose(
             figures["hessian_eigenvalue"] = alpha_eigenvalue(network, images, labels, seed)
     network.set_skip_dropout(dropout)
     figures["diagnostic_peak_bytes"] = peak_bytes(device)
-    if device.type == "cpu":
-        give_back_freed_memory()  # or the next epoch's peak would hold it
+    give_back_freed_memory(device)  # or the next epoch's peak would hold it
     return Diagnostics(**figures)
 
 

@@ -28,6 +28,7 @@ from pdarts_tune.data.splits import split_train
 from pdarts_tune.networks.build import build_network, build_optimizers, first_not_finite
 from pdarts_tune.networks.checkpoint import restore_generators
 from pdarts_tune.networks.cost import predict_stage_bytes
+from pdarts_tune.networks.graphs import load_optimizer, set_rate
 from pdarts_tune.networks.partial_channels import PartialSupernet
 from pdarts_tune.networks.runtime import (
     compile_cells,
@@ -144,8 +145,8 @@ class Search:
         self._start_stage(state["stage_index"], SearchSpace(**state["space"]))
         self.epoch = state["epoch"]
         self.network.load_state_dict(state["network"])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        load_optimizer(self.weight_optimizer, state["weight_optimizer"])
+        load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         restore_generators(self.generators, state["generators"])
         self.records, self._texts = [_load_record(text) for text in state["records"]], []
         self.dataset.left_out.update(state["left_out"])
@@ -176,6 +177,9 @@ class Search:
         self.stage_index, self.epoch, self.space = index, 0, space
         if config.memory_limit is not None and (needed := self._stage_bytes()) > config.memory_limit:
             raise MemoryLimitError(index + 1, needed, f", memory_limit is {config.memory_limit:,}")
+        for last in ("network", "weight_optimizer", "alpha_optimizer", "steps"):
+            self.__dict__.pop(last, None)
+        give_back_freed_memory(self.device)  # of the last stage, so that each stage has its own peak
         shape = self.stage.cells, self.dataset.num_classes, self.dataset.in_channels
         self.network = build_network(config, space, *shape, derive_seed(config.seed, f"stage {index + 1}")).to(self.device)
         self.network.dropout_generator = self.generators["skip dropout"]
@@ -190,8 +194,6 @@ class Search:
             self.dataset.image_size,
             self.generators["architectures"],
         )
-        if self.device.type == "cpu":
-            give_back_freed_memory()  # of the last stage's network, so that each stage has its own peak
 
     def _stage_bytes(self) -> int:
         shape = self.dataset.image_size, self.dataset.num_classes, self.dataset.in_channels
@@ -203,8 +205,7 @@ class Search:
         both = self.epoch >= self.stage.warmup_epochs
         learning_rate = cosine_rate(self.config.learning_rate, self.epoch, self.stage.epochs)
         rate = skip_dropout(self.stage, self.epoch)
-        for group in self.weight_optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self.weight_optimizer, learning_rate)
         self.network.set_skip_dropout(rate)
         self.steps.start_epoch(self.epoch)
         train_loss, train_accuracy, images = self._train(both)
@@ -218,7 +219,7 @@ class Search:
         tensor = first_not_finite(self.network.state_dict())  # no training loss comes after the last step
         if tensor is not None:
             raise FloatingPointError(f"{place}: {tensor} is not finite after the last step")
-        measured, peak = time.perf_counter(), peak_bytes(self.device)
+        measured, peak = time.perf_counter(), max(peak_bytes(self.device), self.steps.graphs.peak_bytes)
         choice = self._choice()
         diagnostics = self._diagnose(choice, validation_accuracy)
         finished = time.perf_counter()
@@ -253,9 +254,7 @@ class Search:
         images_seen = 0
         alpha_batches = self._alpha_stream() if both and self.steps.trains_alphas_apart else None
         for batch in self.weight_batches.epoch(self.generators["weight batches"]):
-            if alpha_batches is not None:
-                self.steps.train_alphas(next(alpha_batches), batch)
-            loss, logits = self.steps.train_weights(batch, both)
+            loss, logits = self.steps.train(batch, next(alpha_batches) if alpha_batches else None, both)
             labels = batch[1]
             # Sums stay on the device, since reading a number after each step would stall a GPU.
             loss_sum += loss * len(labels)

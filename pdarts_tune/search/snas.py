@@ -34,7 +34,7 @@ def temperature(method: Snas, stage: Stage, epoch: int) -> float:
     return float(method.temperature * (method.final_temperature / method.temperature) ** progress)
 
 
-def sample_choice(alphas: Tensor, kept: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def sample_choice(alphas: Tensor, kept: Tensor, temperature: float | Tensor, generator: torch.Generator) -> Tensor:
     """A draw from the concrete distribution per row: shaped like the alphas, rows sum to 1, zero where not `kept`."""
     exponential = torch.empty_like(alphas, requires_grad=False).exponential_(generator=generator)
     # -log of an exponential variable is a Gumbel variable; of a draw that rounds to 0 it would be infinite.
@@ -42,7 +42,7 @@ def sample_choice(alphas: Tensor, kept: Tensor, temperature: float, generator: t
     return ((alphas + gumbel) / temperature).masked_fill(~kept, -torch.inf).softmax(dim=-1)
 
 
-def sample_mixing(network: Supernet, temperature: float, generator: torch.Generator) -> Mixing:
+def sample_mixing(network: Supernet, temperature: float | Tensor, generator: torch.Generator) -> Mixing:
     """Mixing weights of one sampled architecture, through which the alphas get their gradient."""
     normal = sample_choice(network.alphas_normal, network.kept_normal, temperature, generator)
     reduce = sample_choice(network.alphas_reduce, network.kept_reduce, temperature, generator)

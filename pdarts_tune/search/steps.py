@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from pdarts_tune.config.execution import allows_graphs
 from pdarts_tune.config.methods import SecondOrder, Snas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.build import clip_gradients
+from pdarts_tune.networks.graphs import Number, StepGraphs
 from pdarts_tune.networks.operations import frozen_statistics
 from pdarts_tune.networks.supernet import Mixing, Supernet
 from pdarts_tune.pdarts.progressive_depth import Stage
@@ -52,13 +54,24 @@ class Alternating:
     trains_alphas_apart = True  # on images of their own, before each step of the weights
 
     def __init__(
-        self, config: SearchConfig, network: Supernet, optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
+        self,
+        config: SearchConfig,
+        network: Supernet,
+        optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+        generator: torch.Generator | None = None,
     ) -> None:
         self.config = config
         self.network = network
         self.weight_optimizer, self.alpha_optimizer = optimizers
         self.weights = network.weight_parameters()
         self.alphas = network.arch_parameters()
+        self.graphs = StepGraphs(
+            network.alphas_normal.device,
+            config.batch_size,
+            (network.dropout_generator, generator),
+            self.weight_optimizer,
+            allows_graphs(config.execution, config.method),
+        )
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the steps of an epoch, counted from 0 in its stage."""
@@ -66,6 +79,21 @@ class Alternating:
     def sampler(self, seed: int) -> Callable[[], Mixing] | None:  # noqa: ARG002
         """Draws mixing weights for a batch of validation; None: they are the softmax of the alphas."""
         return None
+
+    def train(self, batch: Batch, alpha_batch: Batch | None, both: bool) -> tuple[Tensor, Tensor]:
+        """A step of the alphas, if they have a batch of their own, then one of the weights, as one graph where there are graphs.
+
+        Returns the loss (scalar) and the logits before the weights' step; they hold until the next step. `both`: alphas train in
+        this epoch.
+        """
+
+        def step(images: Tensor, labels: Tensor, *of_alphas: Tensor) -> tuple[Tensor, Tensor]:
+            if of_alphas:
+                self.train_alphas((of_alphas[0], of_alphas[1]), (images, labels))
+            return self.train_weights((images, labels), both)
+
+        loss, logits = self.graphs.run((both, self.network.skip_dropout > 0), step, *batch, *(alpha_batch or ()))
+        return loss, logits
 
     def train_alphas(self, batch: Batch, weight_batch: Batch) -> None:  # noqa: ARG002
         """One step of the alphas on their own images. `weight_batch` is the weights' next one."""
@@ -211,21 +239,24 @@ class Sampled(Alternating):
         image_size: int,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(config, network, optimizers)
+        super().__init__(config, network, optimizers, generator)
         self.method = method
         self.stage = stage
         self.generator = generator
-        self.temperature = method.temperature
+        self.temperature = Number(method.temperature)
         self.penalty = PENALTY_WEIGHTS[method.penalty]
         self.costs = relative_costs(network, image_size)
 
     def start_epoch(self, epoch: int) -> None:
-        self.temperature = temperature(self.method, self.stage, epoch)
+        self.temperature.set(temperature(self.method, self.stage, epoch))
 
     def sampler(self, seed: int) -> Callable[[], Mixing] | None:
         """Samples architectures at this epoch's temperature, since the weights train in such and not in their average."""
         generator = torch.Generator(self.generator.device).manual_seed(seed)
-        return lambda: sample_mixing(self.network, self.temperature, generator)
+        return lambda: self._sample(generator)
+
+    def _sample(self, generator: torch.Generator) -> Mixing:
+        return sample_mixing(self.network, self.temperature.on(self.network.alphas_normal.device), generator)
 
     def train_weights(self, batch: Batch, both: bool) -> tuple[Tensor, Tensor]:
         images, labels = batch
@@ -233,7 +264,7 @@ class Sampled(Alternating):
         require_gradients(self.alphas, both)
         self.weight_optimizer.zero_grad()
         self.alpha_optimizer.zero_grad()
-        logits = self.network(images, sample_mixing(self.network, self.temperature, self.generator))
+        logits = self.network(images, self._sample(self.generator))
         loss = cross_entropy(logits, labels)
         total = loss
         if both and self.penalty:

@@ -15,19 +15,20 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.execution import allows_graphs, cell_evaluation
 from pdarts_tune.config.methods import Given, RandomSampling, plan_rounds, trains_alphas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, to_dict
 from pdarts_tune.data.datasets import DatasetInfo, check_dataset
 from pdarts_tune.evaluation.job import EvalJob, write_eval_row
-from pdarts_tune.evaluation.training import autocast
-from pdarts_tune.networks.build import build_network, build_optimizers, clip_gradients, in_one_call
+from pdarts_tune.evaluation.training import autocast, training_step
+from pdarts_tune.networks.build import build_network, build_optimizers, in_one_call
 from pdarts_tune.networks.cost import check_madds, even_space, network_shape, predict_evaluation_bytes, predict_stage_bytes
 from pdarts_tune.networks.evaluation_network import EvalNetwork
-from pdarts_tune.networks.runtime import keep_freed_memory, switched
+from pdarts_tune.networks.graphs import StepGraphs
+from pdarts_tune.networks.runtime import compile_cells, keep_freed_memory, switched
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.pdarts.progressive_depth import CELL_OVERHEAD, Stage
 from pdarts_tune.results.storage import Storage
@@ -75,15 +76,11 @@ def probe_stage(config: SearchConfig, stage: Stage, info: DatasetInfo, device: t
     batch = _noise(config.batch_size, info, device)
     learns = trains_alphas(config.method)
 
-    def both() -> None:
-        if learns and steps.trains_alphas_apart:
-            steps.train_alphas(batch, batch)
-        steps.train_weights(batch, learns)
-
+    alpha_batch = batch if learns and steps.trains_alphas_apart else None
     with switched(config.execution, device):
         steps.start_epoch(stage.epochs - 1)
-        weights = _time(lambda: steps.train_weights(batch, False), device)
-        together = _time(both, device) if stage.warmup_epochs < stage.epochs else weights
+        weights = _time(lambda: steps.train(batch, None, False), device)
+        together = _time(lambda: steps.train(batch, alpha_batch, learns), device) if stage.warmup_epochs < stage.epochs else weights
         network.eval()
         with torch.no_grad():
             forward = _time(lambda: network(batch[0]), device)
@@ -95,26 +92,22 @@ def probe_evaluation(genotype: Genotype, config: EvalConfig, info: DatasetInfo, 
     network = EvalNetwork(genotype, network_shape(genotype, config, info), auxiliary=config.auxiliary_weight > 0).to(device)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)
-    network.evaluation = config.cells_by
+    network.evaluation = cell_evaluation(config.execution)
     parameters = list(network.parameters())
-    optimizer = torch.optim.SGD(parameters, 1e-3, fused=in_one_call(parameters))
+    optimizer = torch.optim.SGD(parameters, 1e-3, momentum=config.momentum, fused=in_one_call(parameters))
     images, labels = _noise(config.batch_size, info, device)
+    graphs = StepGraphs(device, config.batch_size, (), optimizer, allows_graphs(config.execution))
+    if config.compile:
+        compile_cells(network.cells)
 
-    def train() -> None:
-        optimizer.zero_grad()
-        with autocast(config, device):
-            logits, auxiliary = network(images)
-        loss = cross_entropy(logits.float(), labels)
-        if auxiliary is not None:
-            loss = loss + config.auxiliary_weight * cross_entropy(auxiliary.float(), labels)
-        loss.backward()
-        clip_gradients(parameters, config.gradient_clip)
-        optimizer.step()
+    def step(*batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return training_step(network, optimizer, config, *batch, share=1 / config.batch_size)
 
-    weights = _time(train, device)
-    network.eval()
-    with torch.no_grad(), autocast(config, device):
-        forward = _time(lambda: network(images), device)
+    with switched(config.execution, device, benchmark=True):
+        weights = _time(lambda: graphs.run("step", step, images, labels), device)
+        network.eval()
+        with torch.no_grad(), autocast(config, device):
+            forward = _time(lambda: network(images), device)
     return StepTimes(weights, weights, forward)
 
 

@@ -163,7 +163,7 @@ class Plan:
     def cell_evaluations(self) -> set[CellEvaluation]:
         """How the cells of searches and evaluations may be computed."""
         searches = {cell_evaluation(variant.search.execution, variant.search.method) for variant in self.variants}
-        return searches | {recipe.cells_by for recipe in self.recipes}
+        return searches | {cell_evaluation(recipe.execution) for recipe in self.recipes}
 
     def searches(self) -> list[SearchTrial]:
         """Every search, seeds outermost, so that a study that is cut short still compares all its variants.

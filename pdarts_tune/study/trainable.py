@@ -123,6 +123,7 @@ def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: 
     saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
     search = Search(config, device, settled_moments(storage, "trials", config, saved))
     trial.row |= image_columns(search.dataset)
+    trial.row["graph"] = search.steps.graphs.on
     if saved is not None:
         search.load_state_dict(saved)
         rows.write(search.records)
@@ -214,6 +215,7 @@ class TrialRow:
             "batch_size": config.batch_size,
             **asdict(config.execution),
             "cell_evaluation": None,
+            "graph": None,
             "config": json.dumps(to_dict(config)),
             "config_id": config_id(config),
             "commit": spec.commit,
@@ -240,8 +242,8 @@ def prepare(spec: TrialSpec) -> torch.device:
     """The trial's device. Sets the threads of this process and starts a new memory peak."""
     torch.set_num_threads(spec.threads)
     keep_freed_memory()
-    give_back_freed_memory()  # of the trial that this process ran before
     device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+    give_back_freed_memory(device)  # of the trial that this process ran before
     reset_peak_bytes(device)
     return device
 

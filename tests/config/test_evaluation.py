@@ -39,7 +39,7 @@ def test_ids_of_results_already_written_hold():
 def test_what_changes_results_changes_the_id_and_what_changes_speed_alone_does_not():
     base = EvalConfig()
     same = {"seed": 1, "split_seed": 1, "data": "digits", "channels_last": True, "compile": True, "skip_bad_images": True}
-    same |= {"cell_evaluation": "plain"}
+    same |= {"cell_evaluation": "plain", "graph": "off"}
     assert replace(base, **same).recipe_id == base.recipe_id
     others = {
         "recipe": "mine",
@@ -48,6 +48,7 @@ def test_what_changes_results_changes_the_id_and_what_changes_speed_alone_does_n
         "stem": "imagenet",
         "schedule": "linear",
         "precision": "bf16",
+        "tf32": True,
         "auto_width": True,
         "sync_batch_norm": False,
         "image_size": 64,

@@ -4,8 +4,8 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from pdarts_tune.config.execution import Execution, cell_evaluation
-from pdarts_tune.config.methods import FirstOrder, PartialChannels
+from pdarts_tune.config.execution import Execution, allows_graphs, cell_evaluation
+from pdarts_tune.config.methods import FirstOrder, PartialChannels, SecondOrder
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, content, from_dict, to_dict
 from pdarts_tune.pdarts.progressive_depth import Stage
@@ -69,8 +69,17 @@ def test_every_setting_counts_in_the_id_and_the_default_in_none():
     ids = {config_id(TINY), config_id(plain), config_id(replace(TINY, execution=Execution(recompute=True)))}
     for setting in ("precision", "tf32", "compile", "channels_last", "deterministic"):
         ids.add(config_id(replace(plain, execution=replace(PLAIN, **{setting: "bf16" if setting == "precision" else True}))))
-    assert len(ids) == 3 + 5
+    ids.add(config_id(replace(TINY, execution=Execution(graph="off"))))
+    assert len(ids) == 3 + 6
     assert {field.name for field in fields(Execution)} == {*asdict(PLAIN)}
     older = to_dict(TINY)
     del older["execution"]
     assert config_id(from_dict(SearchConfig, older)) == config_id(TINY)
+    assert "graph" not in content(plain)["execution"]  # it joined later
+
+
+def test_every_method_but_second_order_may_run_as_graphs():
+    assert allows_graphs(Execution())
+    assert allows_graphs(Execution(), PartialChannels(2))
+    assert not allows_graphs(Execution(graph="off"))
+    assert not allows_graphs(Execution(), SecondOrder())

@@ -176,7 +176,7 @@ before = peak()
 stage = [torch.ones(2**20) for _ in range(60)]  # of 4 MiB: below the size that is asked from the system apart
 del stage
 kept = peak()
-give_back_freed_memory()
+give_back_freed_memory(cpu)
 print(kept - before, peak() - before)
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

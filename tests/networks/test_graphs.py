@@ -1,0 +1,242 @@
+"""A training step that is replayed as a graph gives the bits of the step that is run operator by operator.
+
+CPUs have no graphs. A double (`graph_double.py`) records the operators of a step and repeats them on the same memory, as a CUDA
+graph does: a rate that were a Python number, or memory that moved, would show.
+"""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+
+from graph_double import GraphDouble
+from pdarts_tune import EvalConfig, FirstOrder, PartialChannels, SearchConfig, SecondOrder, Snas, Stage
+from pdarts_tune.config.execution import Execution
+from pdarts_tune.config.methods import RandomSearch
+from pdarts_tune.evaluation.training import Evaluation
+from pdarts_tune.networks import graphs
+from pdarts_tune.networks.graphs import Number, StepGraphs, draw_ones
+from pdarts_tune.pdarts.published import PUBLISHED
+from pdarts_tune.search.loop import Search
+
+CPU = torch.device("cpu")
+PLAIN = Execution(cell_evaluation="plain")  # the double sees PyTorch's operators, and not the C library
+SEARCH = SearchConfig(
+    # 60 images give weights 24: two batches of 10 and a short one. Dropout falls from epoch to epoch.
+    stages=(Stage(3, 3, 0.4, epochs=3, warmup_epochs=1), Stage(4, 2, 0.3, epochs=2, warmup_epochs=1)),
+    data="digits",
+    train_images=60,
+    validation_fraction=0.2,
+    channels=2,
+    batch_size=10,
+    alpha_learning_rate=0.01,
+    execution=PLAIN,
+)
+METHODS = {
+    "first order": FirstOrder(),
+    "SNAS": Snas(penalty="mild"),
+    "PC-DARTS": PartialChannels(2),
+}
+EVALUATION = EvalConfig(
+    data="digits", train_images=34, test_images=20, cells=3, channels=4, epochs=4, batch_size=10, cutout=2, cell_evaluation="plain"
+)
+
+
+@pytest.fixture
+def doubles(monkeypatch):
+    """The graphs that were made."""
+    made = []
+
+    def make(generators, pool):
+        made.append(GraphDouble(generators, pool))
+        return made[-1]
+
+    def switch(on):
+        monkeypatch.setattr(graphs, "GRAPHS", {"cpu": make} if on else {})
+        return made
+
+    return switch
+
+
+def figures(records):
+    clock = ("seconds", "diagnostic_seconds", "images_per_second", "finished", "peak_bytes", "diagnostic_peak_bytes")
+    return [{name: str(value) for name, value in vars(record).items() if name not in clock} for record in records]  # nan is nan
+
+
+def same(ours, theirs):
+    return all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_replayed_search_gives_the_bits_of_an_eager_one(name, doubles):
+    """Over three epochs with falling dropout, a short batch, a change of the stage, and a stop after each epoch."""
+    config = replace(SEARCH, method=METHODS[name])
+    doubles(False)
+    eager = Search(config, CPU)
+    list(eager.epochs())
+    made = doubles(True)
+    whole = Search(config, CPU)
+    assert whole.steps.graphs.on
+    list(whole.epochs())
+    # Of each stage: weights alone and both.
+    assert len(made) == 4
+    assert all(double.replays for double in made[:2])
+    assert figures(whole.records) == figures(eager.records)
+    assert same(whole.network, eager.network)
+    resumed = Search(config, CPU)
+    for _ in eager.records:
+        next(resumed.epochs())
+        saved = torch.load(_file(resumed.state_dict()), weights_only=True)
+        resumed = Search(config, CPU)
+        resumed.load_state_dict(saved)
+    assert figures(resumed.records) == figures(eager.records)
+    assert same(resumed.network, eager.network)
+
+
+def test_a_checkpoint_of_an_eager_search_continues_with_graphs(doubles):
+    doubles(False)
+    eager = Search(SEARCH, CPU)
+    next(eager.epochs())
+    saved = torch.load(_file(eager.state_dict()), weights_only=True)
+    doubles(True)
+    replayed = Search(SEARCH, CPU)
+    replayed.load_state_dict(saved)
+    next(replayed.epochs())
+    next(eager.epochs())
+    assert figures(replayed.records) == figures(eager.records)
+
+
+@pytest.mark.parametrize("method", [SecondOrder(), RandomSearch(2)], ids=lambda method: method.name)
+def test_second_order_stays_eager_and_each_candidate_of_a_random_search_has_a_graph(method, doubles):
+    stage = Stage(3, 8, 0.0, epochs=1, warmup_epochs=1 if isinstance(method, RandomSearch) else 0)
+    made = doubles(True)
+    search = Search(replace(SEARCH, method=method, stages=(stage,)), CPU)
+    list(search.epochs())
+    assert len(made) == (2 if isinstance(method, RandomSearch) else 0)
+
+
+def test_a_replayed_evaluation_gives_the_bits_of_an_eager_one(doubles):
+    """Over a rising drop path (off in the first epoch, so two graphs), a falling rate, a short batch and a stop."""
+    genotype = PUBLISHED["PDARTS_C10"].genotype
+    doubles(False)
+    eager = Evaluation(genotype, EVALUATION, CPU)
+    list(eager.epochs())
+    made = doubles(True)
+    whole = Evaluation(genotype, EVALUATION, CPU)
+    epochs = whole.epochs()
+    next(epochs)
+    next(epochs)
+    saved = torch.load(_file(whole.state_dict()), weights_only=True)
+    list(epochs)
+    resumed = Evaluation(genotype, EVALUATION, CPU)
+    resumed.load_state_dict(saved)
+    list(resumed.epochs())
+    assert len(made) == 3
+    assert all(double.replays > 1 for double in made)
+    for replayed in (whole, resumed):
+        assert figures(replayed.records) == figures(eager.records)
+        assert same(replayed.network, eager.network)
+    assert whole.test().correct == eager.test().correct
+
+
+def _file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def one_stage(search, epoch):
+    """The search's steps at an epoch's rates."""
+    search.network.train()
+    search.network.set_skip_dropout(0.4 - 0.1 * epoch)
+    search.steps.start_epoch(epoch)
+    graphs.set_rate(search.weight_optimizer, 0.01 / (1 + epoch))
+    return search.steps
+
+
+def step_graphs():
+    return StepGraphs(CPU, 2, (), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1), on=True)
+
+
+def batches(search):
+    return next(search.weight_batches.epoch(torch.Generator())), next(search.alpha_batches.epoch(torch.Generator()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_that_changes_is_part_of_a_graph(name, doubles):
+    """The second step's operators, Python numbers and shapes are those of a step at other rates, images and random numbers."""
+    signatures = []
+    for epoch in (0, 2):
+        made = doubles(True)
+        search = Search(replace(SEARCH, method=METHODS[name]), CPU)
+        for _ in range(2):
+            weights, alphas = batches(search)
+            one_stage(search, epoch).train(weights, alphas if search.steps.trains_alphas_apart else None, True)
+        signatures.append([line for line in made[-1].signature() if "Generator" not in str(line)])
+    assert signatures[0] == signatures[1]
+    assert len(signatures[0]) > 1000
+
+
+def test_images_weights_gradients_and_momenta_stay_in_their_memory(doubles):
+    doubles(True)
+    search = Search(SEARCH, CPU)
+    weights, alphas = batches(search)
+
+    def places():
+        optimizers = search.weight_optimizer, search.alpha_optimizer
+        tensors = [*search.network.parameters(), *search.network.buffers()]
+        tensors += [parameter.grad for parameter in search.network.parameters()]
+        tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+        tensors += [group["lr"] for group in search.weight_optimizer.param_groups]
+        return [tensor.data_ptr() for tensor in tensors if tensor is not None]
+
+    one_stage(search, 0).train(weights, alphas, True)
+    one_stage(search, 0).train(weights, alphas, True)
+    before = places()
+    results = [result.data_ptr() for result in one_stage(search, 1).train(weights, alphas, True)]
+    assert [result.data_ptr() for result in one_stage(search, 2).train(alphas, weights, True)] == results
+    assert places() == before
+
+
+def test_a_replay_is_one_call_from_the_host(doubles, monkeypatch):
+    """No loop over parameters: Python runs neither the step nor an optimizer."""
+    doubles(True)
+    search = Search(SEARCH, CPU)
+    weights, alphas = batches(search)
+    for _ in range(2):
+        search.steps.train(weights, alphas, True)
+    monkeypatch.setattr(search.network, "forward", None)
+    monkeypatch.setattr(search.steps, "train_weights", None)
+    monkeypatch.setattr(search.weight_optimizer, "step", None)
+    search.steps.train(weights, alphas, True)
+
+
+def test_a_step_that_reads_a_number_from_the_device_is_refused(doubles):
+    doubles(True)
+    steps = step_graphs()
+    steps.run("kind", lambda x: (x * x.sum().item(),), torch.ones(2))
+    with pytest.raises(RuntimeError, match="reads a number"):
+        steps.run("kind", lambda x: (x * x.sum().item(),), torch.ones(2))
+
+
+def test_a_rate_that_is_a_python_number_would_show_in_a_replay(doubles):
+    """The double must be able to fail: it repeats the captured number, as a CUDA graph does."""
+    doubles(True)
+    for rate, expected in ((Number(1.0), 3.0), (1.0, 1.0)):
+        steps = step_graphs()
+        for value in (1.0, 1.0, 3.0):
+            if isinstance(rate, Number):
+                rate.set(value)
+            else:
+                rate = value
+            (result,) = steps.run("kind", lambda x, r=rate: (x * (r.on(CPU) if isinstance(r, Number) else r),), torch.ones(2))
+        assert result[0] == expected
+
+
+def test_masks_are_those_that_pytorch_draws():
+    for share in (0.3, 0.7777777):
+        ours = draw_ones(torch.empty(1000, dtype=torch.bool), Number(share).on(CPU), torch.Generator().manual_seed(5))
+        theirs = torch.empty(1000, dtype=torch.bool).bernoulli_(share, generator=torch.Generator().manual_seed(5))
+        assert torch.equal(ours, theirs)
