@@ -188,4 +188,6 @@ def evaluation_row(evaluation_id, found, config, rng, started, mean_accuracy):
         "mean": [0.4914, 0.4822, 0.4465],
         "std": [0.2470, 0.2435, 0.2616],
         "cell_evaluation": "kernels",
+        "tf32": False,
+        "graph": False,
     }

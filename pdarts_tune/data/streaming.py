@@ -87,7 +87,10 @@ class StreamedSet:
                 if not self.skip_bad:
                     raise ConfigError(line)
                 skipped.append(line)
-            yield images.to(self.device, non_blocking=True), self.labels[indices[places]].to(self.device)
+            labels = self.labels[indices[places]]
+            if self.device.type == "cuda":
+                labels = labels.pin_memory()  # else the copy would wait for the device
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         self.left_out.update(skipped)
         if skipped:
             warnings.warn(f"data: left out {len(skipped)} images that cannot be used, the first is {skipped[0]}", stacklevel=2)

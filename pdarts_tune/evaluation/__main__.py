@@ -34,7 +34,8 @@ class Arguments:
     data: str | None = None
     """Data set: digits, cifar10, cifar100, imagenet, folder:PATH or parquet:PATH."""
     recipe: str | None = None
-    """cifar (unless weights know theirs), cifar-large, cifar-short, imagenet-mobile, imagenet-mobile-256, imagenet-mobile-short."""
+    """cifar (unless weights know theirs), cifar-large, cifar-short, cifar-bf16, imagenet-mobile, imagenet-mobile-256 or
+    imagenet-mobile-short."""
     weights: Path | None = None
     """Test these weights instead of training: a state dict of ours or of DARTS-family code. Those that a study or this command kept
     know their genotype, data set and recipe."""
@@ -77,6 +78,10 @@ class Arguments:
     """On several devices: batch norms use the whole batch; off, each device's share, as in the papers."""
     channels_last: bool = False
     compile: bool = False
+    tf32: bool = False
+    """On GPUs, round the factors of products and convolutions to TensorFloat-32."""
+    graph: str = "auto"
+    """auto: on a GPU each training step is one CUDA graph; off: operator by operator."""
     skip_bad_images: bool = False
 
 

@@ -186,8 +186,9 @@ class Forecaster:
         return self._bytes[key]
 
     def search_needs(self, config: SearchConfig, info: DatasetInfo) -> int:
-        """Bytes of the largest stage; 0 if nothing is trained."""
-        return max((self.search_bytes(config, stage, info) for stage in _rounds(config)), default=0)
+        """Bytes of the largest stage and of the images on the device; 0 if nothing is trained."""
+        stages = [self.search_bytes(config, stage, info) for stage in _rounds(config)]
+        return max(stages) + _image_bytes(config, info) if stages else 0
 
     def search_stage(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> StageForecast:
         times, timed = self._stage_times(config, stage, info)
@@ -213,7 +214,8 @@ class Forecaster:
         return StepTimes(weights, 2 * weights, weights / 3), False
 
     def evaluation_bytes(self, genotype: Genotype, config: EvalConfig, info: DatasetInfo) -> int:
-        return predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config, self.device)
+        needed = predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config, self.device)
+        return needed + _image_bytes(config, info)
 
     def evaluation(self, genotype: Genotype, config: EvalConfig, info: DatasetInfo) -> StageForecast:
         """Of a training from scratch."""
@@ -350,6 +352,21 @@ def _packing_lines(needs: dict[str, int], gpu_bytes: int | None) -> list[str]:
 
 def _rounds(config: SearchConfig) -> tuple[Stage, ...]:
     return () if isinstance(config.method, RandomSampling | Given) else plan_rounds(config.method, config.stages)
+
+
+def _image_bytes(config: SearchConfig | EvalConfig, info: DatasetInfo) -> int:
+    """Bytes of the images that live on the device, a byte a pixel and channel; those of a set that streams do not.
+
+    A search without a validation part of its own validates on the alphas' images, of which it holds a second copy.
+    """
+    if config.image_size is not None:
+        return 0
+    images = info.train_images
+    if isinstance(config, EvalConfig):
+        images += info.test_images
+    elif config.validation_fraction == 0:
+        images += images // 2
+    return images * info.in_channels * info.image_size**2
 
 
 def _distinct(stages: list[StageForecast]) -> list[StageForecast]:

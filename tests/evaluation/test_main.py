@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from images import encode, pixels, write_folders, write_image_set, write_parquet
-from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.evaluation import RECIPES, EvalConfig
 from pdarts_tune.evaluation import job as evaluation_job
 from pdarts_tune.evaluation.__main__ import Arguments, build_config, main
 from pdarts_tune.evaluation.genotype_source import find_genotypes
@@ -382,3 +383,11 @@ finally:
     assert run([sys.executable, "-c", command]).returncode == 0
     ended = run([sys.executable, "-m", "pdarts_tune.evaluation", "--genotype", "PDARTS_C11", "--data", "digits"])
     assert (ended.returncode, ended.stderr.split("'")[0]) == (2, "error: genotype: ")
+
+
+def test_a_recipe_keeps_its_own_switches():
+    """Switches that the command line leaves out are the recipe's."""
+    bf16 = build_config(Arguments(("PDARTS_C10",), "digits", "cifar-bf16"))
+    assert (bf16.precision, bf16.channels_last, bf16.compile, bf16.graph) == ("bf16", True, True, "auto")
+    changed = build_config(Arguments(("PDARTS_C10",), "digits", tf32=True, graph="off"))
+    assert changed == replace(RECIPES["cifar"], data="digits", tf32=True, graph="off")

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.supernet import operator_count
+from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.execution import Execution
-from pdarts_tune.config.methods import FirstOrder, PartialChannels, Snas
+from pdarts_tune.config.methods import FirstOrder, PartialChannels, SecondOrder, Snas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.build import build_network
-from pdarts_tune.networks.cost import network_cost, predict_stage_bytes, saved_bytes
+from pdarts_tune.networks.cost import network_cost, predict_evaluation_bytes, predict_stage_bytes, saved_bytes
 from pdarts_tune.networks.evaluation_network import CIFAR, IMAGENET_MOBILE, EvalNetwork, NetworkConfig
 from pdarts_tune.networks.supernet import Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
@@ -165,6 +168,58 @@ def test_the_memory_of_the_papers_stages_is_predicted(number, recompute, method)
     stage, space = PDARTS_CIFAR10[number], pruned(PDARTS_CIFAR10[number].operations)
     predicted = predict_stage_bytes(config, stage, 32, 10, space=space)
     assert predicted == pytest.approx(measured_bytes(config, stage, space, 32), rel=0.1)
+
+
+@pytest.mark.slow  # a process of its own, whose resident memory is the measure
+def test_the_memory_of_an_eigenvalue_is_predicted():
+    """Against the peak of a real estimate, which is between two and three times that of a step."""
+    script = """
+import torch
+from functools import partial
+from tests.networks.test_cost import *
+from pdarts_tune.search.diagnostics import hessian_product
+from pdarts_tune.networks.runtime import give_back_freed_memory, peak_bytes, reset_peak_bytes
+cpu = torch.device("cpu")
+torch.set_num_threads(1)
+config = replace(SMALL, batch_size=96, eigenvalue_every=1, execution=PLAIN)
+space, stage = pruned(3), replace(THIRD, skip_dropout=0.0)
+network = build_network(config, space, stage.cells, 10, 3, seed=0)
+images, labels = torch.randn(96, 3, 16, 16), torch.randint(10, (96,))
+loss = lambda: F.cross_entropy(network(images), labels)
+def peak(work):
+    give_back_freed_memory(cpu)
+    reset_peak_bytes(cpu)
+    before = peak_bytes(cpu)
+    work()
+    return peak_bytes(cpu) - before
+def estimate():
+    product, size = hessian_product(loss, network.arch_parameters())
+    product(torch.randn(size))
+loss().backward()
+print(peak(lambda: loss().backward()), peak(estimate), predict_stage_bytes(config, stage, 16, 10, space=space))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    step, estimate, predicted = map(int, run.stdout.split())
+    assert 1.8 < estimate / step < 3.2
+    assert predicted == pytest.approx(estimate, rel=0.15)
+
+
+def test_a_graph_keeps_the_memory_of_its_step_and_steps_outside_it_take_their_own():
+    cuda, off = torch.device("cuda"), replace(PLAIN, graph="off")
+    step, both = (predict_stage_bytes(replace(SMALL, execution=e), THIRD, 16, 10, device=cuda) for e in (off, PLAIN))
+    twice = predict_stage_bytes(replace(SMALL, batch_size=32, execution=off), THIRD, 16, 10, device=cuda)
+    assert both - step == pytest.approx(twice - step, rel=0.01)  # what a step saves grows with the batch, nothing else does
+    assert predict_stage_bytes(replace(SMALL, execution=PLAIN), THIRD, 16, 10) == step  # a CPU has no graphs
+    second = replace(SMALL, method=SecondOrder(), execution=PLAIN)
+    assert predict_stage_bytes(second, THIRD, 16, 10, device=cuda) == predict_stage_bytes(second, THIRD, 16, 10)
+    genotype, shape = Genotype(POOLS, POOLS), NetworkConfig(4, 3, 10, 16, "cifar")
+    on, off = (
+        predict_evaluation_bytes(genotype, shape, EvalConfig(batch_size=16, cutout=2, graph=graph), cuda)
+        for graph in ("auto", "off")
+    )
+    assert 1.3 < on / off < 2
+    mixed = predict_evaluation_bytes(genotype, shape, EvalConfig(batch_size=16, cutout=2, graph="off", precision="bf16"), cuda)
+    assert 0.4 < mixed / off < 0.9
 
 
 def test_bf16_halves_most_of_what_is_saved():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from pdarts_tune import SearchConfig, Stage
+from pdarts_tune import EvalConfig, SearchConfig, Stage
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.networks import runtime
 from pdarts_tune.networks.runtime import peak_bytes, switched
@@ -107,6 +107,12 @@ def test_switches_are_set_while_it_runs_and_put_back():
         "cudnn": lambda: torch.backends.cudnn.deterministic,
         "products": lambda: torch.backends.cuda.matmul.fp32_precision,
         "convolutions": lambda: torch.backends.cudnn.conv.fp32_precision,
+        "recurrent": lambda: torch.backends.cudnn.rnn.fp32_precision,
+        "benchmark": lambda: torch.backends.cudnn.benchmark,
+        # PyTorch's compiler reads these older ones, which fail where they disagree with the newer ones.
+        "older, convolutions": lambda: torch.backends.cudnn.allow_tf32,
+        "older, products": lambda: torch.backends.cuda.matmul.allow_tf32,
+        "older, precision": torch.get_float32_matmul_precision,
     }
 
     def read():
@@ -115,9 +121,14 @@ def test_switches_are_set_while_it_runs_and_put_back():
     cuda = torch.device("cuda")
     before = read()
     with switched(Execution(), cuda):
-        assert read() == before | {"products": "ieee", "convolutions": "ieee"}
-    with switched(replace(PLAIN, tf32=True, deterministic=True), cuda):
-        assert read() == {"deterministic": True, "cudnn": True, "products": "tf32", "convolutions": "tf32"}
+        assert read() == before | dict.fromkeys(("products", "convolutions", "recurrent"), "ieee") | {"older, convolutions": False}
+    with switched(EvalConfig().execution, cuda, benchmark=True):
+        assert read()["convolutions"] == "ieee"
+        assert read()["benchmark"]
+    with switched(replace(PLAIN, tf32=True, deterministic=True), cuda, benchmark=True):
+        on = {"older, convolutions": True, "older, products": True, "older, precision": "high", "benchmark": False}
+        on |= dict.fromkeys(("products", "convolutions", "recurrent"), "tf32")
+        assert read() == {"deterministic": True, "cudnn": True} | on
     assert read() == before
     with pytest.raises(KeyError), switched(Execution(deterministic=True), CPU):
         raise KeyError

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdarts_tune.networks.supernet import Supernet
 from pdarts_tune.pdarts.space import SearchSpace
-from pdarts_tune.search.steps import frozen_statistics, mixed_product, unrolled_gradient
+from pdarts_tune.search.steps import Unrolled, frozen_statistics, mixed_product, unrolled_gradient
 
 
 class Mixture(nn.Module):
@@ -104,3 +105,52 @@ def test_frozen_statistics_stay():
     assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers() if "running" in name)
     network(torch.randn(4, 1, 8, 8))
     assert not all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers() if "running" in name)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators outside of passes forward and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+        self.within = False
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += not self.within
+        return operator(*args, **(kwargs or {}))
+
+    def passing(self, function):
+        def run(*args, **kwargs):
+            before, self.within = self.within, True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.within = before
+
+        return run
+
+
+def second_order_launches(weights, monkeypatch):
+    """Of the bookkeeping of a second-order step of the alphas, with so many tensors of weights."""
+    parameters = [nn.Parameter(torch.randn(3)) for _ in range(weights)]
+    alphas = [nn.Parameter(torch.randn(2))]
+    optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01, fused=True)
+    for parameter in parameters:
+        parameter.grad = torch.randn(3)
+    optimizer.step()  # makes the momenta
+    steps = Unrolled.__new__(Unrolled)
+    steps.weights, steps.weight_optimizer = parameters, optimizer
+    launches = Launches()
+    loss = launches.passing(lambda: (torch.cat(parameters).square().sum() * alphas[0]).sum().sin())
+    grad = torch.autograd.grad
+    with monkeypatch.context() as patch, launches:
+        patch.setattr(torch.autograd, "grad", launches.passing(grad))
+        unrolled_gradient(loss, loss, parameters, alphas, steps._update, 0.1, 0.01)
+    return launches.count
+
+
+def test_second_order_launches_as_many_operators_for_nine_hundred_weights_as_for_nine(monkeypatch):
+    few, many = second_order_launches(9, monkeypatch), second_order_launches(900, monkeypatch)
+    views = 2 * 891 * 2  # `detach`, which launches nothing
+    assert many - few <= views
+    assert few - 9 * 4 < 60

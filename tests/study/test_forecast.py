@@ -8,7 +8,7 @@ import torch
 from pdarts_tune.config.evaluation import RECIPES
 from pdarts_tune.config.methods import RandomSearch
 from pdarts_tune.config.presets import LAPTOP
-from pdarts_tune.data.datasets import DatasetInfo
+from pdarts_tune.data.datasets import DatasetInfo, check_dataset
 from pdarts_tune.networks.cost import predict_stage_bytes
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.published import PUBLISHED
@@ -126,7 +126,8 @@ def test_what_trials_need_is_predicted_for_searches_and_evaluations():
     trials = [*plan.searches(), *plan.evaluations(cell), *search]
     needs = {trial.trial_id: predict_need(trial) for trial in trials}
     assert needs["pdarts_c10-seed0"] == 0
-    assert needs["lowest_dropped-seed0"] == predict_stage_bytes(
+    images = (1 if search[0].config.validation_fraction else 1.5) * check_dataset(search[0].config).train_images * 8 * 8
+    assert needs["lowest_dropped-seed0"] == images + predict_stage_bytes(
         search[0].config, search[0].config.stages[0], 8, 10, 1, device=torch.device("cuda")
     )
     evaluations = [needs[trial.trial_id] for trial in plan.evaluations(cell)]
