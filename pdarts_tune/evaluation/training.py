@@ -235,9 +235,9 @@ class Evaluation:
             objectives.append(objective.clone())
             correct += right
             total += place.total
-        for step, value in enumerate(workers.total(torch.stack(objectives)).tolist()):
+        for index, value in enumerate(workers.total(torch.stack(objectives)).tolist()):
             if not math.isfinite(value):
-                raise FloatingPointError(f"epoch {epoch}, step {step}: the training loss is {value}")
+                raise FloatingPointError(f"epoch {epoch}, step {index}: the training loss is {value}")
         return sum(workers.total(torch.stack(losses)).tolist()) / total, workers.total(correct).item() / total
 
 

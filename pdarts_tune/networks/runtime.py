@@ -7,6 +7,7 @@ import gc
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -63,8 +64,10 @@ def _set_tf32(stack: ExitStack, on: bool) -> None:
     cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
     older, newer = (cudnn, matmul), (cudnn.conv, cudnn.rnn, matmul)
-    stack.callback(lambda values: [setattr(*value) for value in values], [(s, "fp32_precision", s.fp32_precision) for s in newer])
-    for switch in older:  # which change the newer ones
+    # Setting an older one changes newer ones, so those are set last, here and at the end.
+    for switch in newer:
+        stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
+    for switch in older:
         _set(stack, switch, "allow_tf32", on)
     for switch in newer:
         switch.fp32_precision = "tf32" if on else "ieee"
@@ -73,6 +76,18 @@ def _set_tf32(stack: ExitStack, on: bool) -> None:
 def _set(stack: ExitStack, switch: Any, name: str, value: object) -> None:
     stack.callback(setattr, switch, name, getattr(switch, name))
     setattr(switch, name, value)
+
+
+def cuda_problem() -> str | None:
+    """Why PyTorch can use no GPU, in one line; None if it can."""
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is built without CUDA; install a build with it"
+    with warnings.catch_warnings(record=True) as reasons:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available() and torch.cuda.device_count():
+            return None
+    why = " ".join(str(reasons[0].message).split()) if reasons else "the driver shows none"
+    return f"PyTorch {torch.__version__} is built for CUDA {torch.version.cuda}, and {why}"
 
 
 def compile_cells(cells: Iterable[nn.Module]) -> None:

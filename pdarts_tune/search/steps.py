@@ -159,7 +159,7 @@ class Unrolled(Alternating):
         """The step that momentum and weight decay make of a gradient (PyTorch's SGD)."""
         (group,) = self.weight_optimizer.param_groups
         weights = [weight.detach() for weight in self.weights]
-        steps = torch._foreach_add(gradients, torch._foreach_mul(weights, group["weight_decay"]))
+        steps = torch._foreach_add(tuple(gradients), torch._foreach_mul(weights, group["weight_decay"]))
         buffers = [self.weight_optimizer.state[weight].get("momentum_buffer") for weight in self.weights]
         if None not in buffers:  # before the first step there are none
             torch._foreach_add_(steps, torch._foreach_mul(buffers, group["momentum"]))
@@ -187,7 +187,7 @@ def unrolled_gradient(
     """
     saved = _copies(weights)
     steps = update(torch.autograd.grad(train_loss(), list(weights)))
-    _assign(weights, torch._foreach_sub(saved, torch._foreach_mul(steps, learning_rate)))
+    _assign(weights, torch._foreach_sub(saved, torch._foreach_mul(tuple(steps), learning_rate)))
     gradients = torch.autograd.grad(validation_loss(), [*alphas, *weights])
     at_alphas, at_weights = gradients[: len(alphas)], gradients[len(alphas) :]
     _assign(weights, saved)
@@ -212,20 +212,20 @@ def mixed_product(
     step = distance / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # the product with zeros is zero, and not 0 / 0
     sides = []
     for sign in (1, -1):
-        _assign(weights, torch._foreach_add(saved, torch._foreach_mul(vector, sign * step)))
+        _assign(weights, torch._foreach_add(saved, torch._foreach_mul(tuple(vector), sign * step)))
         sides.append(torch.autograd.grad(loss(), list(alphas)))
     _assign(weights, saved)
     return [(above - below) / (2 * step) for above, below in zip(*sides, strict=True)]
 
 
-def _copies(weights: Sequence[nn.Parameter]) -> Sequence[Tensor]:
+def _copies(weights: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
     """Copies of all weights, made in one call."""
     return torch._foreach_mul([weight.detach() for weight in weights], 1.0)
 
 
 def _assign(weights: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
     with torch.no_grad():
-        torch._foreach_copy_(weights, values)
+        torch._foreach_copy_(tuple(weights), tuple(values))
 
 
 class Sampled(Alternating):

@@ -100,8 +100,8 @@ def probe_evaluation(genotype: Genotype, config: EvalConfig, info: DatasetInfo, 
     if config.compile:
         compile_cells(network.cells)
 
-    def step(*batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return training_step(network, optimizer, config, *batch, share=1 / config.batch_size)
+    def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return training_step(network, optimizer, config, images, labels, 1 / config.batch_size)
 
     with switched(config.execution, device, benchmark=True):
         weights = _time(lambda: graphs.run("step", step, images, labels), device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import random
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ from pdarts_tune.evaluation.job import (
 from pdarts_tune.evaluation.training import EvalEpoch
 from pdarts_tune.networks.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from pdarts_tune.networks.kernels.build import choose
-from pdarts_tune.networks.runtime import give_back_freed_memory, keep_freed_memory, reset_peak_bytes
+from pdarts_tune.networks.runtime import cuda_problem, give_back_freed_memory, keep_freed_memory, reset_peak_bytes
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import GrowingTable, final_genotype, read_rows, write_rows
@@ -48,6 +49,9 @@ from pdarts_tune.search.diagnostics import has_collapsed
 from pdarts_tune.search.loop import MemoryLimitError, Search, StageMemoryError
 from pdarts_tune.search.records import EpochRecord, alpha_rows, epoch_row, genotype_row, genotype_rows
 from pdarts_tune.study.plan import search_id, stage_columns
+from pdarts_tune.study.shares import memory_fraction
+
+PRETEND = "PDARTS_TUNE_PRETEND_GPUS"  # in the environment of tests: GPUs are only declared to Ray, and trials run on the CPU
 
 
 @dataclass(frozen=True)
@@ -239,10 +243,20 @@ class TrialRow:
 
 
 def prepare(spec: TrialSpec) -> torch.device:
-    """The trial's device. Sets the threads of this process and starts a new memory peak."""
+    """The trial's device. Sets the threads of this process and its part of the GPU's memory, and starts a new memory peak.
+
+    Raises:
+        RuntimeError: the trial was given a GPU that PyTorch cannot use. It never falls back to the CPU.
+    """
     torch.set_num_threads(spec.threads)
     keep_freed_memory()
-    device = torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if ray.get_gpu_ids() and PRETEND not in os.environ else "cpu")
+    if device.type == "cuda":
+        if problem := cuda_problem():
+            raise RuntimeError(f"the trial was given a GPU that PyTorch cannot use: {problem}")
+        share = ray.get_runtime_context().get_assigned_resources()["GPU"]
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(share, total), device)
     give_back_freed_memory(device)  # of the trial that this process ran before
     reset_peak_bytes(device)
     return device

@@ -212,14 +212,13 @@ def test_a_graph_keeps_the_memory_of_its_step_and_steps_outside_it_take_their_ow
     assert predict_stage_bytes(replace(SMALL, execution=PLAIN), THIRD, 16, 10) == step  # a CPU has no graphs
     second = replace(SMALL, method=SecondOrder(), execution=PLAIN)
     assert predict_stage_bytes(second, THIRD, 16, 10, device=cuda) == predict_stage_bytes(second, THIRD, 16, 10)
-    genotype, shape = Genotype(POOLS, POOLS), NetworkConfig(4, 3, 10, 16, "cifar")
+    cell, shape = genotype("PDARTS"), NetworkConfig(4, 3, 10, 16, "cifar")
     on, off = (
-        predict_evaluation_bytes(genotype, shape, EvalConfig(batch_size=16, cutout=2, graph=graph), cuda)
-        for graph in ("auto", "off")
+        predict_evaluation_bytes(cell, shape, EvalConfig(batch_size=16, cutout=2, graph=graph), cuda) for graph in ("auto", "off")
     )
     assert 1.3 < on / off < 2
-    mixed = predict_evaluation_bytes(genotype, shape, EvalConfig(batch_size=16, cutout=2, graph="off", precision="bf16"), cuda)
-    assert 0.4 < mixed / off < 0.9
+    mixed = predict_evaluation_bytes(cell, shape, EvalConfig(batch_size=16, cutout=2, graph="off", precision="bf16"), cuda)
+    assert 0.4 < mixed / off < 0.95
 
 
 def test_bf16_halves_most_of_what_is_saved():

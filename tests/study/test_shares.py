@@ -1,0 +1,124 @@
+"""Every GPU has work while trials wait, a trial's memory fits its share, and shares fit together."""
+
+import os
+import stat
+from collections import Counter
+
+import pytest
+
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.study.shares import (
+    HEADROOM,
+    PROCESS_BYTES,
+    SHARES,
+    check_gpus_per_trial,
+    gpu_share,
+    memory_fraction,
+    memory_share,
+    multi_process_service,
+)
+
+GPU = 80 * 10**9
+
+
+def fill(shares, gpus):
+    """How much of each GPU is taken when Ray gives out these shares: a GPU is full before the next one begins."""
+    taken = [0.0] * gpus
+    for share in shares:
+        for index, used in enumerate(taken):
+            if used + share <= 1:
+                taken[index] += share
+                break
+    return taken
+
+
+@pytest.mark.parametrize("ready", [1, 4, 8, 16, 17, 48, 100])
+def test_as_many_gpus_have_work_as_there_are_trials(ready):
+    """The paper's searches need 10 to 13 GB: by memory alone 48 of them would sit on four or five of eight GPUs."""
+    share = gpu_share(7 * 10**9, GPU, 8, ready)
+    assert sum(used > 0 for used in fill([share] * ready, 8)) == min(8, ready)
+    assert 48 // 8 == 6
+    assert sum(used > 0 for used in fill([memory_share(7 * 10**9, GPU)] * 16, 8)) == 2
+
+
+def test_a_share_holds_what_its_trial_needs():
+    for needed in (0, 10**9, 7 * 10**9, 15 * 10**9, 31 * 10**9, 60 * 10**9):
+        share = gpu_share(needed, GPU, 8, 1000)
+        assert share in SHARES
+        assert HEADROOM * needed + PROCESS_BYTES <= share * GPU
+    assert memory_share(70 * 10**9, GPU) == 1.0
+
+
+def test_shares_of_any_mixture_fill_gpus_without_fragments():
+    """Powers of one half, largest first as they come, leave less than the smallest share over."""
+    shares = [gpu_share(needed * 10**9, GPU, 2, 100) for needed in (30, 30, 14, 14, 6, 6, 6, 6)]
+    assert Counter(shares) == {0.5: 2, 0.25: 2, 0.125: 4}
+    assert sum(fill(shares, 2)) == sum(shares) == 2.0
+
+
+def test_an_evaluation_has_a_gpu_unless_there_are_by_far_more_of_them():
+    assert gpu_share(9 * 10**9, GPU, 8, 32, evaluation=True) == 1.0
+    assert gpu_share(9 * 10**9, GPU, 8, 33, evaluation=True) == 0.5
+    assert gpu_share(50 * 10**9, GPU, 8, 33, evaluation=True) == 1.0
+
+
+def test_a_trial_that_ran_out_of_memory_gets_a_larger_share():
+    share, tried = gpu_share(7 * 10**9, GPU, 2, 100), []
+    while share < 1:
+        tried.append(share)
+        share = gpu_share(7 * 10**9, GPU, 2, 100, failed=share)
+    assert tried == [0.125, 0.25, 0.5]
+
+
+@pytest.mark.parametrize("gpus", [0.3, 0.0, -1.0, 1.5, 0.0625])
+def test_other_shares_are_refused_in_one_line(gpus):
+    with pytest.raises(ConfigError, match=rf"^gpus_per_trial: {gpus:g} is wrong, it must be 1/8, 1/4, 1/2 .* or a whole number"):
+        check_gpus_per_trial(gpus)
+    for right in (None, *SHARES, 2.0, 8.0):
+        check_gpus_per_trial(right)
+
+
+def test_the_processes_of_a_gpu_take_no_more_than_its_memory():
+    for share in SHARES[:-1]:
+        taken = memory_fraction(share, GPU) * GPU + PROCESS_BYTES
+        assert round(1 / share) * taken == pytest.approx(GPU)
+    assert memory_fraction(1.0, GPU) == 1.0
+    assert memory_fraction(0.125, 10**9) == 0.0
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """A program in the place of NVIDIA's, which notes how it is called."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+
+    def write(script):
+        program = tmp_path / "nvidia-cuda-mps-control"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    write(f'if [ "$1" = -d ]; then echo "start $CUDA_MPS_PIPE_DIRECTORY" >> {tmp_path}/calls; else cat >> {tmp_path}/calls; fi')
+    return write
+
+
+def test_mps_starts_and_stops_with_the_study(service, tmp_path):
+    def stop():
+        raise KeyError(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
+
+    with pytest.raises(KeyError) as caught, multi_process_service():
+        stop()
+    (pipes,) = caught.value.args
+    assert (tmp_path / "calls").read_text() == f"start {pipes}\nquit\n"
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+
+
+def test_mps_that_is_not_there_or_not_allowed_is_one_line(service, monkeypatch):
+    service("echo 'An instance of this daemon is already running' >&2; exit 1")
+    with (
+        pytest.raises(ConfigError, match=r"^mps: nvidia-cuda-mps-control does not start \(An instance of this"),
+        multi_process_service(),
+    ):
+        pass
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=r"^mps: nvidia-cuda-mps-control is not there"), multi_process_service():
+        pass
