@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.execution import cell_evaluation
 from pdarts_tune.config.serialize import ConfigError, from_dict
 from pdarts_tune.networks.darts_weights import load_darts_state_dict, network_size
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
@@ -38,7 +39,7 @@ class TrainedNetwork(nn.Module):
         channels, cells, classes = int(size["channels"]), int(size["cells"]), len(state["classifier.bias"])
         shape = NetworkConfig(channels, cells, classes, config.image_size or 32, config.stem, first.shape[1])
         self.network = EvalNetwork(genotype, shape, auxiliary=False)
-        self.network.evaluation = config.cells_by
+        self.network.evaluation = cell_evaluation(config.execution)
         load_darts_state_dict(self.network, state)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(saved[name]).view(1, -1, 1, 1))
