@@ -30,6 +30,7 @@ from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.study.locking import STOPPED, ClusterLostError, exclusive, explain_storage_error, stop_on_signals
 from pdarts_tune.study.plan import Plan, Study, define, describe, make_plan, search_id
+from pdarts_tune.study.shares import check_gpus_per_trial
 
 if TYPE_CHECKING:
     from pdarts_tune.study.run import Outcomes
@@ -67,7 +68,10 @@ class Arguments:
     """Folders of studies, separated by commas, whose finished searches and evaluations of the same configuration are taken over
     rather than run again, such as results/depth_gap: the base stands in most studies."""
     gpus_per_trial: float | None = None
-    """GPUs for each trial where the cluster has any; 0.5 puts two trials on one. Without it, as follows from predicted memory."""
+    """GPUs for each trial where the cluster has any: 1/8, 1/4, 1/2 or a whole number; 0.5 puts two trials on one. Without it, as
+    follows from predicted memory and from the number of trials that are ready."""
+    mps: bool = False
+    """On this machine: trials that share a GPU use it at the same time, by NVIDIA's multi-process service, rather than in turn."""
     max_trials: int | None = None
     """How many trials run at a time, at most. Without it, as many as there is room for, on the CPUs that this process may use or
     on the GPUs."""
@@ -248,8 +252,9 @@ def _listed(names: Sequence[str]) -> str:
 
 def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     """Raises ConfigError for everything that can be checked before work starts. Returns the folder's new manifest."""
-    if settings.gpus_per_trial is not None and settings.gpus_per_trial <= 0:
-        raise ConfigError(f"gpus_per_trial: {settings.gpus_per_trial} is wrong, it must be more than 0")
+    check_gpus_per_trial(settings.gpus_per_trial)
+    if settings.mps and settings.address is not None:
+        raise ConfigError("mps: is for Ray on this machine; on a cluster start nvidia-cuda-mps-control on each node before Ray")
     if settings.max_trials is not None and settings.max_trials < 1:
         raise ConfigError(f"max_trials: {settings.max_trials} is wrong, it must be at least 1")
     if settings.max_failures < 0:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -35,24 +35,9 @@ from pdarts_tune.results.storage import Storage
 from pdarts_tune.search.diagnostics import look_every, look_steps
 from pdarts_tune.search.steps import build_steps
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
+from pdarts_tune.study.shares import HEADROOM, PROCESS_BYTES, memory_share, trials_that_fit
 
 STEPS = 3
-HEADROOM = 1.25  # over the prediction: workspaces of the convolution library, fragments, an epoch's images
-PROCESS_BYTES = 600_000_000  # of a process before its first tensor: the CUDA context and loaded kernels
-MOST_TRIALS = 16  # on one GPU; more would take turns on it
-
-
-def trials_that_fit(needed: int, gpu_bytes: int) -> int:
-    """How many trials that need so many bytes fit on one GPU with headroom; 0 if not even one does."""
-    return min(MOST_TRIALS, int(gpu_bytes // (HEADROOM * needed + PROCESS_BYTES)))
-
-
-def gpu_fraction(needed: int, gpu_bytes: int) -> float:
-    """The share of a GPU that a trial gets, so that all trials on it fit; 1 if not even one may fit.
-
-    Rounded down to Ray's resolution, a ten-thousandth, so that three thirds are not more than one.
-    """
-    return int(10_000 / max(1, trials_that_fit(needed, gpu_bytes))) / 10_000
 
 
 @dataclass(frozen=True)
@@ -310,6 +295,33 @@ def predict_need(trial: SearchTrial | EvalTrial) -> int:
     return _ON_GPU.evaluation_bytes(Genotype.parse(trial.genotype), trial.config, info)
 
 
+def check_gpu(trials: Iterable[SearchTrial], gpu_bytes: int) -> None:
+    """Raises ConfigError if not even the smallest stage of all searches fits on a GPU of this size."""
+    stages = [
+        (_ON_GPU.search_bytes(trial.config, stage, _info(trial.config)), number, trial)
+        for trial in trials
+        for number, stage in enumerate(_rounds(trial.config), start=1)
+    ]
+    needed, number, trial = min(stages, key=lambda stage: stage[0], default=(0, 0, None))
+    if trial is not None and not trials_that_fit(needed, gpu_bytes):
+        remedy = show_fitting_batch(trial.config, _rounds(trial.config)[number - 1], _info(trial.config), gpu_bytes)
+        raise ConfigError(
+            f"address: the smallest stage, {number} of {trial.variant}, takes {show_bytes(needed)} of a GPU by prediction, and the "
+            f"smallest GPU has {show_bytes(gpu_bytes)}; {remedy}"
+        )
+
+
+def show_fitting_batch(config: SearchConfig, stage: Stage, info: DatasetInfo, gpu_bytes: int) -> str:
+    """Which batch would let a stage fit on a GPU that it is too large for."""
+    batch = config.batch_size
+    while batch > 1:
+        needed = _ON_GPU.search_bytes(replace(config, batch_size=batch), stage, info)
+        if trials_that_fit(needed, gpu_bytes):
+            return f"a batch of {batch} images would fit (--set batch_size={batch})"
+        batch = int(batch * max(0.0, min(0.95, (gpu_bytes - PROCESS_BYTES) / (HEADROOM * needed))))
+    return "no batch would fit"
+
+
 def _info(config: SearchConfig | EvalConfig) -> DatasetInfo:
     return _checked(SearchConfig(**{name: getattr(config, name) for name in _DATA_FIELDS}))
 
@@ -339,10 +351,10 @@ def _packing_lines(needs: dict[str, int], gpu_bytes: int | None) -> list[str]:
         fits = {what: trials_that_fit(needed, size) for what, needed in needs.items() if needed}
         fewest, most = min(fits, key=fits.__getitem__), max(fits, key=fits.__getitem__)
         too_large = [what for what, count in fits.items() if not count]
-        counts, shares = f"{fits[fewest]} trials", f"{gpu_fraction(needs[fewest], size):g}"
+        counts, shares = f"{fits[fewest]} trials", f"{memory_share(needs[fewest], size):g}"
         if fits[most] > fits[fewest]:
             counts += f" ({fewest}) to {fits[most]} ({most})"
-            shares += f" to {gpu_fraction(needs[most], size):g}"
+            shares += f" to {memory_share(needs[most], size):g}"
         lines.append(
             f"one GPU of {name}: {counts} at a time, {shares} of it each"
             + (f"; too large for it: {', '.join(too_large)}" if too_large else "")

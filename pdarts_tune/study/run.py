@@ -15,6 +15,7 @@ import statistics
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, cached_property
 from itertools import count
@@ -28,6 +29,7 @@ from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import ALL_ROWS, final_genotype, read_rows, read_study, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial, search_id
+from pdarts_tune.study.shares import multi_process_service
 
 if TYPE_CHECKING:
     from pdarts_tune.study.cli import Arguments
@@ -68,6 +70,11 @@ class Outcomes:
         """The searches that ended because a stage needs more than their memory limit. Another attempt would end the same way."""
         over = (name for name, row in self.trials.items() if row["status"] == "out_of_memory")
         return {name for name in over if (self.trials[name]["error"] or "").startswith("MemoryLimitError")}
+
+    def ran_out_of_memory(self, trial_id: str) -> bool:
+        """Whether the last attempt at this trial ended so."""
+        row = self.trials.get(trial_id) or self.evaluations.get(trial_id)
+        return row is not None and row["status"] == "out_of_memory"
 
     @property
     def failed_tables(self) -> list[str]:
@@ -171,6 +178,11 @@ class StudyState(Outcomes):
     def evaluated(self) -> int:
         """How many evaluations of the genotypes so far are completed."""
         return sum(map(self._is_evaluated, self.found))
+
+    @property
+    def ready(self) -> int:
+        """How many trials run or could run now."""
+        return len(self._waiting) + len(self.under_way)
 
     def take(self, fits: Callable[[Trial], bool] = lambda _: True) -> Trial | None:
         """The trial that comes next, which runs from now on; None if there is none, or it does not fit now."""
@@ -359,9 +371,10 @@ def run_missing(plan: Plan, settings: Arguments, folder: Storage, signals: Signa
         return 0
 
     from pdarts_tune.networks.kernels.build import announce
+    from pdarts_tune.study.forecast import check_gpu
     from pdarts_tune.study.sweep import open_sweep
 
-    with open_sweep(folder, settings, _commit()) as sweep:
+    with multi_process_service() if settings.mps else nullcontext(), open_sweep(folder, settings, _commit()) as sweep:
         signals.install()  # again: Ray's start installs a handler that aborts
         if not sweep.grants.gpu_bytes:  # compiles the kernels, before trials would do it side by side
             announce(plan.cell_evaluations())
@@ -369,6 +382,8 @@ def run_missing(plan: Plan, settings: Arguments, folder: Storage, signals: Signa
             from pdarts_tune.study.schedule_search import run_schedules
 
             return run_schedules(plan, sweep)
+        if sweep.grants.gpu_bytes:
+            check_gpu(state.missing, sweep.grants.gpu_bytes)
         failed = sweep.run_study(state)
     if plan.study.report is None:
         print(f"\n{state.table()}", flush=True)

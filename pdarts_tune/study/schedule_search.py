@@ -98,7 +98,10 @@ def run_schedules(plan: Plan, sweep: Sweep) -> int:
     retry_trials(study)
     trials = study.get_trials(deepcopy=False)
     done = sum(trial.state == TrialState.COMPLETE for trial in trials)
-    constants = {"trial": sweep.describe(SearchTrial("", "", plan.base), 0), "evaluation": to_dict(plan.evaluation)}
+    constants = {
+        "trial": sweep.describe(SearchTrial("", "", plan.base), sweep.grants.share(0, 0)),
+        "evaluation": to_dict(plan.evaluation),
+    }
     searcher = OptunaSearch(
         space=functools.partial(suggest_trial, constants=constants),
         metric=list(OBJECTIVES),
@@ -111,7 +114,9 @@ def run_schedules(plan: Plan, sweep: Sweep) -> int:
     epochs = plan.evaluation.epochs
     grace = max(1, epochs // 4)
     asha = ASHAScheduler(EVALUATED, OBJECTIVES[0], "min", max_t=epochs + 1, grace_period=grace, reduction_factor=3)
-    with Progress({"schedules": plan.samples}, {"schedules": min(done, plan.samples)}, sweep.slots(0)) as progress:
+    with Progress(
+        {"schedules": plan.samples}, {"schedules": min(done, plan.samples)}, sweep.slots(sweep.grants.share(0, 0))
+    ) as progress:
         if done < plan.samples:
             options = {"search_alg": searcher, "scheduler": asha, "max_concurrent_trials": progress.slots}
             sweep.run(run_schedule, Display(progress, sweep.storage), num_samples=plan.samples - done, **options)

@@ -27,6 +27,11 @@ def memory_share(needed: int, gpu_bytes: int) -> float:
     return next((share for share in SHARES if share * gpu_bytes >= taken), 1.0)
 
 
+def trials_that_fit(needed: int, gpu_bytes: int) -> int:
+    """How many trials that need so many bytes fit on one GPU; 0 if not even one does."""
+    return int(1 / memory_share(needed, gpu_bytes)) if HEADROOM * needed + PROCESS_BYTES <= gpu_bytes else 0
+
+
 def gpu_share(needed: int, gpu_bytes: int, gpus: float, ready: int, *, evaluation: bool = False, failed: float = 0.0) -> float:
     """The share of a trial that needs so many bytes.
 

@@ -1,6 +1,6 @@
 """A Ray session and the sweep of a study's trials over it, through Ray Tune.
 
-`Grants` says what each trial gets of the cluster: its share of a GPU, by its predicted memory, and the CPUs that go with it.
+`Grants` says what each trial gets of the cluster: its share of a GPU and the CPUs that go with it.
 `Queue` hands trials to Tune as they become possible. `Display` receives Tune's reports. It shows progress and ends a sweep that
 cannot go on.
 """
@@ -36,11 +36,12 @@ from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.evaluation.job import error_text, write_eval_row
 from pdarts_tune.results.storage import Storage, open_filesystem
 from pdarts_tune.results.tables import read_rows, write_rows
-from pdarts_tune.study.forecast import gpu_fraction, predict_need, refuse_large
+from pdarts_tune.study.forecast import predict_need, refuse_large
 from pdarts_tune.study.locking import ClusterLostError
 from pdarts_tune.study.plan import EvalTrial, SearchTrial
 from pdarts_tune.study.progress import Progress
-from pdarts_tune.study.trainable import TrialRow, TrialSpec, evaluation_job, run_trial, spent_so_far
+from pdarts_tune.study.shares import gpu_share, memory_share
+from pdarts_tune.study.trainable import PRETEND, TrialRow, TrialSpec, evaluation_job, run_trial, spent_so_far
 
 if TYPE_CHECKING:
     from pdarts_tune.study.cli import Arguments
@@ -52,14 +53,26 @@ class Grants:
     """What a trial gets of the cluster."""
 
     nodes: Sequence[Mapping[str, float]]  # the resources of each
-    gpus_per_trial: float | None  # None: by the memory that a trial needs
-    gpu_bytes: int | None  # of the smallest GPU; None: not known
+    gpus_per_trial: float | None  # None: by `gpu_share`
+    gpu_bytes: int | None  # of the smallest GPU; None: there is none
 
-    def resources(self, needed_bytes: int) -> dict[str, float]:
-        """For a trial that needs so many bytes on its device; 0: not known. ConfigError if no node has so much."""
-        gpus = self.gpus_per_trial
-        if gpus is None:
-            gpus = gpu_fraction(needed_bytes, self.gpu_bytes) if self.gpu_bytes and needed_bytes else 1.0
+    def share(self, needed_bytes: int, ready: int, *, evaluation: bool = False, failed: bool = False) -> float:
+        """The GPUs for a trial that needs so many bytes, 0 where there are none; 0 bytes: not known, it gets one GPU.
+
+        Args:
+            ready, evaluation: see `gpu_share`.
+            failed: it ran out of memory before.
+        """
+        if self.gpu_bytes is None:
+            return 0.0
+        if self.gpus_per_trial is not None or not needed_bytes:
+            return self.gpus_per_trial or 1.0
+        gpus = sum(node.get("GPU", 0) for node in self.nodes)
+        before = memory_share(needed_bytes, self.gpu_bytes) if failed else 0.0
+        return gpu_share(needed_bytes, self.gpu_bytes, gpus, ready, evaluation=evaluation, failed=before)
+
+    def resources(self, gpus: float) -> dict[str, float]:
+        """For a trial with so many GPUs. ConfigError if no node has so much."""
         return trial_resources(self.nodes, gpus)
 
 
@@ -93,13 +106,21 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
 
     Args:
         end: called with the id of a trial that has ended, well or for good.
+        retry: called with Tune's trial that starts again.
         every: seconds between two looks whether the cluster has a node left, without which Ray would wait for ever.
 
     `error` is what ends the sweep: Tune wraps what its callbacks raise.
     """
 
-    def __init__(self, progress: Progress, storage: Storage, end: Callable[[str], object] = str, every: float = 15.0) -> None:
-        self.progress, self.storage, self.end, self.every = progress, storage, end, every
+    def __init__(
+        self,
+        progress: Progress,
+        storage: Storage,
+        end: Callable[[str], object] = str,
+        retry: Callable[[Any], object] = str,
+        every: float = 15.0,
+    ) -> None:
+        self.progress, self.storage, self.end, self.retry, self.every = progress, storage, end, retry, every
         self.error: Exception | None = None
         self.checked, self.kernel_kills = time.monotonic(), kernel_kills()
 
@@ -134,6 +155,7 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.retried(trial_id(trial), self._reason(trial) or DIED)
+        self.retry(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.finish(trial.config["trial"])
@@ -168,15 +190,15 @@ class Queue(Searcher):
     def __init__(self, state: StudyState, sweep: Sweep, progress: Progress) -> None:
         super().__init__()
         self.state, self.sweep = state, sweep
-        self.display = Display(progress, sweep.storage, self._end)
+        self.display = Display(progress, sweep.storage, self._end, self._enlarge)
         self._live: dict[str, Mapping[str, float]] = {}  # what the trials that Tune has take, by trial id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self.display.keeping_errors():
             while trial := self.state.take(self._has_room):
-                needed = self.sweep.need(trial)
-                self._live[trial.trial_id] = self.sweep.grants.resources(needed)
-                spec, refusal = self.sweep.describe(trial, needed), refuse_large(trial, self.sweep.storage)
+                gpus = self._share(trial)
+                self._live[trial.trial_id] = self.sweep.grants.resources(gpus)
+                spec, refusal = self.sweep.describe(trial, gpus), refuse_large(trial, self.sweep.storage)
                 if refusal is None:
                     return {"trial": spec}
                 self.display.finish(spec, refusal)
@@ -188,15 +210,27 @@ class Queue(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the tables say what is left to do."""
 
+    def _share(self, trial: SearchTrial | EvalTrial) -> float:
+        return self.sweep.share(trial, self.state.ready, self.state.ran_out_of_memory(trial.trial_id))
+
     def _has_room(self, trial: SearchTrial | EvalTrial) -> bool:
         live, running = self._live.values(), len(self.display.progress.running)
         if len(live) >= (self.sweep.settings.max_trials or math.inf):
             return False
-        total, request = ray.cluster_resources(), self.sweep.grants.resources(self.sweep.need(trial))
+        total, request = ray.cluster_resources(), self.sweep.grants.resources(self._share(trial))
         taken = {name: sum(other.get(name, 0.0) for other in live) for name in request}
         fits = all(taken[name] + amount <= total.get(name.upper(), 0) for name, amount in request.items())
         grows = self.sweep.settings.address is not None and len(live) - running < max(WAITING, running)
         return fits or grows or not live
+
+    def _enlarge(self, trial: Any) -> None:
+        """A trial that ran out of memory starts again with twice its share of a GPU."""
+        spec, given = trial.config["trial"], self.sweep.settings.gpus_per_trial
+        row = read_rows(self.sweep.storage, "evaluations" if spec["genotype"] else "trials", spec["trial_id"], ("status",))
+        if given is None and 0 < spec["gpus"] < 1 and row and row[0]["status"] == "out_of_memory":
+            trial.set_config({"trial": spec | {"gpus": 2 * spec["gpus"]}})
+            trial.update_resources(tune_request(self.sweep.grants, trial.config))
+            self._live[spec["trial_id"]] = self.sweep.grants.resources(2 * spec["gpus"])
 
     def _end(self, trial_id: str) -> None:
         del self._live[trial_id]
@@ -309,29 +343,30 @@ class Sweep:
     settings: Arguments
     commit: str  # of the code
 
-    def need(self, trial: SearchTrial | EvalTrial) -> int:
-        """The predicted memory of a trial in bytes; 0 where nothing follows from it."""
-        return predict_need(trial) if self.grants.gpu_bytes else 0
+    def share(self, trial: SearchTrial | EvalTrial, ready: int, failed: bool = False) -> float:
+        """The GPUs of a trial, as `Grants.share` says."""
+        needed = predict_need(trial) if self.grants.gpu_bytes else 0
+        return self.grants.share(needed, ready, evaluation=isinstance(trial, EvalTrial), failed=failed)
 
-    def slots(self, needed_bytes: int) -> int:
-        """How many trials run at the same time, if all need so much memory."""
-        resources = self.grants.resources(needed_bytes)
+    def slots(self, gpus: float) -> int:
+        """How many trials run at the same time, if all have so many GPUs."""
+        resources = self.grants.resources(gpus)
         device = "gpu" if resources.get("gpu") else "cpu"
         fit = max(1, int(ray.cluster_resources().get(device.upper(), 1) / resources[device]))
         return min(fit, self.settings.max_trials or fit)
 
-    def describe(self, trial: SearchTrial | EvalTrial, needed_bytes: int) -> dict[str, Any]:
+    def describe(self, trial: SearchTrial | EvalTrial, gpus: float) -> dict[str, Any]:
         """The trial's `TrialSpec`, as its worker gets it."""
         genotype, variant = (trial.genotype, "") if isinstance(trial, EvalTrial) else ("", trial.variant)
         names = (trial.trial_id, self.storage.name, variant, str(self.storage), to_dict(trial.config), genotype)
-        threads = int(self.grants.resources(needed_bytes)["cpu"])
-        return asdict(TrialSpec(*names, threads, self.commit, needed_bytes, self.settings.keep_weights))
+        threads = int(self.grants.resources(gpus)["cpu"])
+        return asdict(TrialSpec(*names, threads, self.commit, gpus, self.settings.keep_weights))
 
     def run_study(self, state: StudyState) -> int:
         """Runs what the tables lack and returns how many trials failed for good."""
         done = {"searches": len(state.ended), "evaluations": state.evaluated}
         total = {"searches": len(state.searches), "evaluations": state.most_evaluations}
-        slots = self.slots(self.need(next(iter(state.searches.values()))))
+        slots = self.slots(self.share(next(iter(state.searches.values())), state.ready))
         with Progress(total, done, slots, state.table) as progress:
             queue = Queue(state, self, progress)
             self.run(run_trial, queue.display, search_alg=queue, num_samples=-1, reuse_actors=True)
@@ -365,7 +400,7 @@ class Sweep:
 
 def tune_request(grants: Grants, config: dict[str, Any]) -> Any:
     """What a trial gets, in Tune's form; pickled with the trial."""
-    resources = grants.resources(config["trial"]["needed_bytes"])
+    resources = grants.resources(config["trial"]["gpus"])
     return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in resources.items()}])
 
 
@@ -393,7 +428,8 @@ def open_sweep(storage: Storage, settings: Arguments, commit: str) -> Iterator[S
     """Connects to a Ray cluster, or starts Ray on this machine, for as long as the context lasts.
 
     Raises:
-        ConfigError: there is no cluster at `address`, or none of its nodes can ever run a trial.
+        ConfigError: there is no cluster at `address`, none of its nodes can ever run a trial, or one has GPUs that PyTorch cannot
+            use.
     """
     # Ray's state of an earlier run is never used: our tables and checkpoints decide what is left to do.
     _forget_tune_state(storage)
@@ -413,10 +449,10 @@ def open_sweep(storage: Storage, settings: Arguments, commit: str) -> Iterator[S
         ray.shutdown()
         raise ConfigError(explain_start_error(error, settings.address)) from None
     try:
+        gpu_bytes = _smallest_gpu_bytes()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        given = settings.gpus_per_trial
-        grants = Grants(nodes, given, _smallest_gpu_bytes() if given is None else None)
-        grants.resources(0)  # raises, before anything runs, if no node has so much
+        grants = Grants(nodes, settings.gpus_per_trial, gpu_bytes)
+        grants.resources(grants.share(0, 0))  # raises, before anything runs, if no node has so much
         yield Sweep(storage, grants, settings, commit)
     finally:
         ray.shutdown()
@@ -451,18 +487,28 @@ def explain_start_error(error: Exception, address: str | None) -> str:
 
 
 def _smallest_gpu_bytes() -> int | None:
-    """The memory of the smallest of the nodes' GPUs; None where CUDA knows none."""
-    tasks = [
-        _gpu_bytes.options(num_gpus=0.01, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+    """The memory of the smallest of the nodes' GPUs; None where no node has one. ConfigError if PyTorch cannot use one."""
+    tasks = {
+        node["NodeManagerAddress"]: _gpu_bytes.options(
+            num_gpus=0.01, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU")
-    ]
-    sizes = ray.get(tasks)
-    return min(sizes) if sizes and None not in sizes else None
+    }
+    sizes = dict(zip(tasks, ray.get(list(tasks.values())), strict=True))
+    for node, size in sizes.items():
+        if isinstance(size, str):
+            raise ConfigError(f"address: node {node} offers GPUs, but {size}; `python -m pdarts_tune.doctor` there says more")
+    return min(sizes.values(), default=None)
 
 
 @ray.remote(num_cpus=0)
-def _gpu_bytes() -> int | None:
+def _gpu_bytes() -> int | str:
+    """The memory of this node's first GPU, or why PyTorch cannot use it."""
+    if pretended := os.environ.get(PRETEND):
+        return int(pretended)
     import torch
 
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    from pdarts_tune.networks.runtime import cuda_problem
+
+    return cuda_problem() or torch.cuda.get_device_properties(0).total_memory

@@ -51,7 +51,7 @@ from pdarts_tune.search.records import EpochRecord, alpha_rows, epoch_row, genot
 from pdarts_tune.study.plan import search_id, stage_columns
 from pdarts_tune.study.shares import memory_fraction
 
-PRETEND = "PDARTS_TUNE_PRETEND_GPUS"  # in the environment of tests: GPUs are only declared to Ray, and trials run on the CPU
+PRETEND = "PDARTS_TUNE_PRETEND_GPUS"  # in the environment of tests, bytes: GPUs are only declared to Ray, trials run on the CPU
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TrialSpec:
     genotype: str  # of an evaluation; empty for a search
     threads: int  # the CPUs that the trial was given
     commit: str
-    needed_bytes: int = 0  # on the device, as predicted; 0: not predicted
+    gpus: float = 0.0  # that it was given: a share of one or a number; 0: it runs on the CPU
     keep_weights: bool = False  # in weights/<trial_id>.pt: of the last stage's search network, or of the trained network
 
     @property
@@ -250,13 +250,12 @@ def prepare(spec: TrialSpec) -> torch.device:
     """
     torch.set_num_threads(spec.threads)
     keep_freed_memory()
-    device = torch.device("cuda" if ray.get_gpu_ids() and PRETEND not in os.environ else "cpu")
+    device = torch.device("cuda" if spec.gpus and PRETEND not in os.environ else "cpu")
     if device.type == "cuda":
         if problem := cuda_problem():
             raise RuntimeError(f"the trial was given a GPU that PyTorch cannot use: {problem}")
-        share = ray.get_runtime_context().get_assigned_resources()["GPU"]
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(memory_fraction(share, total), device)
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(spec.gpus, total), device)
     give_back_freed_memory(device)  # of the trial that this process ran before
     reset_peak_bytes(device)
     return device

@@ -1,5 +1,6 @@
 """The forecast of bytes and seconds, and the mobile setting's limit."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from pdarts_tune.config.evaluation import RECIPES
 from pdarts_tune.config.methods import RandomSearch
 from pdarts_tune.config.presets import LAPTOP
+from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.data.datasets import DatasetInfo, check_dataset
 from pdarts_tune.networks.cost import predict_stage_bytes
 from pdarts_tune.pdarts.progressive_depth import Stage
@@ -18,6 +20,7 @@ from pdarts_tune.study import forecast as room
 from pdarts_tune.study.forecast import (
     Forecaster,
     StepTimes,
+    check_gpu,
     forecast,
     forecast_here,
     predict_need,
@@ -108,7 +111,7 @@ def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(cloc
     assert text.count(f"{per_search / 3:.3g} seconds") + text.count(f"{per_search / 180:.1f} minutes") == 6
     assert "nothing is trained" in text
     assert "CPU core-hours" in text
-    assert "one GPU of 16 GB: 16 trials" in text
+    assert "one GPU of 16 GB: 8 trials" in text
     assert "disk: about" in text
 
 
@@ -183,3 +186,16 @@ def test_other_recipes_have_no_limit(tmp_path, imagenet):
     large = EvalTrial("large", str(PUBLISHED["PDARTS_C10"].genotype), RECIPES["cifar-large"])
     assert refuse_large(large, Storage(tmp_path)) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_smaller_than_the_smallest_stage_is_refused_with_what_would_fit():
+    searches = make_plan(approximation.STUDY, "laptop", variants="lowest_dropped,nothing_dropped").searches()
+    check_gpu(searches, 80 * 10**9)
+    with pytest.raises(
+        ConfigError, match=r"^address: the smallest stage, \d of lowest_dropped, takes [\d.]+ MB .* has 640 MB; a batch"
+    ) as caught:
+        check_gpu(searches, 640_000_000)
+    batch = int(re.search(r"batch_size=(\d+)", str(caught.value))[1])
+    check_gpu([replace(trial, config=replace(trial.config, batch_size=batch)) for trial in searches], 640_000_000)
+    with pytest.raises(ConfigError, match="no batch would fit"):
+        check_gpu(searches, 600_000_000)

@@ -1,8 +1,12 @@
 """Every GPU has work while trials wait, a trial's memory fits its share, and shares fit together."""
 
+import json
 import os
 import stat
+import time
 from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +126,59 @@ def test_mps_that_is_not_there_or_not_allowed_is_one_line(service, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match=r"^mps: nvidia-cuda-mps-control is not there"), multi_process_service():
         pass
+
+
+def occupy(settings):
+    """A trial that notes its GPU and holds it until all that should run at the same time have noted theirs."""
+    import ray
+    from ray import tune
+
+    spec = settings["trial"]
+    folder, place = Path(spec["folder"]), [ray.get_runtime_context().get_node_id(), *ray.get_gpu_ids()]
+    (folder / f"{spec['trial_id']}.json").write_text(json.dumps([place, spec["gpus"]]))
+    deadline = time.monotonic() + 120
+    while len(list(folder.iterdir())) < spec["together"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    tune.report({"finished": True})
+
+
+@pytest.mark.slow  # three Ray nodes and sixteen processes
+def test_eight_trials_have_eight_gpus_and_mixed_shares_all_finish(tmp_path, monkeypatch):
+    """On real Ray, two nodes of four GPUs each, which are only declared."""
+    from ray import init, nodes, shutdown, tune
+    from ray.cluster_utils import Cluster
+
+    from pdarts_tune.study.sweep import Grants, tune_request
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def run(name, needs, ready):
+        folder = tmp_path / name
+        folder.mkdir()
+        grants = Grants([node["Resources"] for node in nodes() if node["Alive"]], None, GPU)
+        shares = [grants.share(needed, ready) for needed in needs]
+        together = min(len(needs), 8)
+        trials = [
+            {"trial_id": f"{name}{n}", "gpus": share, "folder": str(folder), "together": together} for n, share in enumerate(shares)
+        ]
+        results = tune.Tuner(
+            tune.with_resources(occupy, partial(tune_request, grants)),
+            param_space={"trial": tune.grid_search(trials)},
+            run_config=tune.RunConfig(name=name, storage_path=str(tmp_path / "ray"), verbose=0),
+        ).fit()
+        assert not results.errors
+        assert len(results) == len(needs)
+        return [json.loads(file.read_text()) for file in folder.iterdir()]
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=16, num_gpus=4)
+        init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        alone = run("alone", [7 * 10**9] * 8, ready=8)
+        assert len({tuple(place) for place, _ in alone}) == 8
+        mixed = run("mixed", [needed * 10**9 for needed in (30, 14, 6, 30, 14, 6, 6, 6)], ready=100)
+        assert Counter(share for _, share in mixed) == {0.5: 2, 0.25: 2, 0.125: 4}
+    finally:
+        shutdown()
+        cluster.shutdown()

@@ -232,13 +232,15 @@ def test_a_trial_needs_a_cpu_beside_its_gpu():
 def test_the_share_of_a_gpu_follows_from_predicted_memory_unless_it_is_given():
     nodes = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 2.0}]
     grants = Grants(nodes, None, 16 * 10**9)
-    assert grants.resources(3 * 10**9) == {"gpu": 0.3333, "cpu": 2}
-    assert grants.resources(15 * 10**9) == {"gpu": 1.0, "cpu": 4}
-    assert grants.resources(0)["gpu"] == 1.0
-    assert Grants(nodes, 0.5, None).resources(3 * 10**9)["gpu"] == 0.5
-    assert Grants(nodes, None, None).resources(3 * 10**9)["gpu"] == 1.0
-    request = sweep.tune_request(grants, {"trial": {"needed_bytes": 3 * 10**9}})
-    assert request.required_resources == {"GPU": 0.3333, "CPU": 2.0}
+    assert grants.share(2 * 10**9, ready=100) == 0.25
+    assert grants.share(15 * 10**9, ready=100) == 1.0
+    assert grants.share(2 * 10**9, ready=4) == 1.0  # on four GPUs
+    assert grants.share(0, ready=100) == 1.0
+    assert Grants(nodes, 0.5, 16 * 10**9).share(3 * 10**9, ready=1) == 0.5
+    assert Grants([{"CPU": 8.0}], None, None).share(3 * 10**9, ready=1) == 0.0
+    assert grants.resources(0.25) == {"gpu": 0.25, "cpu": 2}
+    request = sweep.tune_request(grants, {"trial": {"gpus": 0.25}})
+    assert request.required_resources == {"GPU": 0.25, "CPU": 2.0}
 
 
 def test_the_whole_study_is_printed_as_it_is_resolved(tmp_path, capsys):

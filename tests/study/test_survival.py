@@ -348,7 +348,7 @@ def test_a_node_that_is_lost_costs_the_epoch_under_way(tmp_path, undisturbed, mo
 
     # Ray refuses to declare more GPUs than this variable names, and these nodes' GPUs are only declared.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PDARTS_TUNE_PRETEND_GPUS", "1")
+    monkeypatch.setenv("PDARTS_TUNE_PRETEND_GPUS", str(80 * 10**9))
     searches = ["steady-seed0", "steady-seed1"]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
     try:

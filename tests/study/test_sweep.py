@@ -5,8 +5,6 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from ray.exceptions import AuthenticationError, OutOfMemoryError
 from ray.tune.search import Searcher
 
@@ -16,7 +14,6 @@ from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import read_rows
 from pdarts_tune.study import sweep
 from pdarts_tune.study.cli import Arguments
-from pdarts_tune.study.forecast import MOST_TRIALS, gpu_fraction, trials_that_fit
 from pdarts_tune.study.plan import Study, Variant, make_plan
 from pdarts_tune.study.progress import Progress
 from pdarts_tune.study.run import StudyState
@@ -36,24 +33,6 @@ from synthetic import make_planned_evaluation, make_trial, shrink
 
 GIGABYTE = 10**9
 STUDY = Study("queue", "?", lambda base: [Variant(name, replace(base, channels=4 + place)) for place, name in enumerate("abcd")])
-
-
-def test_small_trials_share_a_gpu_and_large_ones_have_it_alone():
-    assert trials_that_fit(3 * GIGABYTE, 16 * GIGABYTE) == 3  # 3 x (3.75 + 0.6) is 13.05, a fourth would make 17.4
-    assert gpu_fraction(3 * GIGABYTE, 16 * GIGABYTE) == 0.3333
-    assert gpu_fraction(9 * GIGABYTE, 16 * GIGABYTE) == 1.0
-    assert trials_that_fit(14 * GIGABYTE, 16 * GIGABYTE) == 0
-    assert gpu_fraction(14 * GIGABYTE, 16 * GIGABYTE) == 1.0
-    assert trials_that_fit(1, 80 * GIGABYTE) == MOST_TRIALS
-
-
-@given(needed=st.integers(0, 100 * GIGABYTE), gpu_bytes=st.integers(GIGABYTE, 200 * GIGABYTE))
-def test_trials_that_share_a_gpu_fit_on_it_with_headroom(needed, gpu_bytes):
-    fraction = gpu_fraction(needed, gpu_bytes)
-    together = int(1 / fraction)
-    assert 0 < fraction <= 1
-    assert together <= MOST_TRIALS
-    assert together == 1 or together * 1.25 * needed <= gpu_bytes
 
 
 @pytest.fixture
@@ -104,12 +83,15 @@ def test_a_trial_starts_when_there_is_room_so_an_evaluation_overtakes_the_search
 
 def test_trials_of_different_memory_share_a_gpu_as_far_as_it_goes(make_queue):
     queue = make_queue(
-        {"GPU": 1.0, "CPU": 16.0}, needs={"a": 3 * GIGABYTE, "b": 5 * GIGABYTE, "c": 3 * GIGABYTE, "d": 3 * GIGABYTE}
+        {"GPU": 1.0, "CPU": 16.0}, needs={"a": 2 * GIGABYTE, "b": 5 * GIGABYTE, "c": 2 * GIGABYTE, "d": 2 * GIGABYTE}
     )
-    assert take(queue) == ["a-seed0", "b-seed0"]  # a third and a half; another third is too much
+    # A quarter and a half, then a quarter; no other fits. 32 trials are ready, so memory alone decides.
+    assert take(queue) == ["a-seed0", "b-seed0", "c-seed0"]
+    assert [queue._live[name]["gpu"] for name in ("a-seed0", "b-seed0", "c-seed0")] == [0.25, 0.5, 0.25]
     finish(queue, "b-seed0")
     assert len(take(queue)) == 0  # an evaluation whose need is not known has a GPU alone
-    finish(queue, "a-seed0")
+    for name in ("a-seed0", "c-seed0"):
+        finish(queue, name)
     assert "smoke" in take(queue)[0]
 
 
@@ -220,3 +202,48 @@ def test_rays_and_the_kernels_kills_for_memory_are_told_from_other_deaths(tmp_pa
         monkeypatch.setattr(sweep, "kernel_kills", lambda kills=kills: kills)
         display._reason(SimpleNamespace(config={}))
     assert [str(error) for error in seen] == ["Ray", "None", "the kernel", "None", "x"]
+
+
+def test_few_trials_take_all_gpus(make_queue):
+    """By memory alone these four would sit on one of eight GPUs."""
+    queue = make_queue({"GPU": 8.0, "CPU": 64.0}, needs=dict.fromkeys("abcd", GIGABYTE), seeds=1)
+    assert len(take(queue)) == 4
+    assert all(taken["gpu"] == 1.0 for taken in queue._live.values())
+
+
+class TuneTrial(SimpleNamespace):
+    """What Tune's callbacks get."""
+
+    def set_config(self, config):
+        self.config = config
+
+    def update_resources(self, request):
+        self.request = request.required_resources
+
+
+def ran_out(queue, name):
+    """The trial's row says so. Returns Tune's trial."""
+    trial = queue.state.under_way[name]
+    make_trial(queue.state.folder.path, name, trial.variant, trial.config, status="out_of_memory", evaluation_seeds=())
+    spec = queue.sweep.describe(trial, queue._live[name]["gpu"])
+    return TuneTrial(config={"trial": spec}, pickled_error_file=None)
+
+
+def test_a_trial_that_ran_out_of_memory_starts_again_with_twice_its_share(make_queue):
+    queue = make_queue({"GPU": 1.0, "CPU": 16.0}, needs={"a": 2 * GIGABYTE}, seeds=8)
+    take(queue)
+    trial = ran_out(queue, "a-seed0")
+    for share in (0.5, 1.0, 1.0):
+        queue._enlarge(trial)
+        assert trial.config["trial"]["gpus"] == queue._live["a-seed0"]["gpu"] == share
+        assert trial.request["GPU"] == share
+
+
+def test_a_study_that_is_continued_gives_it_a_larger_share_too(make_queue):
+    first = make_queue({"GPU": 1.0, "CPU": 16.0}, needs={"a": 2 * GIGABYTE})
+    take(first)
+    assert first._live["a-seed0"]["gpu"] == 0.25
+    ran_out(first, "a-seed0")
+    again = make_queue({"GPU": 1.0, "CPU": 16.0}, needs={"a": 2 * GIGABYTE})
+    take(again)
+    assert again._live["a-seed0"]["gpu"] == 0.5

@@ -512,11 +512,12 @@ def test_kept_weights_say_what_images_were_normalised_with_and_so_does_the_row(t
 
 def test_a_gpu_that_pytorch_cannot_use_fails_the_trial_in_one_line(tmp_path, monkeypatch):
     """A driver older than the CUDA build hides the GPU; training on the CPU without a word would take weeks."""
-    monkeypatch.setattr(trainable.ray, "get_gpu_ids", lambda: ["0"])
+    settings = search_settings(tmp_path)
+    settings["trial"]["gpus"] = 0.5
     monkeypatch.setattr(torch.cuda, "is_available", lambda: warnings.warn("The NVIDIA driver is too old", stacklevel=1))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(RuntimeError, match="given a GPU that PyTorch cannot use"):
-        run_trial(search_settings(tmp_path))
+        run_trial(settings)
     (row,) = read_table(tmp_path, "trials").to_dict("records")
     assert row["status"] == "failed"
     first = row["error"].splitlines()[0]
@@ -524,22 +525,18 @@ def test_a_gpu_that_pytorch_cannot_use_fails_the_trial_in_one_line(tmp_path, mon
 
 
 def test_pretended_gpus_need_an_explicit_switch(monkeypatch):
-    monkeypatch.setattr(trainable.ray, "get_gpu_ids", lambda: ["0"])
     monkeypatch.setenv(trainable.PRETEND, "1")
-    assert prepare(TrialSpec(**search_settings("/nowhere")["trial"])).type == "cpu"
+    assert prepare(TrialSpec(**search_settings("/nowhere")["trial"] | {"gpus": 1.0})).type == "cpu"
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_a_trial_takes_its_share_of_the_gpus_memory_and_gives_back_what_an_earlier_one_left(share, monkeypatch):
     """On stubs of PyTorch's functions: the order and the numbers of the calls."""
     calls = []
-    context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0, "GPU": share})
-    monkeypatch.setattr(trainable.ray, "get_gpu_ids", lambda: ["0"])
-    monkeypatch.setattr(trainable.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(trainable, "cuda_problem", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 10**9))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, _: calls.append(("fraction", part)))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: calls.append("reset"))
-    assert prepare(TrialSpec(**search_settings("/nowhere")["trial"])).type == "cuda"
+    assert prepare(TrialSpec(**search_settings("/nowhere")["trial"] | {"gpus": share})).type == "cuda"
     assert calls == [("fraction", 1.0 if share == 1 else 0.25 - 0.6 / 80), "empty", "reset"]
