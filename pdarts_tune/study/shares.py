@@ -52,7 +52,7 @@ def check_gpus_per_trial(gpus: float | None) -> None:
     """Raises ConfigError for a number of GPUs that leaves fragments."""
     if gpus is not None and gpus not in SHARES and (gpus < 1 or gpus % 1):
         raise ConfigError(
-            f"gpus_per_trial: {gpus:g} is wrong, it must be 1/8, 1/4, 1/2 (0.125, 0.25, 0.5) or a whole number; other shares leave "
+            f"gpus_per_trial: {gpus} is wrong, it must be 1/8, 1/4, 1/2 (0.125, 0.25, 0.5) or a whole number; other shares leave "
             f"parts of GPUs that no trial gets"
         )
 

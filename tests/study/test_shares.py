@@ -76,7 +76,7 @@ def test_a_trial_that_ran_out_of_memory_gets_a_larger_share():
 
 @pytest.mark.parametrize("gpus", [0.3, 0.0, -1.0, 1.5, 0.0625])
 def test_other_shares_are_refused_in_one_line(gpus):
-    with pytest.raises(ConfigError, match=rf"^gpus_per_trial: {gpus:g} is wrong, it must be 1/8, 1/4, 1/2 .* or a whole number"):
+    with pytest.raises(ConfigError, match=rf"^gpus_per_trial: {gpus} is wrong, it must be 1/8, 1/4, 1/2 .* or a whole number"):
         check_gpus_per_trial(gpus)
     for right in (None, *SHARES, 2.0, 8.0):
         check_gpus_per_trial(right)
