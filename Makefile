@@ -1,4 +1,5 @@
 # make study   everything a newcomer needs: environment, the RQ1 study on embedded data, its table
+# make report  docs/results/report.html, the page of the published studies, from their tables: 20 s, without torch, Ray or MLflow
 # make test    the default tests (6 minutes on 2 cores with AVX-512)
 # make slow-test   studies killed, stopped and continued; the paper's networks; compiled cells
 # make lint    style, types and import layers
@@ -12,10 +13,13 @@ INSTALLED := $(VENV)/.installed
 TWO := --numprocesses 2 --dist loadfile
 test slow-test: export OMP_NUM_THREADS = 1
 
-.PHONY: study test lint slow-test clean
+.PHONY: study report test lint slow-test clean
 
 study: $(INSTALLED)
 	$(VENV)/bin/python studies/depth_gap.py --variants progressive,shallow,random --seeds 8 --results $(RESULTS)
+
+report: $(INSTALLED)
+	$(VENV)/bin/python analysis/report.py --results docs/results
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest $(TWO)

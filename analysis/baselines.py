@@ -10,28 +10,28 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from common import comparisons
-from common.comparisons import compare_variants
-from common.figures import SEARCH_NOTES, draw_curves, draw_search, draw_tradeoff
+from common.comparisons import compare_variants, summarize, tradeoff_frame
+from common.figures import draw_curves, draw_search, draw_tradeoff
 from common.published_figures import METHOD_NOTES, published_methods
 from common.section import NOTHING, Section, run_script
 from common.statistics import mcnemar
-from common.study_tables import Configs, Read, StudyTables, describe_study, open_question, read_study
+from common.study_tables import Configs, StudyTables
+from compare import open_question
 from pdarts_tune.config.methods import RandomSampling, trains_alphas
 from pdarts_tune.results.tables import read_rows
-from rq2_approximation import tradeoff_frame
 
 STUDY = "baselines"
 
 RANKED = {"search_accuracy": "search network", "inherited_accuracy": "inherited weights"}
 
-NOTES = SEARCH_NOTES | {
+NOTES = {
     "methods": f"""\
 Means over search seeds ± standard deviation. *over random*: by how many percent its accuracy is above that of cells drawn at
 random (Yang et al., ICLR 2020): what the search adds to its space and its training recipe. *s*: of search, on the study's device.
@@ -50,15 +50,15 @@ search and evaluation seed that both have. It speaks of these two networks, not 
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
-    """The comparison of methods; None where `results` has no data for it. Raises ConfigError as `open_question`."""
-    question = open_question(results, STUDY, read, lambda study: study.trials["method"].nunique() > 2)
+def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
+    """The comparison of methods; None where `results` has no data for it. Takes and raises what `open_question` does."""
+    question = open_question(results, STUDY, lambda study: study.trials["method"].nunique() > 2, **choice)
     if question is None:
         return None
-    study, configs, measures, missing, rng = question
-    baseline = find_pdarts(configs)
+    study, configs, measures, rng, missing = question.study, question.configs, question.measures, question.rng, question.missing
+    baseline = next((name for name, config in configs.items() if trains_alphas(config.method) and len(config.stages) > 1), None)
     random = next((name for name, config in configs.items() if isinstance(config.method, RandomSampling)), None)
-    tables = {"methods": summarize(measures, random)}
+    tables = {"methods": list_methods(measures, configs, random)}
     conclusion: tuple[str, ...] = ("No search runs in several stages, so there is no P-DARTS to compare with.",)
     if baseline is None:
         missing.insert(0, "no trial of a search in several stages")
@@ -75,39 +75,23 @@ def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Se
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
     tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_methods()
-    return Section(
-        name="baselines",
-        title="Does P-DARTS find better cells than the methods it builds on?",
-        tables=tables,
-        figures=draw(study, measures, rng) | draw_search(study, baseline) if figures else {},
-        conclusion=conclusion,
-        missing=tuple(missing),
-        notes=NOTES,
-        about=describe_study(study),
-    )
+    costs = {"search_seconds": "seconds of search"}
+    pictures = draw_tradeoff(tradeoff_frame(measures, rng, *costs), costs) if figures else {}
+    pictures |= draw_curves(study, "learning_curves") | draw_search(study, baseline) if figures else {}
+    title = "Does P-DARTS find better cells than the methods it builds on?"
+    return question.section("baselines", title, tables, conclusion, NOTES, pictures)
 
 
-def find_pdarts(configs: Configs) -> str | None:
-    """The first search in several stages."""
-    return next((name for name, config in configs.items() if trains_alphas(config.method) and len(config.stages) > 1), None)
+def list_methods(measures: pd.DataFrame, configs: Configs, random: str | None) -> pd.DataFrame:
+    """One row a variant, with `over_random_percent`.
 
-
-def summarize(measures: pd.DataFrame, random: str | None) -> pd.DataFrame:
-    """One row a variant: method, error, what it adds to random cells, parameters, skip-connects and seconds."""
-    columns = {"error_percent": ("error_percent", 1.0), "params": ("params_millions", 1e-6), "skips": ("skips", 1.0)}
-    columns |= {"seconds": ("search_seconds", 1.0)}
-    reference = measures.loc[measures["variant"] == random, "accuracy"].dropna()
-    rows = []
-    for variant, trials in measures.groupby("variant", sort=False):
-        completed = trials[trials["status"] == "completed"]
-        row: dict[str, object] = {"variant": variant, "method": trials["method"].iloc[0], "seeds": len(trials)}
-        row["evaluated"] = int(trials["error_percent"].count())
-        row |= comparisons.mean_columns(completed, columns)
-        # By how many percent a method is more accurate than a random cell of its search space (Yang et al., ICLR 2020, section 3).
-        comparable = completed["accuracy"].notna().any() and len(reference) and variant != random
-        row["over_random_percent"] = 100 * (completed["accuracy"].mean() / reference.mean() - 1) if comparable else np.nan
-        rows.append(row)
-    return pd.DataFrame(rows)
+    That is by how many percent a method is more accurate than a random cell of its space (Yang et al., ICLR 2020, section 3).
+    """
+    table = summarize(measures, "error_percent", "params_millions", "skips", "search_seconds")
+    table.insert(1, "method", [configs[variant].method.name for variant in table["variant"]])
+    accuracy = table["variant"].map(measures[measures["status"] == "completed"].groupby("variant")["accuracy"].mean())
+    others = table["variant"] != random
+    return table.assign(over_random_percent=(100 * (accuracy / accuracy[~others].mean() - 1)).where(others))
 
 
 def compare_images(study: StudyTables, measures: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -165,13 +149,6 @@ def conclude_random(table: pd.DataFrame, random: str) -> tuple[str, ...]:
         return (f"{null}: {comparisons.describe_power(tested)}.",)
     parts = [f"{word} than {random}: {', '.join(names)}" for word, names in (("better", better), ("worse", worse)) if len(names)]
     return (f"Shown to find cells that are {'; '.join(parts)}.",)
-
-
-def draw(study: StudyTables, measures: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:
-    points = tradeoff_frame(measures.assign(peak_mebibytes=np.nan), rng)
-    known = points["mean"].notna().any() and points["seconds"].notna().any()
-    figures = {"tradeoff": draw_tradeoff(points, {"seconds": "seconds of search"})} if known else {}
-    return figures | draw_curves(study, "learning_curves")
 
 
 main = partial(run_script, build, STUDY, __doc__)

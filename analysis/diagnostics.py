@@ -1,16 +1,16 @@
 """What the searches of a study looked like from inside: one figure a variant, from the table `epochs`.
 
-python analysis/diagnostics.py --results results --study baselines
+python analysis/diagnostics.py --results results               # of the study baselines
+python analysis/diagnostics.py --results results/depth_gap     # of any study
 
-Writes `<results>/<study>/report/diagnostics_<variant>.png`: skip-connects and operations' entropy, the Hessian's eigenvalue, the
-agreement between cells, and the accuracy of the derived cell in inherited weights, each against the epoch; a line per seed. Prints
-a table of the epochs that cells were taken from, and the trials whose normal cell collapsed to skip-connects at any time.
+Writes diagnostics.md, a table (CSV, LaTeX) and figures (PNG, SVG) to the study's folder `report`: skip-connects and operations'
+entropy, the Hessian's eigenvalue, the agreement between cells, and the accuracy of the derived cell in inherited weights, each
+against the epoch, a line per seed. The table is of the epochs that cells were taken from.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.section import show, to_markdown, write_text
-from common.study_tables import StudyTables, chosen_epochs, find_study, of_one_setting, read_study
-from pdarts_tune.config.command_line import parse
+from common.section import Section, run_script
+from common.study_tables import StudyTables, chosen_epochs, read_study
+from compare import open_question
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.search.diagnostics import COLLAPSED_SKIPS
 
@@ -57,8 +57,17 @@ _PANELS = (  # title, limits of the axis (None: from the figures, and 0), and li
 )
 COLUMNS = ["phase", "reduce_skip_count", "alpha_entropy", "alpha_margin", "normal_agreement", "normal_first_last"]
 COLUMNS += ["reduce_agreement", "inherited_accuracy", "diagnostic_seconds"]
-MEANS = ["normal_skip_count", "alpha_entropy", "alpha_margin", "normal_agreement", "validation_accuracy", "inherited_accuracy"]
-HEADERS = ["variant", "skips", "entropy", "margin", "agreement", "search", "inherited", "eigenvalue last/first", "looking, %"]
+MEANS = {
+    "normal_skip_count": "skip_connects",
+    "alpha_entropy": "entropy",
+    "alpha_margin": "margin",
+    "normal_agreement": "agreement",
+}
+MEANS |= {"validation_accuracy": "search_accuracy", "inherited_accuracy": "inherited_accuracy"}
+NOTE = """\
+Means over completed searches, of the epochs that they took their cells from. *eigenvalue growth*: the last over the first of the
+epochs of the last stage that train alphas. *looking*: the time of the diagnostics in percent of that of training and validation, as
+often as this study asks for them."""
 
 
 def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
@@ -102,67 +111,45 @@ def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def summarise(study: StudyTables) -> str:
-    """A Markdown table of each variant, mean over its completed searches, and a line per trial that ever collapsed.
-
-    Its figures are of the epochs that the searches took their cells from: see `chosen_epochs`.
-    """
+def summarize_epochs(study: StudyTables) -> pd.DataFrame:
+    """One row a variant, mean over its completed searches, of the epochs that these took their cells from: see `chosen_epochs`."""
     epochs, chosen = study.epochs, chosen_epochs(study)
-    trains_alphas = epochs["phase"] == "both"
-    last_stage = epochs[trains_alphas & (epochs["stage"] == epochs.groupby("trial_id")["stage"].transform("max"))]
+    last_stage = epochs[(epochs["phase"] == "both") & (epochs["stage"] == epochs.groupby("trial_id")["stage"].transform("max"))]
     eigenvalues = last_stage.dropna(subset=["hessian_eigenvalue"]).groupby("trial_id")["hessian_eigenvalue"]
     growth = eigenvalues.last() / eigenvalues.first()  # of one network: those of two stages do not compare
-    seconds = epochs.groupby("variant")[["seconds", "diagnostic_seconds"]].sum()
-    looking = 100 * seconds["diagnostic_seconds"] / seconds["seconds"]
-    rows = []
-    for variant in epochs["variant"].unique():
-        trials = chosen[chosen["variant"] == variant]
-        figures = [*(trials[column].mean() for column in MEANS), trials["trial_id"].map(growth).mean()]
-        rows.append([str(variant), *(show(figure, 2) for figure in figures), show(float(looking[str(variant)]), 0)])
-    # While alphas are frozen, and of candidates, a cell is as drawn.
-    collapsed = epochs[epochs["collapsed"] & trains_alphas].groupby("trial_id")["running_epoch"].agg(["min", "size"])
-    warnings = [
-        f"{trial}: {COLLAPSED_SKIPS} skip-connects or more in the normal cell in {size} epochs, first in epoch {first}"
+    figures = chosen[[*MEANS]].astype(float).rename(columns=MEANS).assign(eigenvalue_growth=chosen["trial_id"].map(growth))
+    means = figures.groupby(chosen["variant"], sort=False).mean()
+    seconds = epochs.groupby("variant", sort=False)[["seconds", "diagnostic_seconds"]].sum()
+    return (
+        means.reindex(seconds.index).assign(looking_percent=100 * seconds["diagnostic_seconds"] / seconds["seconds"]).reset_index()
+    )
+
+
+def list_collapses(epochs: pd.DataFrame) -> list[str]:
+    """A line for each trial whose normal cell ever collapsed; while alphas are frozen, and of candidates, a cell is as drawn."""
+    collapsed = epochs[epochs["collapsed"] & (epochs["phase"] == "both")].groupby("trial_id")["running_epoch"].agg(["min", "size"])
+    return [
+        f"{trial}: {COLLAPSED_SKIPS} skip-connects or more in the normal cell in {size} epochs, first in epoch {first}."
         for trial, first, size in collapsed.itertuples()
     ]
-    notes = (
-        "looking: the time of the diagnostics in percent of that of training and validation, as often as this study asks for them.",
-        "eigenvalue last/first: over the epochs of the last stage that train alphas.",
-    )
-    text = [to_markdown(HEADERS, rows), "", *notes, "", *(warnings or ["No normal cell collapsed to skip-connects."])]
-    return "\n".join(text) + "\n"
 
 
-@dataclass(frozen=True)
-class Arguments:
-    results: Path = Path("results")
-    """The results folder, which holds one folder a study."""
-    study: str = "baselines"
-    """The study in it."""
+def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
+    """The section; None where there is no study. Raises what `open_question` does, and ConfigError where it has no epochs."""
+    question = open_question(results, "baselines", lambda _: True, read=partial(read_study, epoch_columns=COLUMNS), **choice)
+    if question is None:
+        return None
+    study = question.study
+    if study.epochs.empty:
+        raise ConfigError(f"{study.folder}: holds no epochs yet")
+    by_variant = study.epochs.groupby("variant", sort=False)
+    pictures = {str(name): draw_diagnostics(rows, f"{study.folder.name}: {name}") for name, rows in by_variant if figures}
+    conclusion = list_collapses(study.epochs) or ["No normal cell collapsed to skip-connects."]
+    tables = {"chosen_epochs": summarize_epochs(study)}
+    return question.section("diagnostics", "What the searches looked like", tables, conclusion, {"chosen_epochs": NOTE}, pictures)
 
 
-def main() -> None:
-    settings = parse(Arguments, description=__doc__ or "")
-    try:
-        folder = find_study(settings.results, settings.study)
-        if folder is None:
-            raise ConfigError(f"{settings.results}: holds no study {settings.study}; --results holds one folder a study")
-        study = of_one_setting(read_study(folder, COLUMNS))
-        if study.epochs.empty:
-            raise ConfigError(f"{settings.results / settings.study}: holds no epochs yet")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    folder = folder / "report"
-    folder.mkdir(exist_ok=True)
-    for variant, epochs in study.epochs.groupby("variant", sort=False):
-        path = folder / f"diagnostics_{variant}.png"
-        draw_diagnostics(epochs, f"{settings.study}: {variant}").savefig(path, dpi=110)
-        print(path)
-    text = summarise(study)
-    write_text(folder / "diagnostics.md", text)
-    print(f"\n{text}")
-
+main = partial(run_script, build, "baselines", __doc__)
 
 if __name__ == "__main__":
     main()

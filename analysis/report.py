@@ -3,37 +3,44 @@
 python analysis/report.py --results results                 # writes results/report.html
 python analysis/report.py --results results/depth_gap       # of one study
 
-The page opens from disk, needs no network and prints. Works on partial and failed studies and says what is missing.
+Every study is compared with its baseline, whatever it varies; the questions that it answers stand above. The page opens from disk,
+needs no network and prints. Works on partial and failed studies and says what is missing.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import matplotlib
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from PIL import Image
 
 import baselines
+import compare
 import rq1_depth_gap
 import rq2_approximation
 import rq3_regularization
 import rq4_transfer
 import schedule_search
-from checklist import StudyFacts, fill_checklist
-from common.section import write_text
-from common.study_tables import Read, StudyTables, first_line, has_trials, measure_trials, of_several_settings, read_study
+from checklist import SOURCE, StudyFacts, fill_checklist
+from common.section import NOTHING, NOTHING_MISSING, Arguments, Section, as_text, heading, write_text
+from common.study_tables import find_studies, find_study, first_line, read_study
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
-from pdarts_tune.pdarts.genotype import Genotype
-from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_table
-from report_page import Block, Cell, Failure, Page, Part, StudyBlock, render
+from pdarts_tune.results.tables import read_table
 
 QUESTIONS = {
     "RQ1": rq1_depth_gap,
@@ -43,6 +50,12 @@ QUESTIONS = {
     "Baselines": baselines,
     "Schedules": schedule_search,
 }
+MOST_ROWS = 2000  # of a table on the page; the tables themselves have all
+MOST_TEXT = 20_000  # characters of one error
+MOST_FAILURES = 200
+VECTOR_BYTES = 40_000  # a drawing whose SVG is larger becomes a picture of dots
+_LONG_NUMBER = re.compile(rb"\d+\.\d\d+")
+_NUMBER = re.compile(r"^[\[(]?[+−-]?\d")
 _KEPT = 2  # studies in memory, so that the questions about one folder read it once
 _LISTS = ("train_accuracies", "validation_accuracies", "correct")
 _EVALUATION_COLUMNS = [name for name in SCHEMAS["evaluations"].names if name not in _LISTS]
@@ -50,50 +63,63 @@ _STATUSES = {"completed": "completed", "failed": "failed", "out_of_memory": "out
 
 
 @dataclass(frozen=True)
-class Arguments:
-    results: Path = Path("results")
-    """The results folder, which holds one folder a study; or the folder of one study."""
-    out: Path | None = None
-    """The page to write; <results>/report.html if not given."""
+class Part:
+    """A question, or a study's comparison: its section, or why there is none."""
+
+    key: str
+    title: str
+    section: Section | None
+    refusal: str = ""
 
 
-def find_studies(results: Path) -> list[Path]:
-    """The folders that hold trials: `results` itself, or those in it.
+@dataclass(frozen=True)
+class Failure:
+    study: str
+    where: str
+    status: str
+    line: str
+    text: str
+
+
+def build_page(results: Path, *, figures: bool = True, recipe: str | None = None, data: str | None = None) -> dict[str, Any]:
+    """Everything that the page shows, by the names of its template.
 
     Raises:
-        ConfigError: there is no such folder, or no trial in it.
+        ConfigError: there is no study, a table cannot be read, or no study has the recipe or the data set.
     """
-    if not results.is_dir():
-        raise ConfigError(f"{results}: no such results folder")
-    candidates = [results] if (results / "trials").is_dir() else sorted(path for path in results.iterdir() if path.is_dir())
-    folders = [folder for folder in candidates if has_trials(folder)]
-    if not folders:
-        raise ConfigError(f"{results}: holds no trials; --results is a folder that holds one folder a study, or one study's folder")
-    return folders
-
-
-def build_page(results: Path) -> Page:
-    """Everything that the page shows. Raises ConfigError where there is no study, or a table cannot be read."""
     facts = [read_facts(folder) for folder in find_studies(results)]
-    read = lru_cache(_KEPT)(read_study)
-    parts = []
+    choice: dict[str, Any] = {"figures": figures, "read": lru_cache(_KEPT)(read_study), "recipe": recipe, "data": data}
+    parts, answered = [], set()
     for name, question in QUESTIONS.items():
-        try:
-            section = question.build(results, read=read)
-        except ConfigError as error:  # such as mixed recipes: the question is not answered, and the page says why
-            parts.append(Part(None, name, str(error)))
-            continue
-        if section is not None:
-            parts.append(Part(section, section.title, None))
-    return Page(
-        title=f"Results of {', '.join(study.name for study in facts)}",
-        overview=Block("overview", "Studies: what was started, and how far it came", overview(facts)),
-        parts=parts,
-        studies=[study_block(study, read) for study in facts],
-        failures=[failure for study in facts for failure in list_failures(study)],
-        environment=Block("environment", "Where the figures come from", environment(facts)),
-        checklist=fill_checklist(facts),
-    )
+        part = _try(name, name, partial(question.build, results, **choice))
+        if part is not None:
+            parts.append(part)
+            answered.add(find_study(results, question.STUDY))
+    for study in facts:
+        part = _try(study.name, study.name, partial(compare.build, study.folder, **choice))
+        if part is not None and part.section is not None and study.folder in answered:  # whose own section has the other figures
+            cells = {name: figure for name, figure in part.section.figures.items() if name.startswith("cell_")}
+            part = replace(part, section=replace(part.section, figures=cells))
+        parts += [part] if part is not None else []
+    if (recipe or data) and all(part.section is None for part in parts):
+        raise ConfigError(parts[-1].refusal)
+    return {
+        "title": f"Results of {', '.join(study.name for study in facts)}",
+        "overview": overview(facts),
+        "parts": parts,
+        "failures": [failure for study in facts for failure in list_failures(study)],
+        "environment": environment(facts),
+        "checklist": fill_checklist(facts),
+    }
+
+
+def _try(key: str, title: str, build: Callable[[], Section | None]) -> Part | None:
+    """The part that `build` gives; where the study cannot be compared, the page says why."""
+    try:
+        section = build()
+    except ConfigError as error:
+        return Part(key, title, None, str(error))
+    return Part(key, section.title, section) if section else None
 
 
 def read_facts(folder: Path) -> StudyFacts:
@@ -115,65 +141,6 @@ def overview(facts: Sequence[StudyFacts]) -> pd.DataFrame:
             seconds = float(table["seconds"].sum()) + (float(table["diagnostic_seconds"].sum()) if kind == "searches" else 0.0)
             rows.append(row | {"device_hours": seconds / 3600})
     return pd.DataFrame(rows)
-
-
-def study_block(facts: StudyFacts, read: Read) -> StudyBlock:
-    """The cells of each variant and the table of all searches of one study."""
-    refusal, cells, measures = None, [], facts.trials
-    try:
-        study = of_several_settings(read(facts.folder))
-        cells, measures = list_cells(study), study.trials
-        if study.evaluations.groupby("data")["recipe_id"].nunique().le(1).all():
-            measures = measure_trials(study)
-    except ConfigError as error:
-        refusal = str(error)
-    table = Block(f"{facts.name}-trials", f"Searches of {facts.name}", trial_table(measures))
-    return StudyBlock(facts.name, refusal, cells, table)
-
-
-def list_cells(study: StudyTables) -> list[Cell]:
-    """Of each variant, the cells that its first completed search ended with."""
-    cells = []
-    last = final_genotypes(study.cells, study.trials)
-    for variant, trials in study.trials.groupby("variant", sort=False):
-        completed = trials[trials["status"] == "completed"].sort_values(["seed", "split_seed"])
-        if completed.empty:
-            cells.append(Cell(str(variant), None, "No search of this variant is completed, so there is no cell.", ""))
-            continue
-        first = {str(name): value for name, value in completed.iloc[0].items()}
-        genotype = final_genotype(first, read_rows(study.folder, "genotypes", first["trial_id"]))
-        if genotype is None:
-            cells.append(Cell(str(variant), None, f"The table genotypes has no rows of {first['trial_id']}.", ""))
-            continue
-        different = last.loc[last["trial_id"].isin(completed["trial_id"]), "genotype_id"].nunique()
-        caption = (
-            f"Search {first['trial_id']}: {genotype['skips']} skip-connects and depth {genotype['depth']} in the normal cell, "
-            f"{genotype['params'] / 1e6:.2f} M parameters. The variant's {len(completed)} completed searches ended with "
-            f"{different} different genotype{'s' if different != 1 else ''}."
-        )
-        cells.append(Cell(str(variant), draw_genotype(Genotype.parse(genotype["genotype"])), caption, genotype["genotype"]))
-    return cells
-
-
-def trial_table(measures: pd.DataFrame) -> pd.DataFrame:
-    """One row a search, in columns that `section.as_text` knows how to show."""
-    table = measures[["variant", "seed"]].copy()
-    if measures["split_seed"].nunique() > 1:
-        table["split_seed"] = measures["split_seed"]
-    table["status"] = measures["status"].map(_STATUSES)
-    for column, name, scale in (
-        ("search_accuracy", "search_percent", 100.0),
-        ("inherited_accuracy", "inherited_percent", 100.0),
-        ("error_percent", "error_percent", 1.0),
-        ("gap_points", "gap_points", 1.0),
-        ("params", "params_millions", 1e-6),
-        ("seconds", "search_seconds", 1.0),
-        ("peak_bytes", "peak_mebibytes", 2.0**-20),
-    ):
-        if column in measures:
-            table[name] = scale * measures[column].astype(float)
-    table["genotype"] = measures.get("genotype_id", np.nan)
-    return table
 
 
 def list_failures(facts: StudyFacts) -> list[Failure]:
@@ -214,18 +181,70 @@ def _counted(values: pd.Series) -> str:
     return str(counts.index[0]) if len(counts) == 1 else "; ".join(f"{value} ({count})" for value, count in counts.items())
 
 
+def render(page: Mapping[str, Any]) -> str:
+    """The page as HTML. All texts are escaped, all pictures lie in the page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"picture": picture, "prose": prose, "heading": heading, "anchor": anchor}
+    environment.globals |= {"lay_out": lay_out, "source": SOURCE, "nothing_missing": NOTHING_MISSING}
+    template = environment.get_template("report.html.j2")
+    return template.render(**page, most_text=MOST_TEXT, most_failures=MOST_FAILURES)
+
+
+def lay_out(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as the template shows it: headers, each with whether its column holds numbers, rows of texts, rows left out."""
+    headers, rows = as_text(table.head(MOST_ROWS))
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(headers)
+    numeric = [all(cell == NOTHING or _NUMBER.match(cell) for cell in column) and set(column) != {NOTHING} for column in columns]
+    return {"headers": list(zip(headers, numeric, strict=True)), "rows": rows, "left_out": max(0, len(table) - MOST_ROWS)}
+
+
+def picture(figure: Figure) -> str:
+    """A figure as a data address: SVG with its text as text and tenths of a point, or a PNG where that would be large."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "0", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    kind, content = "svg+xml", _LONG_NUMBER.sub(lambda number: f"{float(number[0]):.1f}".encode(), buffer.getvalue())
+    if len(content) > VECTOR_BYTES:
+        dots, buffer = io.BytesIO(), io.BytesIO()
+        figure.savefig(dots, format="png", dpi=100)
+        Image.open(dots).convert("RGB").quantize(64).save(buffer, "png", optimize=True)
+        kind, content = "png", buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def prose(text: str) -> Markup:
+    """A note's Markdown, as far as notes use it: paragraphs, *emphasis*, `code`."""
+    paragraphs = []
+    for paragraph in text.strip().split("\n\n"):
+        shown = str(escape(" ".join(paragraph.split())))
+        shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", shown)
+        paragraphs.append(re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", shown))
+    return Markup("".join(f"<p>{paragraph}</p>" for paragraph in paragraphs))  # noqa: S704  (escaped above)
+
+
+def anchor(text: str) -> str:
+    """A name for an element, from any text."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse(Arguments, arguments, description=__doc__ or "")
     out = settings.out or settings.results / "report.html"
     try:
-        page = build_page(settings.results)
+        page = build_page(settings.results, recipe=settings.recipe, data=settings.data)
         if not out.parent.is_dir():
             raise ConfigError(f"--out: {out.parent} is no folder")
         write_text(out, render(page))
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    for part in page.parts:
+    for part in page["parts"]:
         print(part.title, *(part.section.conclusion if part.section else [f"not answered: {part.refusal}"]), "", sep="\n")
     print(f"report: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 

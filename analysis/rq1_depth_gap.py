@@ -10,30 +10,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from common import comparisons
-from common.comparisons import compare_variants
-from common.figures import SEARCH_NOTES, draw_curves, draw_depth_gap, draw_search
+from common.comparisons import compare_variants, summarize
+from common.figures import draw_curves, draw_depth_gap, draw_search, gap_frame
 from common.published_figures import PUBLISHED_NOTES, published_cifar
 from common.section import NOTHING, Section, run_script, show
-from common.study_tables import (
-    Configs,
-    Read,
-    StudyTables,
-    at_stage,
-    depths,
-    describe_study,
-    evaluate_cells,
-    grows,
-    open_question,
-    operations,
-    read_study,
-    stage_ends,
-)
+from common.study_tables import Configs, StudyTables, at_stage, depths, evaluate_cells, grows, operations, stage_ends
+from compare import open_question
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.pdarts.progressive_depth import search_work
 
@@ -50,7 +38,7 @@ with width, training length and images, since the two networks differ in all of 
 *params*: of the evaluation network in the papers' CIFAR setting. *search, s*: seconds on the study's device. {NOTHING}: none (a
 random cell has no search network), or not there yet."""
 
-NOTES = SEARCH_NOTES | {
+NOTES = {
     "error_differences": comparisons.COMPARISON_NOTES,
     "gap_differences": """\
 The same of the depth gap: a second question and a family of its own. A larger gap of a better cell is no fault of its search.""",
@@ -70,29 +58,29 @@ that cell trained from scratch, where it was (a study evaluates the last stage's
 }
 
 RANKED = {"search_accuracy": "search network", "inherited_accuracy": "derived cell, inherited weights"}
-SUMMARY = {  # column of measures: name in the table, scale
-    "search_accuracy": ("search_percent", 100.0),
-    "inherited_accuracy": ("inherited_percent", 100.0),
-    "error_percent": ("error_percent", 1.0),
-    "gap_points": ("gap_points", 1.0),
-    "skips": ("skips", 1.0),
-    "depth": ("depth", 1.0),
-    "params": ("params_millions", 1e-6),
-    "seconds": ("search_seconds", 1.0),
-}
+SHOWN = (
+    "search_percent",
+    "inherited_percent",
+    "error_percent",
+    "gap_points",
+    "skips",
+    "depth",
+    "params_millions",
+    "search_seconds",
+)
 
 
-def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
-    """The answer to RQ1; None where `results` has no data for it. Raises ConfigError as `open_question`."""
-    question = open_question(results, STUDY, read, lambda study: study.trials["depths"].nunique() > 1)
+def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
+    """The answer to RQ1; None where `results` has no data for it. Takes and raises what `open_question` does."""
+    question = open_question(results, STUDY, lambda study: study.trials["depths"].nunique() > 1, **choice)
     if question is None:
         return None
-    study, configs, measures, missing, rng = question
+    study, configs, measures, rng = question.study, question.configs, question.measures, question.rng
     baseline = next((name for name, config in configs.items() if grows(config)), None)
-    tables = {"variants": summarize(measures)}
+    tables = {"variants": summarize(measures, *SHOWN)}
     conclusion: tuple[str, ...] = ("No search grows in depth, so there is nothing to compare the others with.",)
     if baseline is None:
-        missing.insert(0, "no trial of a search that grows in depth, so there is nothing to compare the others with")
+        question.missing.insert(0, "no trial of a search that grows in depth, so there is nothing to compare the others with")
     else:
         errors = tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
         tables["gap_differences"] = compare_variants(measures, "gap_points", baseline, rng)
@@ -105,16 +93,12 @@ def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Se
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
     tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_cifar()
-    return Section(
-        name="rq1",
-        title="RQ1: does growing the search depth close the gap between search and evaluation?",
-        tables=tables,
-        figures=draw(study, measures) | draw_search(study, baseline) if figures else {},
-        conclusion=conclusion,
-        missing=tuple(missing),
-        notes=NOTES | {"variants": "\n".join(filter(None, (VARIANT_NOTES, describe_precision(configs, measures))))},
-        about=describe_study(study),
-    )
+    gaps = gap_frame(measures)
+    pictures = {"depth_gap": draw_depth_gap(gaps)} if figures and len(gaps) else {}
+    pictures |= draw_curves(study, "learning_curves", "skips") | draw_search(study, baseline) if figures else {}
+    notes = NOTES | {"variants": "\n".join(filter(None, (VARIANT_NOTES, describe_precision(configs, measures))))}
+    title = "RQ1: does growing the search depth close the gap between search and evaluation?"
+    return question.section("rq1", title, tables, conclusion, notes, pictures)
 
 
 def describe_precision(configs: Configs, measures: pd.DataFrame) -> str:
@@ -126,15 +110,6 @@ def describe_precision(configs: Configs, measures: pd.DataFrame) -> str:
     (images,) = counts
     error = show(100 * np.sqrt(accuracy * (1 - accuracy) / images), 1)
     return f"A search accuracy is on {images} validation images: its standard error is {error} points, and a gap's no less."
-
-
-def summarize(measures: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant: how many seeds, and mean and standard deviation of every measure (columns `<measure>_sd`)."""
-    rows = []
-    for variant, trials in measures.groupby("variant", sort=False):
-        row = {"variant": variant, "seeds": len(trials), "evaluated": int(trials["error_percent"].count())}
-        rows.append(row | comparisons.mean_columns(trials[trials["status"] == "completed"], SUMMARY))
-    return pd.DataFrame(rows)
 
 
 def gap_by_depth(measures: pd.DataFrame, configs: Configs, rng: np.random.Generator) -> pd.DataFrame:
@@ -193,23 +168,6 @@ def summarize_stages(study: StudyTables) -> pd.DataFrame:
     cells["inherited_percent"] = 100 * cells["inherited_accuracy"].astype(float)
     columns = ["search_percent", "inherited_percent", "error_percent", "skips", "depth", "width"]
     return cells.groupby(["variant", "stage", "cells"], sort=False, as_index=False)[columns].mean()
-
-
-def draw(study: StudyTables, measures: pd.DataFrame) -> dict[str, Figure]:
-    gaps = gap_frame(measures)
-    figures = {"depth_gap": draw_depth_gap(gaps)} if len(gaps) else {}
-    return figures | draw_curves(study, "learning_curves", "skips")
-
-
-def gap_frame(measures: pd.DataFrame) -> pd.DataFrame:
-    """What `draw_depth_gap` draws."""
-    columns = {"search_accuracy": "search", "inherited_accuracy": "inherited", "accuracy": "evaluation"}
-    renamed = measures.rename(columns=columns)
-    long = renamed.melt(["variant", "seed"], list(columns.values()), var_name="measure", value_name="accuracy").dropna()
-    long["mean"] = long.groupby(["variant", "measure"])["accuracy"].transform("mean")
-    long["gap_points"] = long["variant"].map(measures.groupby("variant")["gap_points"].mean())
-    order = list(measures["variant"].unique())
-    return long.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
 
 
 main = partial(run_script, build, STUDY, __doc__)

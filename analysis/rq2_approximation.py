@@ -11,43 +11,30 @@ from __future__ import annotations
 import itertools
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from common import comparisons
-from common.comparisons import adjust, compare_variants, pair_up
-from common.figures import SEARCH_NOTES, draw_curves, draw_search, draw_tradeoff
+from common.comparisons import adjust, compare_variants, pair_up, summarize, tradeoff_frame
+from common.figures import draw_curves, draw_search, draw_tradeoff
 from common.published_figures import PUBLISHED_NOTES, published_cifar
 from common.section import NOTHING, Section, run_script, show
 from common.statistics import NON_INFERIORITY_LEVEL, non_inferiority, smallest_p
-from common.study_tables import (
-    CELLS,
-    Configs,
-    Read,
-    StudyTables,
-    at_stage,
-    describe_study,
-    drops,
-    open_question,
-    operations,
-    read_candidates,
-    read_study,
-    stage_ends,
-)
+from common.study_tables import CELLS, Configs, StudyTables, at_stage, drops, operations, read_candidates, stage_ends
+from compare import open_question
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.space import PRIMITIVES
 
 STUDY = "approximation"
-MEBIBYTE = 2**20
 
 # In points of test error, chosen before any result: about twice the standard deviation of Yang et al. (ICLR 2020) between runs of
 # one method on CIFAR-10 (0.13 to 0.20), and less than what most papers of the field claim as progress.
 MARGIN = 0.3
 
-NOTES = SEARCH_NOTES | {
+NOTES = {
     "variants": f"""\
 Means over seeds ± standard deviation over search seeds. *n*: searches started; *completed*; *out of memory* is a result, not a gap
 in the data. *dropped*: which operations go between stages. *peak*: most device memory that a search had in use at once. *s*: of
@@ -70,15 +57,14 @@ are compared along with dropping. "Not shown" is not "worse".""",
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
-    """The answer to RQ2; None where `results` has no data for it. Raises ConfigError as `open_question`."""
-    question = open_question(results, STUDY, read, lambda study: study.trials["operations"].nunique() > 1)
+def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
+    """The answer to RQ2; None where `results` has no data for it. Takes and raises what `open_question` does."""
+    question = open_question(results, STUDY, lambda study: study.trials["operations"].nunique() > 1, **choice)
     if question is None:
         return None
-    study, configs, measures, missing, rng = question
-    measures = measures.assign(peak_mebibytes=measures["peak_bytes"].astype(float) / MEBIBYTE)
+    study, configs, measures, rng, missing = question.study, question.configs, question.measures, question.rng, question.missing
     baseline = next((name for name, config in configs.items() if drops(config) and config.dropping == "lowest"), None)
-    tables = {"variants": summarize(measures, configs)}
+    tables = {"variants": list_variants(measures, configs)}
     conclusion: tuple[str, ...] = ("No search drops its least probable operations, so there is nothing to compare.",)
     if baseline is None:
         missing.insert(0, "no trial of a search that drops its least probable operations between stages")
@@ -89,7 +75,7 @@ def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Se
         searched = measures[(measures["status"] == "completed") & trained]
         costed = find_costed(searched, configs, baseline)
         tables["peak_differences"] = compare_variants(searched, "peak_mebibytes", costed, rng)
-        tables["seconds_differences"] = compare_variants(searched, "seconds", costed, rng)
+        tables["seconds_differences"] = compare_variants(searched, "search_seconds", costed, rng)
         if costed != baseline:
             missing.append(f"costs are compared with those of {costed}, since those of {baseline} are of another device")
         hypothesis = "dropping other operations than the least probable ones, or none, finds better or worse cells"
@@ -100,39 +86,26 @@ def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Se
         missing.append("peak memory was not measured on this device, so nothing is said about it")
     elif study.trials["device"].str.startswith("cpu").all():
         missing.append("peak memory on a CPU is that of the whole process, libraries included, so variants hardly differ in it")
-    tables["stages"] = summarize_stages(study)
-    tables["dropped"] = count_dropped(study)
-    tables["published"] = published_cifar()
-    return Section(
-        name="rq2",
-        title="RQ2: does search space approximation keep quality while it cuts memory and time?",
-        tables=tables,
-        figures=draw(study, measures, rng) | draw_search(study, baseline) if figures else {},
-        conclusion=conclusion,
-        missing=tuple(missing),
-        notes=NOTES,
-        about=describe_study(study),
-    )
+    tables |= {"stages": summarize_stages(study), "dropped": count_dropped(study), "published": published_cifar()}
+    costs = {"peak_mebibytes": "peak memory of search, MiB", "search_seconds": "seconds of search"}
+    pictures = draw_tradeoff(tradeoff_frame(measures, rng, *costs), costs) if figures else {}
+    pictures |= draw_curves(study, "learning_curves") | draw_search(study, baseline) if figures else {}
+    title = "RQ2: does search space approximation keep quality while it cuts memory and time?"
+    return question.section("rq2", title, tables, conclusion, NOTES, pictures)
 
 
-def summarize(measures: pd.DataFrame, configs: Configs) -> pd.DataFrame:
+def list_variants(measures: pd.DataFrame, configs: Configs) -> pd.DataFrame:
     """One row a variant: what it drops, its error and the cost of its search."""
-    columns = {name: (name, 1.0) for name in ("error_percent", "peak_mebibytes")} | {"seconds": ("search_seconds", 1.0)}
-    rows = []
-    for variant, trials in measures.groupby("variant", sort=False):
-        config = configs[str(variant)]
-        searched = trials[trials["status"] == "completed"]
-        row: dict[str, object] = {
-            "variant": variant,
-            "operations": "-".join(map(str, operations(config))) if trains_alphas(config.method) else None,
-            "dropped": config.dropping if drops(config) else None,
-            "batch": config.batch_size if trains_alphas(config.method) else pd.NA,
-            "n": len(trials),
-            "completed": len(searched),
-            "out_of_memory": int((trials["status"] == "out_of_memory").sum()),
-        }
-        rows.append(row | comparisons.mean_columns(searched, columns))
-    return pd.DataFrame(rows).astype({"batch": "Int64"})
+    table = summarize(measures, "error_percent", "peak_mebibytes", "search_seconds")
+    plans = [configs[variant] if trains_alphas(configs[variant].method) else None for variant in table["variant"]]
+    table.insert(1, "operations", ["-".join(map(str, operations(plan))) if plan else None for plan in plans])
+    table.insert(2, "dropped", [plan.dropping if plan and drops(plan) else None for plan in plans])
+    table.insert(3, "batch", pd.Series([plan.batch_size if plan else pd.NA for plan in plans], dtype="Int64"))
+    table = table.rename(columns={"seeds": "n"}).drop(columns="evaluated")
+    for place, status in ((5, "completed"), (6, "out_of_memory")):
+        counts = measures[measures["status"] == status].groupby("variant").size()
+        table.insert(place, status, [int(counts.get(variant, 0)) for variant in table["variant"]])
+    return table
 
 
 def judge_dropping(measures: pd.DataFrame, configs: Configs, rng: np.random.Generator) -> pd.DataFrame:
@@ -162,7 +135,7 @@ def steps(config: SearchConfig) -> float:
 
 def find_costed(searched: pd.DataFrame, configs: Configs, baseline: str) -> str:
     """The variant that others' costs are compared with: the baseline, or where its costs are unknown the first that drops too."""
-    known = set(searched.loc[searched["seconds"].notna(), "variant"])
+    known = set(searched.loc[searched["search_seconds"].notna(), "variant"])
     return next((name for name in (baseline, *configs) if name in known and drops(configs[name])), baseline)
 
 
@@ -194,7 +167,7 @@ def summarize_stages(study: StudyTables) -> pd.DataFrame:
     stages = searches.agg(peak_bytes=("peak_bytes", "max")).assign(seconds=searches["seconds"].sum(min_count=1)).reset_index()
     ends = stage_ends(study.epochs)[["trial_id", "stage", "validation_accuracy"]]
     stages = stages.merge(ends, on=["trial_id", "stage"], how="left")  # a stage under way has no end
-    stages["peak_mebibytes"] = stages["peak_bytes"].astype(float) / MEBIBYTE
+    stages["peak_mebibytes"] = stages["peak_bytes"].astype(float) / 2**20
     stages["search_percent"] = 100 * stages["validation_accuracy"]
     grouped = stages.groupby(["variant", "stage"], sort=False)
     means = grouped[["peak_mebibytes", "seconds", "search_percent"]].mean()
@@ -221,27 +194,6 @@ def count_dropped(study: StudyTables) -> pd.DataFrame:
                 lost = before & ~after
                 rows.append(row | {f"{name}_percent": 100.0 * np.mean(lost >> bit & 1) for bit, name in enumerate(PRIMITIVES)})
     return pd.DataFrame(rows)
-
-
-def draw(study: StudyTables, measures: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:
-    points = tradeoff_frame(measures, rng)
-    costs = {"peak_mebibytes": "peak memory of search, MiB", "seconds": "seconds of search"}
-    known = {cost: label for cost, label in costs.items() if points[cost].notna().any()}
-    figures = {"tradeoff": draw_tradeoff(points, known)} if known and points["mean"].notna().any() else {}
-    return figures | draw_curves(study, "learning_curves")
-
-
-def tradeoff_frame(measures: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """What `draw_tradeoff` draws; the front is that of the means."""
-    searched = measures[measures["status"] == "completed"]
-    points = comparisons.mean_ranges(searched, "error_percent", rng)
-    for cost in ("peak_mebibytes", "seconds"):
-        points[[cost, f"{cost}_low", f"{cost}_high"]] = comparisons.mean_ranges(searched, cost, rng)[["mean", "low", "high"]]
-        points[f"{cost}_front"] = [
-            not ((points["mean"] <= error) & (points[cost] <= spent) & ((points["mean"] < error) | (points[cost] < spent))).any()
-            for error, spent in zip(points["mean"], points[cost], strict=True)
-        ]
-    return points
 
 
 main = partial(run_script, build, STUDY, __doc__)

@@ -12,30 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from common import comparisons
-from common.comparisons import LEVEL, compare_pairs, compare_variants
-from common.figures import SEARCH_NOTES, draw_curves, draw_limits, draw_search
+from common.comparisons import LEVEL, compare_pairs, compare_variants, mean_intervals, summarize
+from common.figures import draw_curves, draw_search, draw_sweep
 from common.published_figures import PUBLISHED_NOTES, published_cifar
 from common.section import Section, run_script, show
 from common.statistics import brown_forsythe, mean_sd, proportion_interval
-from common.study_tables import (
-    Configs,
-    Read,
-    StudyTables,
-    chosen_epochs,
-    describe_study,
-    differences,
-    evaluate_cells,
-    has_skip_dropout,
-    open_question,
-    read_study,
-)
+from common.study_tables import Configs, StudyTables, chosen_epochs, differences, evaluate_cells, has_skip_dropout
+from compare import open_question
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.results.tables import final_genotypes
 
@@ -43,7 +33,7 @@ STUDY = "regularization"
 UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing
 DERIVED = ", as derived"  # after a variant's name: its cells without refinement
 
-NOTES = SEARCH_NOTES | {
+NOTES = {
     "two_by_two": """\
 Dropout on skip-connects (the first variant that has it, and the one that differs from it in nothing else) against refinement (the
 limit M of the configuration, and 8, which is none). Mean test error over search seeds ± standard deviation. Refinement changes what
@@ -73,17 +63,19 @@ first with dropout, and of cells as derived against the refined ones of the same
 makes the test cautious). Searches that found the same cell have its error each, which is no spread. One family, Holm-adjusted. It
 needs three seeds on both sides and has little power below ten.""",
     "spread": comparisons.SPREAD_NOTES,
-    "limits": "Bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
+    "limits": """\
+Test error against M, the skip-connects that a normal cell may have (8: no limit). Bars: 95 % bootstrap intervals of the mean over
+seeds (none with fewer than 3).""",
     "published": PUBLISHED_NOTES,
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
-    """The answer to RQ3; None where `results` has no data for it. Raises ConfigError as `open_question`."""
-    question = open_question(results, STUDY, read, is_about_regularization)
+def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
+    """The answer to RQ3; None where `results` has no data for it. Takes and raises what `open_question` does."""
+    question = open_question(results, STUDY, is_about_regularization, **choice)
     if question is None:
         return None
-    study, configs, measures, missing, rng = question
+    study, configs, measures, rng, missing = question.study, question.configs, question.measures, question.rng, question.missing
     limits, partial_limits = measure_limits(study)
     missing += partial_limits
     baseline = next((name for name, config in configs.items() if has_skip_dropout(config)), None)
@@ -110,7 +102,7 @@ def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Se
             conclusion += (f"{unchanged}: of its effect, and of an interaction with dropout, these data say nothing.",)
         if not (limits["max_skips"] == UNLIMITED).any():
             missing.append(f"no cell was evaluated at M = {UNLIMITED}, so refinement cannot be judged")
-    tables["variants"] = summarize(measures)
+    tables["variants"] = list_variants(measures)
     if baseline is not None:
         tables["error_differences"] = compare_variants(others, "error_percent", baseline, rng)
         if others["variant"].nunique() > 1:
@@ -126,16 +118,17 @@ def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Se
     tables["collapse"] = count_collapses(study)
     tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_cifar()
-    return Section(
-        name="rq3",
-        title="RQ3: do dropout and a limit on skip-connects stabilise the search and improve what it finds?",
-        tables=tables,
-        figures=draw(study, limits, rng) | draw_search(study, baseline) if figures else {},
-        conclusion=conclusion or ("No variant has dropout on skip-connects, so there is nothing to compare.",),
-        missing=tuple(missing),
-        notes=NOTES,
-        about=describe_study(study),
-    )
+    pictures = {}
+    if figures:
+        several = limits[limits.groupby("variant")["max_skips"].transform("nunique") > 1]
+        points = [mean_intervals(cells, "error_percent", rng).assign(M=limit) for limit, cells in several.groupby("max_skips")]
+        if points:
+            columns = {"variant": "line", "mean": "error_percent"}
+            pictures["limits"] = draw_sweep(pd.concat(points).rename(columns=columns), "M", "error_percent")
+        pictures |= draw_curves(study, "skips", "learning_curves", "eigenvalue") | draw_search(study, baseline)
+    conclusion = conclusion or ("No variant has dropout on skip-connects, so there is nothing to compare.",)
+    title = "RQ3: do dropout and a limit on skip-connects stabilise the search and improve what it finds?"
+    return question.section("rq3", title, tables, conclusion, NOTES, pictures)
 
 
 def is_about_regularization(study: StudyTables) -> bool:
@@ -280,15 +273,13 @@ def conclude_spreads(spreads: pd.DataFrame, baseline: str) -> tuple[str, ...]:
     return (f"Shown in the standard deviation of the evaluation error between seeds: {'; '.join(parts)}.",)
 
 
-def summarize(measures: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for variant, trials in measures.groupby("variant", sort=False):
-        row: dict[str, object] = {"variant": variant, "seeds": len(trials), "evaluated": int(trials["error_percent"].count())}
-        row["skip_dropout"] = trials["skip_dropout"].iloc[0] if trials["search_accuracy"].notna().any() else None
-        row["max_skips"] = int(trials["max_skips"].iloc[0])
-        columns = {name: (name, 1.0) for name in ("error_percent", "skips", "depth")}
-        rows.append(row | comparisons.mean_columns(trials[trials["status"] == "completed"], columns))
-    return pd.DataFrame(rows)
+def list_variants(measures: pd.DataFrame) -> pd.DataFrame:
+    table = summarize(measures, "error_percent", "skips", "depth")
+    plans = measures.drop_duplicates("variant").set_index("variant")
+    searched = measures.dropna(subset="search_accuracy")["variant"].unique()
+    table.insert(3, "skip_dropout", [plans.loc[name, "skip_dropout"] if name in searched else None for name in table["variant"]])
+    table.insert(4, "max_skips", table["variant"].map(plans["max_skips"]).astype(int))
+    return table
 
 
 def summarize_limits(limits: pd.DataFrame) -> pd.DataFrame:
@@ -315,14 +306,6 @@ def count_collapses(study: StudyTables) -> pd.DataFrame:
         row = {"variant": variant, "n": n, "collapsed_at_end": ended, "rate_percent": 100 * ended / n}
         rows.append(row | {"low_percent": 100 * low, "high_percent": 100 * high, "at_any_epoch": int(trials["any"].sum())})
     return pd.DataFrame(rows)
-
-
-def draw(study: StudyTables, limits: pd.DataFrame, rng: np.random.Generator) -> dict[str, Figure]:
-    several = limits[limits.groupby("variant")["max_skips"].transform("nunique") > 1]
-    groups = several.groupby("max_skips")
-    points = [comparisons.mean_ranges(cells, "error_percent", rng).assign(max_skips=limit) for limit, cells in groups]
-    figures = {"limits": draw_limits(pd.concat(points))} if points else {}
-    return figures | draw_curves(study, "skips", "learning_curves", "eigenvalue")
 
 
 main = partial(run_script, build, STUDY, __doc__)

@@ -24,7 +24,7 @@ from common.published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_
 from common.ranks import kendall_tau, minimum_detectable_tau, partial_correlation
 from common.section import NOTHING, Section, run_script, show, show_interval
 from common.statistics import mean_sd
-from common.study_tables import Read, StudyTables, describe_study, find_study, first_line, of_several_settings, read_study
+from common.study_tables import Read, StudyTables, choose_settings, describe_study, find_study, first_line, read_study
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.tables import final_genotypes, read_rows
@@ -55,23 +55,23 @@ Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the pa
 }
 
 
-def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:
-    """The answer to RQ4; None where `results` has no data for it.
+def build(
+    results: Path, *, figures: bool = True, read: Read = read_study, recipe: str | None = None, data: str | None = None
+) -> Section | None:
+    """The answer to RQ4, from all settings or those chosen; None where `results` has no data for it.
 
     Raises:
-        ConfigError: the study cannot be read, or two recipes of one name differ.
+        ConfigError: the study cannot be read, or has no such recipe or data set.
     """
     folder = find_study(results, STUDY)
     if folder is None:
         return None
-    study = of_several_settings(read(folder))
-    # In the order in which they were started.
-    evaluations = study.evaluations.assign(setting=study.evaluations["data"] + ", " + study.evaluations["recipe"])
-    if folder.name != STUDY and evaluations["setting"].nunique() < 2:
+    study = choose_settings(read(folder), recipe, data)
+    evaluations, settings = study.evaluations, study.settings
+    if folder.name != STUDY and len(settings) < 2:
         return None
     cells = name_cells(study)
     finished = evaluations[evaluations["status"] == "completed"]
-    settings = list(evaluations["setting"].unique())
     errors = {name: table_of(finished, name) for name in settings}
     correlations = correlate(errors, cells)
     tables = {"cells": summarize(cells, errors)}

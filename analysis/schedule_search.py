@@ -11,13 +11,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from common.comparisons import find_front
 from common.section import Section, run_script
-from common.study_tables import Read, find_study, read_definition, read_study
+from common.study_tables import Read, choose_settings, find_study, read_definition, read_study
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, from_dict
 from pdarts_tune.results.tables import read_table
@@ -27,11 +26,19 @@ OBJECTIVES = ["validation_error_percent", "search_seconds", "peak_mebibytes"]
 SHOWN = ["schedule", "depths", "operations", "skip_dropout", "max_skips", *OBJECTIVES, "test_error_percent"]
 
 
-def build(results: Path, *, figures: bool = True, read: Read = read_study) -> Section | None:  # noqa: ARG001 (it needs other columns)
-    """The front of all schedules; None where `results` has no schedule search."""
+def build(
+    results: Path, *, figures: bool = True, read: Read = read_study, recipe: str | None = None, data: str | None = None
+) -> Section | None:
+    """The front of all schedules, which have one recipe and data set; None where `results` has no schedule search.
+
+    Raises:
+        ConfigError: the study cannot be read, or has another recipe or data set.
+    """
     folder = find_study(results, STUDY)
     if folder is None or folder.name != STUDY:  # another study's folder, of which --results was the path
         return None
+    if recipe or data:
+        choose_settings(read(folder), recipe, data)
     schedules = measure_schedules(folder)
     finished = schedules.dropna(subset=OBJECTIVES)
     front = finished[find_front(finished[OBJECTIVES].to_numpy(dtype=float))].sort_values(OBJECTIVES[0])
@@ -67,12 +74,6 @@ def measure_schedules(folder: Path) -> pd.DataFrame:
         search_seconds=trials["seconds"].astype(float),
         peak_mebibytes=trials["peak_bytes"].astype(float) / 2**20,
     )
-
-
-def find_front(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which rows no other row dominates. A row dominates if no value of it is larger and one is smaller."""
-    beaten = [np.any(np.all(values <= row, axis=1) & np.any(values < row, axis=1)) for row in values]
-    return ~np.array(beaten, dtype=bool)
 
 
 def find_base(folder: Path) -> str:

@@ -40,6 +40,7 @@ CORES = 2
 NOISE = 0.01  # relative
 SCRIPTS = {
     "rq1_depth_gap.py": "depth_gap",
+    "compare.py": "depth_gap",
     "rq2_approximation.py": "approximation",
     "rq3_regularization.py": "regularization",
     "baselines.py": "baselines",

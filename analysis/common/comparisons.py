@@ -55,12 +55,16 @@ a second evaluation seed."""
 _FIGURES = ["difference", "ci_low", "ci_high", "p", "min_p", "p_holm", "detectable"]
 
 
-def mean_columns(trials: pd.DataFrame, columns: Mapping[str, tuple[str, float]]) -> dict[str, float]:
-    """Of each column, with its name in the table and its scale: mean and, as `<name>_sd`, standard deviation over the trials."""
-    row = {}
-    for column, (name, scale) in columns.items():
-        row[name], row[f"{name}_sd"] = mean_sd(scale * trials[column].dropna().astype(float))
-    return row
+def summarize(measures: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """One row a variant: how many seeds, how many of them evaluated; of completed searches each column's mean and `_sd`."""
+    rows = []
+    for variant, trials in measures.groupby("variant", sort=False):
+        completed = trials[trials["status"] == "completed"]
+        row: dict[str, Any] = {"variant": variant, "seeds": len(trials), "evaluated": int(trials["error_percent"].count())}
+        for column in columns:
+            row[column], row[f"{column}_sd"] = mean_sd(completed[column].dropna().astype(float))
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def adjust(table: pd.DataFrame, p: str = "p") -> None:
@@ -107,11 +111,13 @@ def compare_pairs(pairs: Mapping[str, NDArray[np.float64]], rng: np.random.Gener
     return table.assign(claimed=excludes_zero & (table["p_holm"] < LEVEL))
 
 
-def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis: str, among: str = "variant") -> tuple[str, str]:
+def conclude(
+    comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis: str, among: str = "variant", unit: str = "points"
+) -> tuple[str, str]:
     """Two sentences: what the comparisons show or why they cannot, and what could have been claimed.
 
     Args:
-        measure: what is compared, in points, such as "evaluation error".
+        measure: what is compared, such as "evaluation error".
         hypothesis: what a null result does not support, such as "growing the depth finds better cells".
         among: what is compared with the baseline, such as "variant outside the 2 x 2 table".
     """
@@ -120,14 +126,14 @@ def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis:
         nothing = f"Nothing can be compared: no {among} shares a seed with {baseline} for which both have a finished evaluation."
         return nothing, f"So these data say nothing about whether {hypothesis}."
     rows = tested.to_dict("records")
-    power = describe_power(tested[~tested["claimed"]])
+    power = describe_power(tested[~tested["claimed"]], unit)
     if tested["claimed"].any():
-        shown = "; ".join(f"{row['variant']} {describe_row(row)}" for row in rows if row["claimed"])
+        shown = "; ".join(f"{row['variant']} {describe_row(row, unit)}" for row in rows if row["claimed"])
         rest = ", ".join(row["variant"] for row in rows if not row["claimed"])
         first = f"Shown, as difference in {measure} from {baseline} (positive: {baseline} has the lower): {shown}."
         return first, (f"Not shown for {rest}: {power}." if rest else "Every comparison of this question is shown.")
     widest = max(rows, key=lambda row: abs(row["difference"]))
-    second = f"The largest difference in {measure} is that of {widest['variant']}, {describe_row(widest)}"
+    second = f"The largest difference in {measure} is that of {widest['variant']}, {describe_row(widest, unit)}"
     reason = cannot_show(tested)
     if reason is not None:
         return f"W{reason[1:]}: these data cannot show that {hypothesis}.", f"{second}."
@@ -135,7 +141,7 @@ def conclude(comparisons: pd.DataFrame, baseline: str, measure: str, hypothesis:
     return first + f"these data do not support that {hypothesis}.", f"{second}; {power}."
 
 
-def describe_power(comparisons: pd.DataFrame) -> str:
+def describe_power(comparisons: pd.DataFrame, unit: str = "points") -> str:
     """What true difference could have been claimed, from the comparison with the most power to that with the least."""
     known = comparisons.dropna(subset="detectable")
     sizes = known.loc[np.isfinite(known["detectable"]), "detectable"]
@@ -145,7 +151,7 @@ def describe_power(comparisons: pd.DataFrame) -> str:
     if sizes.empty:
         return "no true difference, however large, could have been claimed"
     span = " to ".join(dict.fromkeys(show(size, 2) for size in (sizes.min(), sizes.max())))
-    text = f"a true difference of {span} points could have been claimed (80 % power)"
+    text = f"a true difference of {span} {unit} could have been claimed (80 % power)"
     return text + (f", but none, however large, of {', '.join(never)}" if len(never) else "")
 
 
@@ -163,10 +169,10 @@ def cannot_show(comparisons: pd.DataFrame) -> str | None:
     return f"with n = {pairs} a paired sign-flip test cannot reach {LEVEL} ({reason})"
 
 
-def describe_row(row: Mapping[Any, Any]) -> str:
+def describe_row(row: Mapping[Any, Any], unit: str = "points") -> str:
     interval = show_interval(row["ci_low"], row["ci_high"], 2)
     p_values = f"p {show(row['p'], 3)}, Holm {show(row['p_holm'], 3)}"
-    return f"{show(row['difference'], 2, sign=True)} points (95 % interval {interval}, {p_values})"
+    return f"{show(row['difference'], 2, sign=True)} {unit} (95 % interval {interval}, {p_values})"
 
 
 def rank_table(study: StudyTables, measures: pd.DataFrame, columns: Mapping[str, str], rng: np.random.Generator) -> pd.DataFrame:
@@ -224,7 +230,17 @@ def mean_intervals(measures: pd.DataFrame, column: str, rng: np.random.Generator
     return pd.DataFrame(rows)
 
 
-def mean_ranges(measures: pd.DataFrame, column: str, rng: np.random.Generator) -> pd.DataFrame:
-    """`mean_intervals` for figures: variant, mean, and the interval's ends low and high, which are the mean where there is none."""
-    table = mean_intervals(measures, column, rng)
-    return table.assign(low=table["ci_low"].fillna(table["mean"]), high=table["ci_high"].fillna(table["mean"]))
+def tradeoff_frame(measures: pd.DataFrame, rng: np.random.Generator, *costs: str) -> pd.DataFrame:
+    """What `draw_tradeoff` draws of completed searches: error against costs; the fronts are those of the means."""
+    searched = measures[measures["status"] == "completed"]
+    points = mean_intervals(searched, "error_percent", rng).rename(columns={"ci_low": "low", "ci_high": "high"})
+    for cost in costs:
+        points[[cost, f"{cost}_low", f"{cost}_high"]] = mean_intervals(searched, cost, rng)[["mean", "ci_low", "ci_high"]]
+        points[f"{cost}_front"] = find_front(points[["mean", cost]].to_numpy(dtype=float))
+    return points
+
+
+def find_front(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows no other row dominates. A row dominates if no value of it is larger and one is smaller; (rows, values)."""
+    beaten = [np.any(np.all(values <= row, axis=1) & np.any(values < row, axis=1)) for row in values]
+    return ~np.array(beaten, dtype=bool)

@@ -5,6 +5,7 @@ Functions that take a frame raise ValueError, in one line, if a column is missin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -70,17 +71,20 @@ def draw_depth_gap(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_tradeoff(points: pd.DataFrame, costs: dict[str, str], label: str = "test error, %") -> Figure:
-    """Error against each of several costs: a point a variant with the ranges over its seeds, and the front of those that no other
-    variant beats in both.
+def draw_tradeoff(points: pd.DataFrame, costs: Mapping[str, str], label: str = "test error, %") -> dict[str, Figure]:
+    """Error against each cost that is known: a point a variant with the ranges over its seeds, and the front of those that no other
+    variant beats in both. Nothing where no error or no cost is known.
 
     Args:
         points: one row a variant: variant, mean, low, high (the error's), and for each cost `<cost>`, `<cost>_low`,
-            `<cost>_high` and `<cost>_front` (whether it is on the front).
+            `<cost>_high` and `<cost>_front` (whether it is on the front). Ends that are nan have no bar.
         costs: names of the costs, with the labels of their axes.
     """
     needed = [f"{cost}{part}" for cost in costs for part in ("", "_low", "_high", "_front")]
     require(points, ("variant", "mean", "low", "high", *needed), "draw_tradeoff")
+    costs = {cost: words for cost, words in costs.items() if points[cost].notna().any()}
+    if not costs or points["mean"].isna().all():
+        return {}
     figure = Figure(figsize=(max(7.6, 4.6 * len(costs)), 4.8), layout="constrained")  # one panel is as wide as the legend needs
     variants = list(points["variant"].unique())
     for panel, (cost, name) in zip(figure.subplots(1, len(costs), squeeze=False, sharey=True)[0], costs.items(), strict=True):
@@ -106,29 +110,34 @@ def draw_tradeoff(points: pd.DataFrame, costs: dict[str, str], label: str = "tes
     ]
     keys.append(Line2D([], [], color=PALE, linewidth=6, alpha=0.6, label="front: nothing is better in both"))
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return figure
+    return {"tradeoff": figure}
 
 
-def draw_limits(points: pd.DataFrame) -> Figure:
-    """Evaluation error against the limit M on skip-connects: a line a variant, bars over its seeds.
+def draw_sweep(points: pd.DataFrame, across: str, column: str) -> Figure:
+    """A measure against a numeric setting: a line for each value of `line`, bars for the intervals; logarithmic over wide ranges.
 
     Args:
-        points: one row a variant and limit: variant, max_skips, mean, low, high.
+        points: one row a variant: line, the columns `across` and `column`, ci_low and ci_high (nan: no interval).
     """
-    require(points, ("variant", "max_skips", "mean", "low", "high"), "draw_limits")
+    require(points, ("line", across, column, "ci_low", "ci_high"), "draw_sweep")
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     axes = figure.subplots()
-    variants = list(points["variant"].unique())
-    for index, variant in enumerate(variants):
-        rows = points[points["variant"] == variant].sort_values("max_skips")
-        colour, line, marker = style_of(index)
-        places = rows["max_skips"] + 0.08 * (index - (len(variants) - 1) / 2)
-        reach = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-        axes.errorbar(places, rows["mean"], yerr=reach, color=colour, linestyle=line, marker=marker, capsize=3, label=variant)
-    axes.set(xlabel="M, skip-connects allowed in the normal cell   (8: no limit)", ylabel="test error, %   (bars: over seeds)")
-    axes.set_xticks(sorted(points["max_skips"].unique()))
+    lines, values = list(points["line"].unique()), sorted(points[across].unique())
+    wide = values[0] > 0 and values[-1] >= 8 * values[0]
+    for index, line in enumerate(lines):
+        rows = points[points["line"] == line].sort_values(across)
+        colour, style, marker = style_of(index)
+        places = rows[across] + (0 if wide else 0.01 * (values[-1] - values[0])) * (index - (len(lines) - 1) / 2)
+        reach = [rows[column] - rows["ci_low"].fillna(rows[column]), rows["ci_high"].fillna(rows[column]) - rows[column]]
+        axes.errorbar(places, rows[column], yerr=reach, color=colour, linestyle=style, marker=marker, capsize=3, label=line)
+    if wide:
+        axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+    axes.minorticks_off()
+    axes.set(xlabel=across.replace("_", " "), ylabel=f"{' in '.join(column.rsplit('_', 1))}   (bars: over seeds)")
     axes.grid(axis="y", color=GRID)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=10, handlelength=3)
+    if any(lines):
+        figure.legend(loc="outside right upper", frameon=False, fontsize=10, handlelength=3)
     return figure
 
 
@@ -256,6 +265,17 @@ def draw_curves(study: StudyTables, *names: str) -> dict[str, Figure]:
             curves = grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))
             figures[name] = draw_learning_curves(curves, label, scale)
     return figures
+
+
+def gap_frame(measures: pd.DataFrame) -> pd.DataFrame:
+    """What `draw_depth_gap` draws, of the rows of `measure_trials`."""
+    columns = {"search_accuracy": "search", "inherited_accuracy": "inherited", "accuracy": "evaluation"}
+    renamed = measures.rename(columns=columns)
+    long = renamed.melt(["variant", "seed"], list(columns.values()), var_name="measure", value_name="accuracy").dropna()
+    long["mean"] = long.groupby(["variant", "measure"])["accuracy"].transform("mean")
+    long["gap_points"] = long["variant"].map(measures.groupby("variant")["gap_points"].mean())
+    order = list(measures["variant"].unique())
+    return long.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
 
 
 def draw_search(study: StudyTables, variant: str | None) -> dict[str, Figure]:

@@ -28,7 +28,7 @@ NOTHING = "–"
 NOTHING_MISSING = "Nothing: every search and every evaluation is there."
 PUBLISHED = "published"  # a table whose name starts with this holds other people's figures, and its heading says so
 
-_UNITS = {"percent": "%", "points": "points", "millions": "M", "seconds": "s", "mebibytes": "MiB", "hours": "h"}
+UNITS = {"percent": "%", "points": "points", "millions": "M", "seconds": "s", "mebibytes": "MiB", "hours": "h"}
 _DIGITS = {"seconds": 0, "mebibytes": 0, "p": 3, "min_p": 3, "p_holm": 3}
 _DIGITS |= dict.fromkeys(("search_percent", "inherited_percent", "hours", "skips", "depth", "width"), 1)
 _HEADINGS = {"two_by_two": "Dropout x refinement", "non_inferiority": "Non-inferiority", "by_limit": "Limits on skip-connects"}
@@ -87,7 +87,7 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             columns.append([show_interval(low, high, 2) for low, high in zip(table["ci_low"], table["ci_high"], strict=True)])
             continue
         suffix = name.removesuffix("_sd").rsplit("_", 1)[-1]
-        unit = _UNITS.get(suffix)
+        unit = UNITS.get(suffix)
         words = (name.rsplit("_", 1)[0] if unit else name).replace("_", " ")
         headers.append(_COLUMNS.get(name, f"{words}, {unit}" if unit else words))
         digits = _DIGITS.get(name.removesuffix("_sd"), _DIGITS.get(suffix, 2))
@@ -178,24 +178,38 @@ class Arguments:
     """The results folder, which holds one folder a study; or the folder of one study."""
     out: Path | None = None
     """Where the files go; the study's own folder `report` if not given."""
+    recipe: str | None = None
+    """Evaluations by this recipe alone, given by its name or id."""
+    data: str | None = None
+    """Evaluations on this data set alone."""
 
 
 def run_script(
-    build: Callable[[Path], Section | None], study: str, description: str | None, arguments: Sequence[str] | None = None
+    build: Callable[..., Section | None], study: str, description: str | None, arguments: Sequence[str] | None = None
 ) -> None:
     """The command line of a question's script. Exit code 2, after one line, where the folder cannot be read or has no data."""
     settings = parse(Arguments, arguments, description=description or "")
-    try:
-        section = build(settings.results)
+
+    def answer() -> tuple[Section, Path]:
+        section = build(settings.results, recipe=settings.recipe, data=settings.data)
         folder = find_study(settings.results, study)
         if folder is None:
             raise ConfigError(f"{settings.results}: holds no study {study}; --results is the folder that holds one folder a study")
         if section is None:
             raise ConfigError(
                 f"{settings.results}: nothing that this question is about differs between the variants of the study "
-                f"{folder.name}; analysis/report.py shows what it can answer"
+                f"{folder.name}; analysis/compare.py compares whatever differs"
             )
-        path = write_section(section, settings.out or folder / "report")
+        return section, settings.out or folder / "report"
+
+    show_answer(answer)
+
+
+def show_answer(answer: Callable[[], tuple[Section, Path]]) -> None:
+    """Writes a section to its folder, prints its main table and its conclusion. Exit code 2, after one line, where that fails."""
+    try:
+        section, out = answer()
+        path = write_section(section, out)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,6 @@ from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.tables import final_genotypes, read_table
 
 CELLS = ("normal", "reduce")
-RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
 
 # The columns that answers need. In studies of thousands of trials every further column takes seconds.
 _UNREAD = {"study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out"}
@@ -40,6 +39,17 @@ _EPOCHS += ["collapsed", "hessian_eigenvalue"]
 _GENOTYPES = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs", "inherited_accuracy"]
 _EVALUATIONS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy", "top5_accuracy"]
 _EVALUATIONS += ["params", "macs", "config"]
+MEASURES = {  # of a trial, by the names that --measure knows: column of `measure_trials`, what it is called in a sentence
+    "error": ("error_percent", "evaluation error"),
+    "gap": ("gap_points", "depth gap"),
+    "search": ("search_percent", "search accuracy"),
+    "skips": ("skips", "skip-connects"),
+    "depth": ("depth", "depth of the normal cell"),
+    "params": ("params_millions", "parameters"),
+    "seconds": ("search_seconds", "seconds of search"),
+    "peak": ("peak_mebibytes", "peak memory of search"),
+}
+OF_EVALUATIONS = ("error_percent", "gap_points")  # the columns that a recipe and a data set decide
 _TRIAL_COLUMNS = ["trial_id", "variant", "seed", "split_seed", "status", "max_skips", "data"]
 
 
@@ -52,7 +62,12 @@ class StudyTables:
     epochs: pd.DataFrame  # with variant and running_epoch, 0-based over all stages
     derived: pd.DataFrame  # rows of genotypes, for every stage and skip limit, with their trial's columns
     cells: pd.DataFrame  # of these, the rows at each trial's own max_skips
-    evaluations: pd.DataFrame  # of derived genotypes; `stem`, `params` and `macs` are the evaluated network's
+    evaluations: pd.DataFrame  # of derived genotypes, with `setting`; `stem`, `params` and `macs` are the evaluated network's
+
+    @property
+    def settings(self) -> list[str]:
+        """The data sets and recipes of the evaluations, in the study's order. Figures of two settings are never averaged."""
+        return list(self.evaluations["setting"].unique())
 
 
 Read = Callable[[Path], StudyTables]  # read_study, or a function that keeps its results
@@ -73,6 +88,21 @@ def find_study(results: Path, name: str) -> Path | None:
 
 def has_trials(folder: Path) -> bool:
     return any((folder / "trials").glob("[!.]*.parquet"))
+
+
+def find_studies(results: Path) -> list[Path]:
+    """The folders that hold trials: `results` itself, or those in it.
+
+    Raises:
+        ConfigError: there is no such folder, or no trial in it.
+    """
+    if not results.is_dir():
+        raise ConfigError(f"{results}: no such results folder")
+    candidates = [results] if (results / "trials").is_dir() else sorted(path for path in results.iterdir() if path.is_dir())
+    folders = [folder for folder in candidates if has_trials(folder)]
+    if not folders:
+        raise ConfigError(f"{results}: holds no trials; --results is a folder that holds one folder a study, or one study's folder")
+    return folders
 
 
 def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
@@ -106,62 +136,48 @@ def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
     stems = {text: json.loads(text).get("stem", "cifar") for text in evaluations["config"].unique()}
     evaluations = evaluations.assign(stem=evaluations["config"].map(stems)).drop(columns="config")
     evaluations = evaluations[evaluations["genotype_id"].isin(derived["genotype_id"])]
-    return StudyTables(folder, trials, epochs, derived, cells, evaluations)
+    return StudyTables(folder, trials, epochs, derived, cells, name_settings(evaluations, definition))
 
 
-def of_one_setting(study: StudyTables) -> StudyTables:
-    """The study with evaluations on the data of its searches alone. ConfigError where they have several recipes."""
-    evaluations = study.evaluations.merge(study.derived[["genotype_id", "data"]].drop_duplicates())
-    _refuse_mixed(evaluations, str(study.folder))
+def name_settings(evaluations: pd.DataFrame, definition: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows in the order of the study's recipes, with `setting`: data and recipe, or its id where recipes share a name."""
+    recipes = [definition.get("evaluation"), *definition.get("further_evaluations", ())]
+    order = {(recipe["recipe"], recipe["data"]): place for place, recipe in enumerate(recipes) if recipe}
+    shared = evaluations.groupby(["data", "recipe"])["recipe_id"].transform("nunique") > 1
+    names = evaluations["recipe"].mask(shared, evaluations["recipe_id"]).astype(str)
+    places = [order.get(pair, len(order)) for pair in zip(evaluations["recipe"], evaluations["data"], strict=True)]
+    named = evaluations.assign(setting=evaluations["data"].astype(str) + ", " + names, place=places)
+    named["rarity"] = -named.groupby("setting")["seed"].transform("size")
+    return named.sort_values(["place", "rarity"], kind="stable").drop(columns=["place", "rarity"])
+
+
+def choose_settings(study: StudyTables, recipe: str | None = None, data: str | None = None) -> StudyTables:
+    """The study with the evaluations by one recipe (a name or an id), on one data set, or both.
+
+    Raises:
+        ConfigError: it has none. The message names those that it has.
+    """
+    evaluations = study.evaluations
+    for option, columns, wanted in (("recipe", ("recipe", "recipe_id"), recipe), ("data", ("data",), data)):
+        if wanted is not None:
+            chosen = evaluations[np.any([evaluations[column] == wanted for column in columns], axis=0)]
+            if chosen.empty:
+                known = ", ".join(map(str, evaluations[columns[-1]].unique())) or "none yet"
+                raise ConfigError(f"{option}: {wanted!r} is no {option} of evaluations of {study.folder.name}, which are: {known}")
+            evaluations = chosen
     return replace(study, evaluations=evaluations)
 
 
-def of_several_settings(study: StudyTables) -> StudyTables:
-    """The same study. ConfigError where evaluations on one data set have one recipe's name and several recipes."""
-    for data, runs in study.evaluations.groupby("data"):
-        _refuse_mixed(runs[runs.groupby("recipe")["recipe_id"].transform("nunique") > 1], f"{study.folder}: on {data}")
-    return study
-
-
-def _refuse_mixed(evaluations: pd.DataFrame, where: str) -> None:
-    recipes = evaluations[["recipe", "recipe_id"]].drop_duplicates()
-    if len(recipes) > 1:
-        names = ", ".join(f"{recipe} ({recipe_id})" for recipe, recipe_id in recipes.itertuples(index=False))
-        raise ConfigError(f"{where}: cells were evaluated with {len(recipes)} recipes, {names}; compare one at a time")
+def by_setting(study: StudyTables) -> dict[str, StudyTables]:
+    """The study once for each of its settings, with the evaluations of that one; as it is if it has no evaluations."""
+    runs = study.evaluations
+    return {name: replace(study, evaluations=runs[runs["setting"] == name]) for name in study.settings} or {"": study}
 
 
 def read_definition(folder: Path) -> dict[str, Any]:
     """The study's `study.json`; empty where there is none."""
     definition = folder / DEFINITION
     return json.loads(definition.read_text()) if definition.exists() else {}
-
-
-class Question(NamedTuple):
-    """A question's study, on one data set and by one recipe."""
-
-    study: StudyTables
-    configs: Configs
-    measures: pd.DataFrame  # of measure_trials
-    missing: list[str]  # of list_missing; the question adds what else its answer lacks
-    rng: np.random.Generator
-
-
-def open_question(results: Path, name: str, read: Read, is_about: Callable[[StudyTables], bool]) -> Question | None:
-    """The study of a question: of that name in `results`, or `results` itself if it is one that the question `is_about`.
-
-    Raises:
-        ConfigError: the study cannot be read, its evaluations have several recipes, or a configuration is unknown.
-    """
-    folder = find_study(results, name)
-    if folder is None:
-        return None
-    study = of_one_setting(read(folder))
-    if folder.name != name and not is_about(study):
-        return None
-    study, other_devices = keep_one_device(study)
-    measures = measure_trials(study)
-    missing = list_missing(study, measures) + other_devices
-    return Question(study, read_configs(study.trials), measures, missing, np.random.default_rng(RNG_SEED))
 
 
 def keep_one_device(study: StudyTables) -> tuple[StudyTables, list[str]]:
@@ -185,11 +201,13 @@ def keep_one_device(study: StudyTables) -> tuple[StudyTables, list[str]]:
 
 
 def evaluate_cells(study: StudyTables, cells: pd.DataFrame) -> pd.DataFrame:
-    """`cells` with `accuracy` and `error_percent`, means over evaluation seeds, and `evaluations`, how many are completed."""
+    """`cells` with `accuracy` and `error_percent`, means over evaluation seeds, and `evaluations`, how many are completed.
+
+    The study has evaluations of one setting.
+    """
     completed = study.evaluations[study.evaluations["status"] == "completed"]
-    grouped = completed.groupby(["genotype_id", "data"], as_index=False)
-    means = grouped.agg(accuracy=("accuracy", "mean"), evaluations=("accuracy", "size"))
-    joined = cells.merge(means, on=["genotype_id", "data"], how="left").fillna({"evaluations": 0})
+    means = completed.groupby("genotype_id", as_index=False).agg(accuracy=("accuracy", "mean"), evaluations=("accuracy", "size"))
+    joined = cells.merge(means, on="genotype_id", how="left").fillna({"evaluations": 0})
     return joined.assign(error_percent=100 * (1 - joined["accuracy"]))
 
 
@@ -214,18 +232,21 @@ def chosen_epochs(study: StudyTables) -> pd.DataFrame:
 
 
 def measure_trials(study: StudyTables) -> pd.DataFrame:
-    """One row a trial: its own columns, those of its last cell, `search_accuracy`, `accuracy` and `gap_points`.
+    """One row a trial: its own columns, those of its last cell, the columns of MEASURES, and `inherited_percent`.
 
-    `search_accuracy` is the validation accuracy of the network that this cell was taken from: see `chosen_epochs`. Accuracies are
-    fractions, errors percent, gaps points of accuracy, search minus evaluation. A trial that is not completed has no cell. What a
-    trial does not have is nan.
+    Search accuracy is the validation accuracy of the network that this cell was taken from: see `chosen_epochs`. The gap, in points
+    of accuracy, is search minus evaluation; there is none if the two are on different data. A trial that is not completed has no
+    cell. What a trial does not have is nan. The study has evaluations of one setting.
     """
     cells = evaluate_cells(study, final_genotypes(study.cells, study.trials))
-    cells = cells.drop(columns=["stage", "own_limit", *_TRIAL_COLUMNS[1:]])
-    measures = study.trials.merge(cells, on="trial_id", how="left")
+    measures = study.trials.merge(cells.drop(columns=["stage", "own_limit", *_TRIAL_COLUMNS[1:]]), on="trial_id", how="left")
     search = chosen_epochs(study)[["trial_id", "validation_accuracy"]].rename(columns={"validation_accuracy": "search_accuracy"})
     measures = measures.merge(search, on="trial_id", how="left")
-    return measures.assign(gap_points=100 * (measures["search_accuracy"] - measures["accuracy"]))
+    scales = {"search_accuracy": ("search_percent", 100.0), "inherited_accuracy": ("inherited_percent", 100.0)}
+    scales |= {"params": ("params_millions", 1e-6), "seconds": ("search_seconds", 1.0), "peak_bytes": ("peak_mebibytes", 2.0**-20)}
+    measures = measures.assign(**{name: scale * measures[column].astype(float) for column, (name, scale) in scales.items()})
+    same_data = measures["data"].isin(study.evaluations["data"])
+    return measures.assign(gap_points=100 * (measures["search_accuracy"] - measures["accuracy"]).where(same_data))
 
 
 def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
@@ -320,16 +341,22 @@ def read_configs(trials: pd.DataFrame) -> Configs:
 
 
 def differences(one: SearchConfig, other: SearchConfig) -> set[str]:
-    """The settings in which two searches differ, seeds apart; those of stages by their own names."""
-    sides = [_settings(one), _settings(other)]
-    return {name for name in sides[0] | sides[1] if sides[0].get(name) != sides[1].get(name)} - {"seed", "split_seed"}
+    """The settings in which two searches differ, seeds apart, by the names of `list_settings`; of two methods, no own ones."""
+    sides = [list_settings(one), list_settings(other)]
+    names = {name for name in sides[0] | sides[1] if sides[0].get(name) != sides[1].get(name)}
+    return {name for name in names if not ("method" in names and name.startswith("method."))}
 
 
 @lru_cache(1024)
-def _settings(config: SearchConfig) -> dict[str, Any]:
+def list_settings(config: SearchConfig) -> dict[str, Any]:
+    """Every setting of a search by name, seeds apart. Those of stages are lists; those of a method are `method.NAME`."""
     settings = to_dict(config)
     stages = settings.pop("stages")
-    return settings | {name: [stage[name] for stage in stages] for name in stages[0]}
+    settings |= {name: [stage[name] for stage in stages] for name in stages[0]}
+    method = settings.pop("method")
+    settings |= {"method": method.pop("name"), **{f"method.{name}": value for name, value in method.items()}}
+    execution = settings.pop("execution")
+    return {name: value for name, value in (settings | execution).items() if name not in ("seed", "split_seed")}
 
 
 def depths(config: SearchConfig) -> list[int]:

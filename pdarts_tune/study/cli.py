@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pdarts_tune.study.run import Outcomes
 
 SHOWN = 8  # trials that a line names
+COMPARISON = Path(__file__).parents[2] / "analysis" / "compare.py"  # of studies that name no report; it is in the checkout alone
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,14 @@ def run_study(plan: Plan, settings: Arguments) -> int:
             _complete(outcomes, definition)
         for line in outcomes.image_warnings:
             print(f"warning: {line}", file=sys.stderr)
-        report = f"python {plan.study.report or 'analysis/report.py'} --results {shlex.quote(settings.results)}"
-        if plan.study.report and not _report(plan.study.report, folder):
+        script = plan.study.report or COMPARISON
+        place = f"{settings.results}/{plan.study.name}" if script == COMPARISON else settings.results
+        report = f"python {script} --results {shlex.quote(place)}"
+        if script.exists() and not _report(script, folder):
             print(f"warning: there is no report, for the reason above; {report} tries again", file=sys.stderr)
         mirror.finish()  # after the report, which it shows
         print(f"\ntables   {settings.results}/{plan.study.name}/*/*.parquet")
-        print(f"report   {settings.results}/{plan.study.name}/report/" if plan.study.report else f"report   {report}")
+        print(f"report   {settings.results}/{plan.study.name}/report/")
         print("compare  " + "\n         ".join(mirror.links()))
         size, files = folder.used()
         print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
@@ -314,7 +317,10 @@ def _merge_definition(plan: Plan, settings: Arguments) -> dict[str, Any]:
 
 
 def _report(script: Path, folder: Storage) -> bool:
-    """Runs the report script on the tables, or on a copy of them if they are in an object store. Returns whether it succeeds."""
+    """Runs the report script on the tables, or on a copy of them if they are in an object store. Returns whether it succeeds.
+
+    A study's own script gets the folder that holds the study's, the comparison of any study this one.
+    """
     print(flush=True)
     with tempfile.TemporaryDirectory() as name:
         results = Path(name) if folder.is_remote else folder.path.parent
@@ -322,9 +328,10 @@ def _report(script: Path, folder: Storage) -> bool:
         if folder.is_remote:
             for part in ("", "trials", "epochs", "alphas", "genotypes", "evaluations"):
                 folder.copy_down(part, copy / part)
+        place = copy if script == COMPARISON else results
         # PYTHONSAFEPATH would hide what lies beside the script.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-        code = subprocess.run([sys.executable, script, "--results", results], env=environment, check=False).returncode
+        code = subprocess.run([sys.executable, script, "--results", place], env=environment, check=False).returncode
         if folder.is_remote:
             for path in sorted((copy / "report").glob("*.*")):
                 folder.write(f"report/{path.name}", path.read_bytes())

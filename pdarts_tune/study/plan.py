@@ -56,7 +56,7 @@ class Study:
     name: str
     question: str
     variants: Callable[[SearchConfig], Sequence[Variant]]
-    report: Path | None = None  # the analysis script that turns the tables into the answer
+    report: Path | None = None  # the analysis script that turns the tables into the answer; None: analysis/compare.py
     evaluations: Callable[[EvalConfig, Sequence[str]], Sequence[EvalConfig]] | None = None
     presets: Mapping[str, Preset] = field(default_factory=dict)  # the study's own sizes, beside PRESETS
     adaptive: bool = False  # results choose the next schedules (study/schedule_search.py), in place of variants times seeds

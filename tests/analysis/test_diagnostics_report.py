@@ -30,11 +30,9 @@ def test_a_figure_a_variant_and_a_line_for_a_collapsed_trial(tmp_path):
     done = run("--results", tmp_path)
     assert done.returncode == 0, done.stderr
     report = folder / "report"
-    assert sorted(path.name for path in report.iterdir()) == [
-        "diagnostics.md",
-        "diagnostics_pc_darts.png",
-        "diagnostics_pdarts.png",
-    ]
+    names = {"diagnostics.md", "diagnostics_chosen_epochs.csv", "diagnostics_chosen_epochs.tex"}
+    names |= {f"diagnostics_{variant}.{kind}" for variant in ("pc_darts", "pdarts") for kind in ("png", "svg")}
+    assert {path.name for path in report.iterdir()} == names
     text = (report / "diagnostics.md").read_text()
     # Epoch 6, the first of stage 3, trains weights alone: there the cell is as drawn.
     assert "baselines-pdarts-s1: 5 skip-connects or more in the normal cell in 2 epochs, first in epoch 7" in text

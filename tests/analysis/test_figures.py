@@ -12,7 +12,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 
-from common.figures import draw_depth_gap, draw_learning_curves, draw_limits, draw_timeline, draw_tradeoff, draw_transfer
+from common.figures import draw_depth_gap, draw_learning_curves, draw_sweep, draw_timeline, draw_tradeoff, draw_transfer
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, random_genotype
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
@@ -75,7 +75,7 @@ def tradeoff():
 
 def limits():
     rows = [(variant, limit, 3.0 + limit / 10, 2.9, 3.9) for variant in ("a", "b") for limit in (0, 2, 8)]
-    return pd.DataFrame(rows, columns=["variant", "max_skips", "mean", "low", "high"])
+    return pd.DataFrame(rows, columns=["line", "max_skips", "error_percent", "ci_low", "ci_high"])
 
 
 def cells():
@@ -209,7 +209,7 @@ def test_timeline_has_a_bar_a_stage_in_place_and_labels_where_they_fit():
 
 
 def test_tradeoff_has_a_point_a_variant_with_its_ranges_and_the_front():
-    figure = draw_tradeoff(tradeoff(), {"bytes": "peak, MiB"})
+    figure = draw_tradeoff(tradeoff(), {"bytes": "peak, MiB"})["tradeoff"]
     (panel,) = figure.axes
     front = panel.lines[0]
     assert (list(front.get_xdata()), list(front.get_ydata())) == ([10.0, 20.0], [3.0, 2.5])
@@ -219,10 +219,14 @@ def test_tradeoff_has_a_point_a_variant_with_its_ranges_and_the_front():
     assert names == ["a", "b", "c", "front: nothing is better in both"]
 
 
-def test_limits_have_a_line_a_variant():
-    figure = draw_limits(limits())
+def test_a_sweep_has_a_line_for_each_of_other_settings_and_a_wide_one_is_logarithmic():
+    figure = draw_sweep(limits(), "max_skips", "error_percent")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
     assert list(figure.axes[0].get_xticks()) == [0, 2, 8]
+    assert figure.axes[0].get_xscale() == "linear"
+    assert figure.axes[0].get_ylabel() == "error in percent   (bars: over seeds)"
+    rates = limits().rename(columns={"max_skips": "rate"}).assign(rate=[1e-4, 1e-3, 1e-2] * 2)
+    assert draw_sweep(rates, "rate", "error_percent").axes[0].get_xscale() == "log"
 
 
 def test_transfer_has_a_point_a_cell():
@@ -242,7 +246,7 @@ def test_transfer_has_a_point_a_cell():
         (draw_learning_curves, curves()),
         (draw_depth_gap, gap_frame()),
         (draw_timeline, timeline()),
-        (draw_limits, limits()),
+        (lambda frame: draw_sweep(frame, "max_skips", "error_percent"), limits()),
         (lambda frame: draw_tradeoff(frame, {"bytes": "MiB"}), tradeoff()),
         (lambda frame: draw_transfer(frame, "x", "y"), cells()),
     ],
@@ -298,7 +302,7 @@ def test_the_legend_of_a_tradeoff_lies_in_the_picture(costs):
     points = pd.DataFrame(
         {"variant": names, "mean": 1.0, "low": 1.0, "high": 1.0, "seconds_front": True, "peak_front": True} | columns
     )
-    figure = draw_tradeoff(points, costs)
+    figure = draw_tradeoff(points, costs)["tradeoff"]
     figure.draw_without_rendering()
     (legend,) = figure.legends
     extent = legend.get_window_extent()

@@ -5,6 +5,7 @@ none, and the other way round. Their words must be the same; their numbers, whic
 SciPy, must be close.
 """
 
+import importlib
 import re
 from dataclasses import replace
 from html import unescape
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from analysis import report, rq1_depth_gap, rq2_approximation, rq3_regularization
 from pdarts_tune.config.search import SearchConfig
@@ -61,18 +63,28 @@ def write_reports(root, planted, limits, seeds=8):
     make_limits_study(root, seeds, limits)
     with pytest.MonkeyPatch.context() as patch:
         for module in (rq1_depth_gap, rq2_approximation, rq3_regularization):
-            for draw in ("draw", "draw_search"):
-                patch.setattr(module, draw, lambda *_: {})
+            leave_out_figures(patch, module)
             module.main(["--results", str(root), "--out", str(root / "out")])
+        compare = importlib.import_module("compare")  # as the report imports it
+        patch.setattr(compare, "draw", lambda *_: {})
+        patch.setattr(compare, "draw_genotype", lambda *_: Figure())
         report.main(["--results", str(root)])
     html = (root / "report.html").read_text(encoding="utf-8")
     markdown = "".join((root / "out" / f"{name}.md").read_text(encoding="utf-8") for name in ("rq1", "rq2", "rq3"))
     return html, markdown
 
 
+def leave_out_figures(patch, module):
+    for draw in ("draw_search", "draw_curves", "draw_tradeoff"):
+        patch.setattr(module, draw, lambda *_: {}, raising=False)
+    patch.setattr(module, "draw_depth_gap", lambda *_: Figure(), raising=False)
+    patch.setattr(module, "draw_sweep", lambda *_: Figure(), raising=False)
+
+
 def answers(html):
-    """The title and the conclusion of every question on the page, in Markdown."""
+    """The title and the conclusion of every question on the page, in Markdown; the comparisons have a test of their own."""
     found = re.findall(r'<h2 id="question-\d">(.*?)</h2>\s*<div class="answer"><p>(.*?)</p>', html, re.DOTALL)
+    found = [(title, text) for title, text in found if title.startswith("RQ")]
     return "\n\n".join(f"# {unescape(title)}\n\n{unescape(text)}" for title, text in found) + "\n"
 
 
@@ -147,8 +159,7 @@ def write_ranks(root, agreement, offset):
             accuracy = 0.8 + (quality + 0.2 * noise if agreement else noise) + place * offset[1]
             write_rows(folder, "evaluations", evaluation_id, [row | {"accuracy": accuracy, "error_percent": 100 * (1 - accuracy)}])
     with pytest.MonkeyPatch.context() as patch:
-        for draw in ("draw", "draw_search"):
-            patch.setattr(rq1_depth_gap, draw, lambda *_: {})
+        leave_out_figures(patch, rq1_depth_gap)
         rq1_depth_gap.main(["--results", str(root)])
     text = (folder / "report" / "rq1.md").read_text(encoding="utf-8")
     found = RANKS.search(text)

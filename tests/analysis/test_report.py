@@ -1,13 +1,16 @@
 import dataclasses
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from analysis.checklist import SOURCE, fill_checklist
-from analysis.report import build_page, main, read_facts
-from analysis.report_page import MOST_TEXT, Block, Failure, Page, lay_out, prose, render
+from analysis.report import MOST_TEXT, Failure, build_page, lay_out, main, prose, read_facts, render
 from chromium import browser, find_chromium
 from pdarts_tune.config.methods import RandomSampling
 from pdarts_tune.config.search import SearchConfig
@@ -69,8 +72,7 @@ def test_the_page_needs_nothing_but_itself(page):
 def test_the_page_has_every_part_and_says_what_is_missing(page):
     for heading in (
         "Summary",
-        "Cells of each variant",
-        "All searches",
+        "depth_gap: its variants compared with progressive",
         "Failures",
         "Environment",
         "Best practices of NAS research",
@@ -78,7 +80,8 @@ def test_the_page_has_every_part_and_says_what_is_missing(page):
         assert re.search(rf"<h2 id=[^>]*>{heading}</h2>", page), heading
     assert "RQ1: does growing the search depth" in page
     assert "shallow, seed 1: search failed (FloatingPointError: stage 1, epoch 2: the training loss is nan)" in page
-    assert "No search of this variant is completed" in page  # of the other study, which has no cell
+    for caption in ("Variants", "Error differences", "Cells", "Searches"):
+        assert f"<caption>{caption}</caption>" in page
     assert "synthetic" in page  # the device
     assert SOURCE.split(":")[0] in page
 
@@ -112,20 +115,26 @@ def test_one_studys_folder_will_do_and_without_an_answer_the_page_says_so(result
     html = (tmp_path / "one.html").read_text(encoding="utf-8")
     assert "<h1>Results of other</h1>" in html
     assert "depth_gap" not in html
-    assert "Searches of other" in html
+    assert "Nothing can be compared" in html
 
 
-def test_mixed_recipes_are_refused_by_name_and_the_rest_is_shown(tmp_path):
+def test_mixed_recipes_stand_beside_each_other_and_one_can_be_chosen(tmp_path, capsys):
     folder = make_study(tmp_path, "depth_gap", VARIANTS, (0,), epochs=1, evaluation_seeds=(0, 1))
     path = next((folder / "evaluations").glob("*-s1.parquet"))
     (row,) = read_rows(folder, "evaluations", path.stem)
     write_rows(folder, "evaluations", path.stem, [row | {"recipe_id": "cifar-other"}])
     page = build_page(tmp_path)
-    assert any(part.refusal and "2 recipes" in part.refusal and "cifar-other" in part.refusal for part in page.parts)
-    html = render(page)
-    assert "Not answered:" in html
-    assert "Searches of depth_gap" in html
-    assert {item.number: item.status for item in page.checklist}[6] == "not met"
+    assert not any(part.refusal for part in page["parts"])
+    variants = page["parts"][-1].section.tables["variants"]
+    assert {f"cifar10, {name}: error_percent" for name in ("cifar-other", row["recipe_id"])} <= set(variants)
+    assert {item.number: item.status for item in page["checklist"]}[6] == "not met"
+    chosen = build_page(tmp_path, recipe="cifar-other")["parts"][-1].section.tables["variants"]
+    assert list(chosen["evaluated"].sort_values()) == [0, 0, 1]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--results", str(tmp_path), "--recipe", "longer"])
+    error = capsys.readouterr().err
+    assert error.startswith("error: recipe: 'longer' is no recipe of evaluations of depth_gap, which are: cifar-")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -323,8 +332,8 @@ def test_what_two_studies_share_was_paid_for_once_and_hours_of_two_devices_are_n
 def test_columns_of_numbers_are_told_from_text():
     table = pd.DataFrame({"variant": ["a", "b"], "change_points": [-1.5, 2.0], "error_percent": [np.nan, 3.0], "seed": [1, 2]})
     laid = lay_out(table.assign(status=["1 of 2", "none"]))
-    assert [numeric for _, numeric in laid.headers] == [False, True, True, True, False]
-    assert laid.rows[0][1:3] == ["−1.50", "–"]
+    assert [numeric for _, numeric in laid["headers"]] == [False, True, True, True, False]
+    assert laid["rows"][0][1:3] == ["−1.50", "–"]
 
 
 def test_notes_are_escaped_and_their_emphasis_kept():
@@ -335,8 +344,8 @@ def large_page(rows):
     table = pd.DataFrame({"variant": [f"v{index % 7}" for index in range(rows)], "seed": np.arange(rows)[::-1]})
     table["change_points"] = [np.nan if index % 10 == 0 else (-1) ** index * index / 10 for index in range(rows)]
     failures = [Failure("s", f"search {index}", "failed", "E", "E\n" * 100) for index in range(300)]
-    block = Block("large", "A large table", table)
-    return Page("Large", block, [], [], failures, Block("environment", "None", table.head(1)), [])
+    empty = {"parts": [], "environment": table.head(1), "checklist": []}
+    return {"title": "Large", "overview": table, "failures": failures} | empty
 
 
 def test_a_table_longer_than_the_page_bears_says_how_much_is_left_out():
@@ -344,6 +353,30 @@ def test_a_table_longer_than_the_page_bears_says_how_much_is_left_out():
     assert "500 more rows are in the tables" in html
     assert "100 more are in the tables" in html  # failures
     assert html.count("<tr>") < 2100
+
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "report.html"
+
+
+def test_the_published_page_is_what_make_report_makes_of_the_published_tables():
+    """Its sentences; the numbers of the tables are those of the reports, which another test compares."""
+    html = PUBLISHED.read_text(encoding="utf-8")
+    assert len(html) < 1.5e6
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:image/|#)""", html)
+    page = build_page(PUBLISHED.parent, figures=False)
+    for part in page["parts"]:
+        assert f">{escape(part.title)}</h2>" in html
+        assert str(escape(" ".join(part.section.conclusion))) in html
+    assert html.count("</h2>") == len(page["parts"]) + 4
+
+
+def test_a_page_is_made_without_torch_ray_or_mlflow(results, tmp_path):
+    code = "import sys; sys.path[:0] = ['analysis']; import report; report.main(sys.argv[1:]); "
+    code += "sys.exit(str([name for name in ('torch', 'ray', 'mlflow', 'duckdb') if name in sys.modules]))"
+    command = [sys.executable, "-c", code, "--results", str(results / "other"), "--out", str(tmp_path / "page.html")]
+    done = subprocess.run(command, cwd=PUBLISHED.parents[2], capture_output=True, text=True, check=False)
+    assert done.stderr == "[]\n"
+    assert (tmp_path / "page.html").stat().st_size > 10_000
 
 
 needs_chromium = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine: apt-get install chromium")
@@ -361,12 +394,12 @@ def test_chromium_shows_sorts_finds_and_prints_the_page(page, results, tmp_path)
     large = tmp_path / "large.html"
     large.write_text(render(large_page(1000)), encoding="utf-8")
     with browser(tmp_path / "profile") as chromium:
-        for width in (1280, 400):
-            chromium.open(results / "report.html", width)
-            assert chromium.run("document.title").startswith("Results of depth_gap")
+        for path, width in ((PUBLISHED, 1280), (results / "report.html", 1280), (results / "report.html", 400)):
+            chromium.open(path, width)
+            assert chromium.run("document.title").startswith("Results of ")
             assert chromium.run("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
             assert chromium.run("document.documentElement.scrollWidth") <= width
-        errors = chromium.run(SORT.format(table="depth-gap-trials", column="error"))
+        errors = chromium.run(SORT.format(table="depth-gap-searches", column="error"))
         known = [float(text) for text in errors if text != "–"]
         assert known == sorted(known)
         assert errors == [*errors[: len(known)], *["–"] * (len(errors) - len(known))]  # the failed search stays last
@@ -376,18 +409,18 @@ def test_chromium_shows_sorts_finds_and_prints_the_page(page, results, tmp_path)
         assert 3 <= len(re.findall(rb"/Type\s*/Page\b", text)) <= 20
 
         chromium.open(large)
-        sort = SORT.format(table="large", column="change")
+        sort = SORT.format(table="overview", column="change")
         timed = f"(() => {{ const start = performance.now(); {sort}; return performance.now() - start }})()"
         assert chromium.run(timed) < 2000  # milliseconds
         falling = chromium.run(sort)  # the second click
         numbers = [float(text.replace("−", "-")) for text in falling if text != "–"]
         assert numbers == sorted(numbers, reverse=True)
         assert falling[900:] == ["–"] * 100
-        assert chromium.run("document.querySelector('#table-large th[aria-sort]').getAttribute('aria-sort')") == "descending"
-        chromium.run("window.box = document.querySelector('#table-large input'); box.value = 'v3'")
+        assert chromium.run("document.querySelector('#table-overview th[aria-sort]').getAttribute('aria-sort')") == "descending"
+        chromium.run("window.box = document.querySelector('#table-overview input'); box.value = 'v3'")
         chromium.run("box.dispatchEvent(new Event('input'))")
-        assert chromium.run("document.querySelectorAll('#table-large tbody tr:not([hidden])').length") == 143
-        assert chromium.run("document.querySelector('#table-large [role=status]').textContent") == "143 rows"
+        assert chromium.run("document.querySelectorAll('#table-overview tbody tr:not([hidden])').length") == 143
+        assert chromium.run("document.querySelector('#table-overview [role=status]').textContent") == "143 rows"
         assert len(re.findall(rb"/Type\s*/Page\b", chromium.pdf())) < 20  # not all thousand rows
         assert chromium.problems == []
         assert all(url.startswith(("file:", "data:")) for url in chromium.requests)

@@ -122,7 +122,7 @@ def test_the_main_table_is_what_the_tables_hold(three):
 
 def test_the_comparison_pairs_trials_of_the_same_seed(three):
     answer = rq1.build(three, figures=False)
-    errors = study_tables.measure_trials(study_tables.of_one_setting(study_tables.read_study(three / "depth_gap"))).pivot(
+    errors = study_tables.measure_trials(study_tables.read_study(three / "depth_gap")).pivot(
         index="seed", columns="variant", values="error_percent"
     )
     found = answer.tables["error_differences"].set_index("variant")
@@ -217,9 +217,7 @@ def test_ranks_and_spread_are_those_of_the_evaluations(tmp_path):
     folder = study(tmp_path, 3, evaluation_seeds=(0, 1, 2))
     section = rq1.build(tmp_path, figures=False)
     evaluations = read_table(folder, "evaluations").pivot_table(index="genotype_id", columns="seed", values="accuracy")
-    measures = study_tables.measure_trials(study_tables.of_one_setting(study_tables.read_study(folder))).dropna(
-        subset=["search_accuracy"]
-    )
+    measures = study_tables.measure_trials(study_tables.read_study(folder)).dropna(subset=["search_accuracy"])
     row = section.tables["ranks"].set_index("measure").loc["search network"]
     assert (row["n"], row["pairs"]) == (12, 4 * 3)
     found = evaluations.loc[measures["genotype_id"]].to_numpy()
@@ -341,20 +339,34 @@ def test_trials_that_share_a_cell_are_named(tmp_path):
     assert "progressive seed 0, random seed 0 found the same cell" in to_text(rq1.build(tmp_path, figures=False))
 
 
-def another_recipe(folder):
-    (row,) = read_rows(folder, "evaluations", read_table(folder, "evaluations")["trial_id"].iloc[0])
-    row |= {"trial_id": "other", "recipe": "short", "recipe_id": "short-0123abcd"}
-    write_rows(folder, "evaluations", "other", [row])
-
-
-def test_evaluations_with_two_recipes_are_refused_by_name(tmp_path, capsys):
-    another_recipe(study(tmp_path, 1))
-    with pytest.raises(SystemExit, match="2"):
-        rq1.main(["--results", str(tmp_path)])
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "evaluated with 2 recipes, " in error
-    assert "short (short-0123abcd)" in error
+def test_of_two_recipes_the_chosen_one_answers_and_they_are_never_mixed(tmp_path, capsys):
+    folder = study(tmp_path, 2)
+    plain = rq1.build(tmp_path, figures=False)
+    for evaluation in read_table(folder, "evaluations")["trial_id"]:
+        (row,) = read_rows(folder, "evaluations", evaluation)
+        other = {
+            "trial_id": f"{evaluation}-short",
+            "recipe": "short",
+            "recipe_id": "short-0123abcd",
+            "accuracy": row["accuracy"] / 2,
+        }
+        write_rows(folder, "evaluations", other["trial_id"], [row | other])
+    definition = {"variants": {}, "evaluation": {"recipe": "cifar", "data": "cifar10"}}
+    (folder / "study.json").write_text(json.dumps(definition))
+    both = rq1.build(tmp_path, figures=False)
+    pd.testing.assert_frame_equal(both.tables["variants"], plain.tables["variants"])
+    assert both.missing[-1].startswith("the answer is on cifar10, cifar alone; --data and --recipe choose others (cifar10, short)")
+    for recipe in ("short", "short-0123abcd"):
+        short = rq1.build(tmp_path, figures=False, recipe=recipe)
+        halves = 100 - plain.tables["variants"]["error_percent"]
+        assert list(short.tables["variants"]["error_percent"]) == pytest.approx(list(100 - halves / 2))
+        assert "evaluation recipe short (short-0123abcd);" in short.about
+    for option, words in (("recipe", "recipe of evaluations of depth_gap, which are: cifar-"), ("data", "data of evaluations")):
+        with pytest.raises(SystemExit, match="2"):
+            rq1.main(["--results", str(tmp_path), f"--{option}", "longer"])
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{option}: 'longer' is no {words}" in error
 
 
 def test_two_trials_of_one_variant_and_seed_are_refused(tmp_path):
@@ -376,7 +388,7 @@ def test_a_wrong_count_of_seeds_is_refused_and_an_unfinished_study_says_what_it_
 
 
 def test_the_command_prints_the_main_table_and_three_sentences(three, capsys, monkeypatch):
-    for draw in ("draw", "draw_search"):
+    for draw in ("draw_curves", "draw_search"):
         monkeypatch.setattr(rq1, draw, lambda *_: {})  # slow, and the test of the report draws them
     rq1.main(["--results", str(three)])
     lines = capsys.readouterr().out.splitlines()
@@ -409,7 +421,9 @@ def test_a_study_of_one_depth_under_another_name_is_told_from_no_study(tmp_path,
 
 
 def test_the_scripts_import_neither_torch_nor_ray():
-    scripts = "rq1_depth_gap, rq2_approximation, rq3_regularization, rq4_transfer, baselines, schedule_search, report"
+    scripts = (
+        "rq1_depth_gap, rq2_approximation, rq3_regularization, rq4_transfer, baselines, schedule_search, compare, publish, report"
+    )
     code = f"import sys, {scripts}; print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ANALYSIS, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

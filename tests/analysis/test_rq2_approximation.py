@@ -13,7 +13,6 @@ from common.section import to_text
 from common.statistics import holm
 from pdarts_tune.config.methods import RandomSampling
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.progressive_depth import with_operations
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from synthetic import make_study
@@ -123,7 +122,7 @@ def test_the_front_is_of_those_that_nothing_beats_in_both():
     rows = [(name, seed, "completed", error, cost, cost) for name, error, cost in POINTS for seed in range(4)]
     trials = pd.DataFrame(rows, columns=["variant", "seed", "status", "error_percent", "peak_mebibytes", "seconds"])
     trials["genotype_id"] = trials["trial_id"] = [f"{name} {seed}" for name, seed in trials[["variant", "seed"]].to_numpy()]
-    points = rq2.tradeoff_frame(trials, np.random.default_rng(0)).set_index("variant")
+    points = rq2.tradeoff_frame(trials, np.random.default_rng(0), "peak_mebibytes", "seconds").set_index("variant")
     assert list(points.index[points["seconds_front"]]) == ["cheap", "good", "between"]
 
 
@@ -187,14 +186,6 @@ def test_the_script_writes_what_it_shows_and_needs_no_name(eight, tmp_path, caps
     renamed = study(tmp_path / "other", 1, folder="my_own")
     assert rq2.build(renamed, figures=False).tables["variants"]["variant"].tolist() == list(NAMES.values())
     assert rq2.build(tmp_path / "other", figures=False) is None
-
-
-def test_two_recipes_are_refused_by_name(tmp_path):
-    folder = study(tmp_path, 1)
-    (row,) = read_rows(folder, "evaluations", read_table(folder, "evaluations")["trial_id"].iloc[0])
-    write_rows(folder, "evaluations", "other", [row | {"trial_id": "other", "recipe": "short", "recipe_id": "short-0123abcd"}])
-    with pytest.raises(ConfigError, match=r"evaluated with 2 recipes, .*short \(short-0123abcd\)"):
-        rq2.build(tmp_path)
 
 
 @pytest.mark.parametrize("failed", [(), ("approximation-any_name-s0", "approximation-all_kept-s0")])

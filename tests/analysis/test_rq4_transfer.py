@@ -12,7 +12,6 @@ from analysis import rq4_transfer as rq4
 from common.section import to_text
 from pdarts_tune.config.evaluation import RECIPES
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import random_genotype
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study.plan import given_variants
@@ -103,12 +102,17 @@ def test_a_cell_above_the_gate_is_named_with_its_reason(tmp_path):
     assert any("1 of 2 seeds finished" in line for line in section.missing)
 
 
-def test_two_recipes_of_one_name_are_refused(tmp_path):
-    folder = study(tmp_path, cells=2)
+def test_two_recipes_of_one_name_are_settings_of_their_own_and_one_can_be_chosen(tmp_path):
+    folder = study(tmp_path, cells=2, settings=("cifar", "cifar-short"))
     (row,) = read_rows(folder, "evaluations", read_table(folder, "evaluations")["trial_id"].iloc[0])
-    write_rows(folder, "evaluations", "other", [row | {"trial_id": "other", "recipe_id": f"{row['recipe']}-0123abcd", "seed": 7}])
-    with pytest.raises(ConfigError, match="evaluated with 2 recipes"):
-        rq4.build(tmp_path)
+    write_rows(folder, "evaluations", "other", [row | {"trial_id": "other", "recipe_id": f"{row['recipe']}-0123abcd"}])
+    settings = {name.removesuffix(": error_percent") for name in rq4.build(tmp_path, figures=False).tables["cells"] if ":" in name}
+    names = {name.removesuffix(": error_percent_sd") for name in settings}
+    assert names == {f"cifar10, {row['recipe']}-0123abcd", f"cifar10, {row['recipe_id']}"} | (
+        {"cifar10, cifar", "cifar10, cifar-short"} - {f"cifar10, {row['recipe']}"}
+    )
+    one = rq4.build(tmp_path, figures=False, recipe=row["recipe_id"])
+    assert sum(name.endswith("error_percent") for name in one.tables["cells"]) == 1
 
 
 def test_few_cells_and_one_setting_give_tables_and_say_what_is_missing(tmp_path):

@@ -77,7 +77,7 @@ def test_a_section_becomes_files_whose_csv_holds_every_digit(tmp_path):
 def test_the_command_prints_the_main_table_and_the_conclusion(tmp_path, capsys):
     (tmp_path / "mine" / "trials").mkdir(parents=True)
     (tmp_path / "mine" / "trials" / "a.parquet").touch()
-    run_script(lambda _: section(), "mine", "About.", ["--results", str(tmp_path)])
+    run_script(lambda _, **__: section(), "mine", "About.", ["--results", str(tmp_path)])
     out = capsys.readouterr().out
     assert out.startswith(table_markdown(TABLE))
     assert out.splitlines()[-3:] == ["One.", "Two.", f"report: {tmp_path / 'mine' / 'report' / 'rq9.md'}"]
@@ -85,6 +85,6 @@ def test_the_command_prints_the_main_table_and_the_conclusion(tmp_path, capsys):
 
 def test_a_folder_without_data_is_one_line_and_exit_code_2(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run_script(lambda _: None, "mine", "About.", ["--results", str(tmp_path)])
+        run_script(lambda _, **__: None, "mine", "About.", ["--results", str(tmp_path)])
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from analysis import schedule_search as schedule_front
+from common.comparisons import find_front
 from pdarts_tune.config.presets import PRESETS, SMOKE
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, to_dict
@@ -95,8 +96,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_front_is_what_no_other_beats_in_everything():
     values = np.array([[1.0, 5.0, 1.0], [2.0, 1.0, 1.0], [2.0, 5.0, 1.0], [1.0, 5.0, 1.0], [0.5, 9.0, 0.5]])
-    assert schedule_front.find_front(values).tolist() == [True, True, False, True, True]
-    assert schedule_front.find_front(np.empty((0, 3))).tolist() == []
+    assert find_front(values).tolist() == [True, True, False, True, True]
+    assert find_front(np.empty((0, 3))).tolist() == []
 
 
 def test_schedules_are_not_chosen_by_test_images():
