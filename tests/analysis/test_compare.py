@@ -183,6 +183,20 @@ def test_search_accuracy_on_other_data_than_the_evaluation_is_no_gap(tmp_path):
     assert "gap_points" not in variants
 
 
+def test_what_one_setting_lacks_is_said_of_that_setting_and_what_the_searches_lack_once(tmp_path):
+    folder = make_study(tmp_path, "lacks", {"a": BASE, "b": GRID["lr0.1_c8"]}, (0, 1), epochs=1, failed=["lacks-b-s1"])
+    for evaluation in read_table(folder, "evaluations")["trial_id"]:
+        (row,) = read_rows(folder, "evaluations", evaluation)
+        if "-s1" not in evaluation:
+            write_rows(folder, "evaluations", f"{evaluation}-short", [row | {"trial_id": f"{evaluation}-short", "recipe": "short"}])
+        else:
+            write_rows(folder, "evaluations", evaluation, [row | {"status": "failed", "accuracy": None}])
+    missing = compare.build(folder, figures=False).missing
+    assert "a, seed 0: 1 of 2 evaluations finished (cifar10, cifar)" in missing
+    assert sum("b, seed 1: search failed" in line for line in missing) == 1
+    assert not any(line.endswith("(cifar10, short)") for line in missing)
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """A second study with one variant renamed, one changed and one of its own; its cells are 3 points worse."""
