@@ -208,7 +208,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
             print(f"warning: there is no report, for the reason above; {report} tries again", file=sys.stderr)
         mirror.finish()  # after the report, which it shows
         print(f"\ntables   {settings.results}/{plan.study.name}/*/*.parquet")
-        print(f"report   {settings.results}/{plan.study.name}/report/")
+        print(f"report   {settings.results}/{plan.study.name}/report/" if script.exists() else f"report   {report}")
         print("compare  " + "\n         ".join(mirror.links()))
         size, files = folder.used()
         print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
