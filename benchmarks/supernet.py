@@ -3,9 +3,10 @@
     python benchmarks/supernet.py --threads 1 --csv supernet.csv
 
 Plain: one module per operation, each edge on its own, PyTorch's default memory format, optimizers and clipping. A step is forward,
-backward, clipping and both optimizers: a search's own with kernels. Times are medians; read the ratios, since they bear a busy
-machine. Saved bytes are those that autograd keeps for backward, the peak is how much resident memory grows in a step. Operators are
-those of PyTorch that launch work, in a step and in its forward and backward pass alone. Takes about four minutes.
+backward, clipping and both optimizers: a search's own with kernels. Times are medians of the process's own time (of wall time with
+several threads); read the ratios, since they bear a busy machine. Saved bytes are those that autograd keeps for backward, the peak
+is how much resident memory grows in a step. Operators are those of PyTorch that launch work, in a step and in its forward and
+backward pass alone. Takes about four minutes.
 """
 
 from __future__ import annotations
@@ -109,12 +110,13 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
     images, labels = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
     contestants = {variant: Contestant(variant, space, cells, channels, images, labels) for variant in VARIANTS}
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for repeat in range(repeats + 1):
         for variant, contestant in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             contestant.step()
             if repeat > 0:  # the first step warms up
-                seconds[variant].append(time.perf_counter() - start)
+                seconds[variant].append(clock() - start)
     rows: list[dict[str, object]] = []
     first: tuple[float, int, int, int, int] | None = None
     for variant, contestant in contestants.items():
