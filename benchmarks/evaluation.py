@@ -68,7 +68,7 @@ class Contestant:
 def step_bytes(step: Callable[[], object]) -> int:
     """How much resident memory grows in a step at most."""
     cpu = torch.device("cpu")
-    give_back_freed_memory()
+    give_back_freed_memory(cpu)
     reset_peak_bytes(cpu)
     before = peak_bytes(cpu)
     step()
