@@ -2,6 +2,7 @@
 # make report  docs/results/report.html, the page of the published studies, from their tables: 20 s, without torch, Ray or MLflow
 # make test    the default tests (6 minutes on 2 cores with AVX-512)
 # make slow-test   studies killed, stopped and continued; the paper's networks; compiled cells
+# make gpu-test   what only a GPU can show, and what each way of computing takes there
 # make lint    style, types and import layers
 
 VENV := .venv
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 TWO := --numprocesses 2 --dist loadfile
 test slow-test: export OMP_NUM_THREADS = 1
 
-.PHONY: study report test lint slow-test clean
+.PHONY: study report test lint slow-test gpu-test clean
 
 study: $(INSTALLED)
 	$(VENV)/bin/python studies/depth_gap.py --variants progressive,shallow,random --seeds 8 --results $(RESULTS)
@@ -26,6 +27,9 @@ test: $(INSTALLED)
 
 slow-test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest $(TWO) -m "slow and not gpu"
+
+gpu-test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m gpu
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
