@@ -48,7 +48,6 @@ TRIED = {
     "pip install -e .[test]",
     "pip install ziglang",
     ".venv/bin/pre-commit install",
-    ".venv/bin/pytest -m gpu",
     "for table in trials epochs alphas genotypes evaluations; do cp -rn there/depth_gap/$table here/depth_gap/; done",
     "mlflow ui --backend-store-uri sqlite:///<results>/mlflow.db --artifacts-destination <results>",
     "mlflow server",  # tests/study/test_survival_servers.py

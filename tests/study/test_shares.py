@@ -128,20 +128,6 @@ def test_mps_that_is_not_there_or_not_allowed_is_one_line(service, monkeypatch):
         pass
 
 
-def occupy(settings):
-    """A trial that notes its GPU and holds it until all that should run at the same time have noted theirs."""
-    import ray
-    from ray import tune
-
-    spec = settings["trial"]
-    folder, place = Path(spec["folder"]), [ray.get_runtime_context().get_node_id(), *ray.get_gpu_ids()]
-    (folder / f"{spec['trial_id']}.json").write_text(json.dumps([place, spec["gpus"]]))
-    deadline = time.monotonic() + 120
-    while len(list(folder.iterdir())) < spec["together"] and time.monotonic() < deadline:
-        time.sleep(0.1)
-    tune.report({"finished": True})
-
-
 @pytest.mark.slow  # three Ray nodes and sixteen processes
 def test_eight_trials_have_eight_gpus_and_mixed_shares_all_finish(tmp_path, monkeypatch):
     """On real Ray, two nodes of four GPUs each, which are only declared."""
@@ -151,6 +137,19 @@ def test_eight_trials_have_eight_gpus_and_mixed_shares_all_finish(tmp_path, monk
     from pdarts_tune.study.sweep import Grants, tune_request
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def occupy(settings):
+        """A trial that notes its GPU and holds it until all that should run at the same time have noted theirs."""
+        import ray
+        from ray import tune
+
+        spec = settings["trial"]
+        folder, place = Path(spec["folder"]), [ray.get_runtime_context().get_node_id(), *ray.get_gpu_ids()]
+        (folder / f"{spec['trial_id']}.json").write_text(json.dumps([place, spec["gpus"]]))
+        deadline = time.monotonic() + 120
+        while len(list(folder.iterdir())) < spec["together"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        tune.report({"finished": True})
 
     def run(name, needs, ready):
         folder = tmp_path / name
