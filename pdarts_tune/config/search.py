@@ -1,9 +1,9 @@
 """Every setting of a search. No default stands anywhere else."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pdarts_tune.config.execution import Execution, check_execution
 from pdarts_tune.config.methods import FirstOrder, Method, RandomSearch, check_method
@@ -23,6 +23,12 @@ from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, Stage, check_st
 DEFAULT_EXECUTION = Execution()
 
 
+def _make_stage(value: Any) -> Any:
+    """A stage names its ranges itself."""
+    known = {field.name for field in dataclasses.fields(Stage)}
+    return Stage(**value) if isinstance(value, dict) and {"cells", "operations"} <= value.keys() <= known else value
+
+
 @settings
 class SearchConfig:
     """One search. The defaults are P-DARTS on CIFAR-10 (paper, section 4.2).
@@ -31,7 +37,7 @@ class SearchConfig:
         ConfigError: a value of a wrong type or out of range, or settings that exclude each other.
     """
 
-    stages: tuple[Stage, ...] = PDARTS_CIFAR10
+    stages: tuple[Annotated[Stage, BeforeValidator(_make_stage)], ...] = PDARTS_CIFAR10
     method: Annotated[Method, Field(discriminator="name")] = dataclasses.field(default_factory=FirstOrder)
     data: Text = "cifar10"
     train_images: ImageCount | None = None  # at most so many training images, the same number of each class; None: all

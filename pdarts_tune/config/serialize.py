@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from functools import wraps
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -80,11 +81,13 @@ def _explain(error: ValidationError, kind: Any) -> str:
     first = error.errors(include_url=False)[0]
     path, owner = "", kind
     for part in first["loc"]:
+        if typing.get_origin(kind) is Annotated:
+            kind = typing.get_args(kind)[0]
         if dataclasses.is_dataclass(kind):
             owner = kind
             name = dataclasses.fields(kind)[part].name if isinstance(part, int) else part  # a positional argument
             path += f".{name}" if path else name
-            kind = typing.get_type_hints(kind).get(name)
+            kind = typing.get_type_hints(kind, include_extras=True).get(name)
         elif isinstance(part, int):
             path += f"[{part}]"
             kind = typing.get_args(kind)[0]
@@ -92,19 +95,42 @@ def _explain(error: ValidationError, kind: Any) -> str:
             kind = next(choice for choice in typing.get_args(kind) if choice.name == part)
     match first["type"]:
         case "value_error":  # from __post_init__, begins with the name of the setting
-            return f"{path}." * bool(path) + str(first["ctx"]["error"])
+            return f"{path}." * bool(path) + " ".join(str(first["ctx"]["error"]).split())
         case "unexpected_keyword_argument":
             names = ", ".join(field.name for field in dataclasses.fields(owner))
             return f"{path}: unknown setting of {owner.__name__}, known are {names}"
         case "missing" | "missing_argument":
             return f"{path}: is missing"
-    right = first["msg"].removeprefix("Input should be ")
-    problem = f"it must be {right}" if right != first["msg"] else right[0].lower() + right[1:]
-    problem = problem.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-    problem = problem.replace("greater than", "more than")
-    if choices := [choice.name for choice in typing.get_args(kind) if hasattr(choice, "name")]:
-        problem = f"it must be settings with a name, one of {', '.join(choices)}"
-    return f"{path or kind.__name__}: {first['input']!r} is wrong, {problem}"
+    bare = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+    if choices := [choice.name for choice in typing.get_args(bare) if hasattr(choice, "name")]:
+        right = f"settings with a name, one of {', '.join(choices)}"
+    elif dataclasses.is_dataclass(bare):
+        right = f"settings of {bare.__name__}"
+    elif first["type"] in ("tuple_type", "finite_number"):
+        right = first["msg"].removeprefix("Input should be ").replace("valid array", "list")
+    else:
+        right = _in_words(TypeAdapter(kind).json_schema())
+    return f"{path or kind.__name__}: {shorten(repr(first['input']), 100)} is wrong, it must be {right}"
+
+
+def _in_words(schema: Mapping[str, Any]) -> str:
+    """The type and the range of one value, from its JSON schema."""
+    least, most, above = schema.get("minimum"), schema.get("maximum"), schema.get("exclusiveMinimum")
+    match schema:
+        case {"anyOf": choices}:
+            return " or ".join(map(_in_words, choices))
+        case {"enum": values}:
+            return " or ".join((", ".join(map(repr, values[:-1])), repr(values[-1])))
+        case {"maxItems": count}:
+            return f"{count} values"
+        case {"type": "integer"}:
+            return "a whole number" + (f" of at least {least}" if most is None else f" from {least} to {most}")
+        case {"type": "number", "exclusiveMaximum": end}:
+            return f"a number in [{least:g}, {end:g})"
+        case {"type": "number"}:
+            return f"a number of more than {above:g}" if least is None else f"a number of at least {least:g}"
+    text = "a text, not empty" if "minLength" in schema else "a text"
+    return {"boolean": "True or False", "null": "None", "string": text}[schema["type"]]
 
 
 def content(value: Any) -> Any:

@@ -95,9 +95,9 @@ def test_warm_up_comes_before_the_cosine_too():
         ("stem", "mnist", "'cifar' or 'imagenet'"),
         ("schedule", "step", "'cosine' or 'linear'"),
         ("precision", "fp16", "'fp32' or 'bf16'"),
-        ("image_size", 0, "at least 1"),
+        ("image_size", 0, "a whole number of at least 1 or None"),
         ("warmup_epochs", 600, r"less than epochs \(600\)"),
-        ("label_smoothing", 1.0, "less than 1"),
+        ("label_smoothing", 1.0, r"a number in \[0, 1\)"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(field, value, right):

@@ -19,7 +19,7 @@ PLAIN = Execution(cell_evaluation="plain")
     [
         ({"precision": "fp8"}, "execution.precision: 'fp8' is wrong, it must be 'fp32' or 'bf16'"),
         ({"cell_evaluation": "slow"}, "execution.cell_evaluation: 'slow' is wrong, it must be 'auto', 'kernels' or 'plain'"),
-        ({"compile": 1}, "execution.compile: 1 is wrong, it must be a valid boolean"),
+        ({"compile": 1}, "execution.compile: 1 is wrong, it must be True or False"),
         ({"tf23": True}, "execution.tf23: unknown setting of Execution, known are cell_evaluation"),
         ({"precision": "bf16", "cell_evaluation": "kernels"}, "execution.precision: 'bf16' needs plain cells"),
         ({"tf32": True, "cell_evaluation": "kernels"}, "execution.tf32: True needs plain cells"),

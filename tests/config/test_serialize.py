@@ -71,17 +71,17 @@ def test_a_recipe_is_named_apart_from_data_and_seeds():
             {"stages": [{"cells": 5, "operations": 8}, {"cells": 2, "operations": 8}]},
             "stages[1].cells: 2 is wrong, it must be a whole",
         ),
-        ({"stages": [{"cells": 5.0, "operations": 8}]}, "stages[0].cells: 5.0 is wrong, it must be a valid integer"),
+        ({"stages": [{"cells": 5.0, "operations": 8}]}, "stages[0].cells: 5.0 is wrong, it must be a whole number of at least 3"),
         ({"stages": [{"operations": 8}]}, "stages[0].cells: is missing"),
         ({"stages": [{"cells": 5, "operations": 8}, {"cells": 5, "operations": 9}]}, "stages[1].operations: 9 is wrong"),
         ({"stages": [{"cells": 5, "operations": 8}, {"cells": 5, "operations": 3}, {"cells": 5, "operations": 5}]}, "at most 3"),
-        ({"stages": 5}, "stages: 5 is wrong, it must be a valid array"),
-        ({"stages": [5]}, "stages[0]: 5 is wrong, it must be an object"),
-        ({"channels": "16"}, "channels: '16' is wrong, it must be a valid integer"),
-        ({"channels": True}, "channels: True is wrong, it must be a valid integer"),
-        ({"channels": 0}, "channels: 0 is wrong, it must be at least 1"),
+        ({"stages": 5}, "stages: 5 is wrong, it must be a list"),
+        ({"stages": [5]}, "stages[0]: 5 is wrong, it must be settings of Stage"),
+        ({"channels": "16"}, "channels: '16' is wrong, it must be a whole number of at least 1"),
+        ({"channels": True}, "channels: True is wrong, it must be a whole number of at least 1"),
+        ({"channels": 0}, "channels: 0 is wrong, it must be a whole number of at least 1"),
         ({"alpha_betas": [0.5]}, "alpha_betas[1]: is missing"),
-        ({"alpha_betas": [2, 0.5]}, "alpha_betas[0]: 2 is wrong, it must be less than 1"),
+        ({"alpha_betas": [2, 0.5]}, "alpha_betas[0]: 2 is wrong, it must be a number in [0, 1)"),
         ({"learning_rate": float("nan")}, "learning_rate: nan is wrong, it must be a finite number"),
         (
             {"method": {"name": "magic"}},
@@ -89,7 +89,7 @@ def test_a_recipe_is_named_apart_from_data_and_seeds():
         ),
         ({"method": "random"}, "method: 'random' is wrong, it must be settings with a name, one of first_order, second_order, "),
         ({"dropping": "randm"}, "dropping: 'randm' is wrong, it must be 'lowest' or 'random'"),
-        ({"data": ""}, "data: '' is wrong, string should have at least 1 character"),
+        ({"data": ""}, "data: '' is wrong, it must be a text, not empty"),
     ],
 )
 def test_a_wrong_search_setting_is_named_in_one_line(values, message):
@@ -100,7 +100,7 @@ def test_a_wrong_search_setting_is_named_in_one_line(values, message):
 
 
 def test_values_that_are_no_settings_are_refused():
-    with pytest.raises(ConfigError, match=r"^SearchConfig: 5 is wrong, it must be an object$"):
+    with pytest.raises(ConfigError, match=r"^SearchConfig: 5 is wrong, it must be settings of SearchConfig$"):
         from_dict(SearchConfig, 5)
 
 

@@ -274,7 +274,7 @@ def with_a_numpy_scalar_of_before_pytorch_1_6(tmp_path):
         ),
         ("PDARTS_C10", ["--weights", with_a_numpy_scalar_of_before_pytorch_1_6], "multiarray.scalar; where they come from, load"),
         ("PDARTS_C10", ["--weights", not_finite], "cells.1.preprocess0.bn.running_mean: holds nan or an infinity, weights must be"),
-        ("PDARTS_C10", ["--test-images", "1"], "test_images: 1 is wrong, it must be at least 2"),
+        ("PDARTS_C10", ["--test-images", "1"], "test_images: 1 is wrong, it must be a whole number of at least 2"),
         ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0.3"], "mean: given without std, give both"),
         ("PDARTS_C10", ["--weights", unlabelled, "--std", "0.3"], "std: given without mean, give both"),
         ("PDARTS_C10", ["--weights", unlabelled, "--mean", "0.3", "--std", "0"], "std: 0.0 is wrong, it must be more than 0"),

@@ -231,7 +231,7 @@ def test_changes_reach_the_base_and_the_recipe_and_every_variant():
         (["channels=8"], "set: channels=8 would have no effect, own sets it in every variant"),
         (["evaluation.epochs=8"], "set: evaluation.epochs=8 would have no effect, own sets it in every recipe"),
         (["seed=8"], "set: seed is set by --seeds and --first-seed"),
-        (["evaluation.batch_size=0"], "evaluation.batch_size: 0 is wrong, it must be at least 1"),
+        (["evaluation.batch_size=0"], "evaluation.batch_size: 0 is wrong, it must be a whole number of at least 1"),
     ],
 )
 def test_a_change_without_an_effect_is_refused(changes, says):
@@ -297,7 +297,7 @@ def test_a_definition_that_cannot_be_read_is_named(tmp_path):
         ),
         (
             lambda base: replace(base, method=Snas(temperature=-1.0)),
-            "variants of own: temperature: -1.0 is wrong, it must be more than 0",
+            "variants of own: temperature: -1.0 is wrong, it must be a number of more than 0",
         ),
         (lambda base: replace(base, method=PartialChannels(3)), "method.k: 3 does not divide the 4 channels; take a divisor"),
         (lambda base: replace(base, method=RandomSearch()), "stages: method random_search cannot use 3 stages, its candidates"),
@@ -316,26 +316,26 @@ def test_a_definition_that_cannot_be_read_is_named(tmp_path):
         ),
         (
             lambda base: replace(base, dropout_on_reduce=1),
-            "variants of own: dropout_on_reduce: 1 is wrong, it must be a valid boolean",
+            "variants of own: dropout_on_reduce: 1 is wrong, it must be True or False",
         ),
-        (lambda base: replace(base, momentum="0.9"), "variants of own: momentum: '0.9' is wrong, it must be a valid number"),
+        (lambda base: replace(base, momentum="0.9"), "variants of own: momentum: '0.9' is wrong, it must be a number in [0, 1)"),
         (lambda base: replace(base, momentum=float("nan")), "variants of own: momentum: nan is wrong, it must be a finite number"),
         (
             lambda base: replace(base, channels=np.int64(4)),
-            "variants of own: channels: np.int64(4) is wrong, it must be a valid integer",
+            "variants of own: channels: np.int64(4) is wrong, it must be a whole number of at least 1",
         ),
         (lambda base: replace(base, stages=list(base.stages)), "variants of own: stages: [Stage("),
         (
             lambda base: replace(base, stages=(replace(base.stages[0], epochs=2.0),)),
             "variants of own: epochs: 2.0 is wrong, it must be a whole number of",
         ),
-        (lambda base: replace(base, channels="16"), "variants of own: channels: '16' is wrong, it must be a valid integer"),
+        (lambda base: replace(base, channels="16"), "variants of own: channels: '16' is wrong, it must be a whole number"),
         (lambda base: replace(base, stages=(Stage(5, 8, epoch=3),)), "variants of own: Stage.__init__() got an unexpected keyword"),
         (
             lambda base: replace(base, stages=(Stage("5", 8),)),
             "variants of own: cells: '5' is wrong, it must be a whole number of at least 3",
         ),
-        (lambda base: replace(base, method=PartialChannels("4")), "variants of own: k: '4' is wrong, it must be a valid integer"),
+        (lambda base: replace(base, method=PartialChannels("4")), "variants of own: k: '4' is wrong, it must be a whole number"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run", "--probe-seconds", "0"]])
@@ -377,11 +377,11 @@ def test_a_wrong_setting_in_a_study_is_one_line_on_the_command_line(tmp_path, ca
         ),
         (
             Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, momentum=None)]),
-            "evaluations of own: momentum: None is wrong, it must be a valid number",
+            "evaluations of own: momentum: None is wrong, it must be a number in [0, 1)",
         ),
         (
             Study("own", "?", two_variants, evaluations=lambda recipe, _: [replace(recipe, epochs="9")]),
-            "evaluations of own: epochs: '9' is wrong, it must be a valid integer",
+            "evaluations of own: epochs: '9' is wrong, it must be a whole number of at least 1",
         ),
     ],
 )
