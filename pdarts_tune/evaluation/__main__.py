@@ -5,6 +5,7 @@
     python -m pdarts_tune.evaluation --weights results/depth_gap/weights/TRIAL.pt
     python -m pdarts_tune.evaluation --genotype results/depth_gap --max-skips 0..8 --data cifar10 --recipe cifar
     python -m pdarts_tune.evaluation --genotype PDARTS_C10 random:0 random:1 --seeds 2 --data cifar10 --recipe cifar-short
+    python -m pdarts_tune.evaluation --genotype PDARTS_C10 DARTS_V2 --estimator nb301:FOLDER
 
 Several genotypes or seeds end in a table, which compares them with the random ones. The same command continues a training that was
 stopped or killed, and prints the results of complete ones.
@@ -43,6 +44,9 @@ class Arguments:
     """With --weights whose file does not hold it: the mean per channel of the images that trained them, scaled to [0, 1]."""
     std: tuple[float, ...] | None = None
     """The standard deviation. Without the two, the constants of the family (CIFAR-10's, CIFAR-100's, ImageNet's)."""
+    estimator: tuple[str, ...] = ()
+    """Train and test nothing: print what nb301:FOLDER (or nb301:FOLDER@EPOCH) predicts or table:FILE knows; with both, the
+    rank of the prediction among those of the table's cells."""
     results: Path = Path("results")
     """The tables go to the folder `trainings` in this folder."""
     max_skips: str | None = None
@@ -91,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from pdarts_tune.evaluation.compare import find_origin, run  # imports torch, which --help does without
 
     try:
+        if settings.estimator:
+            _print_estimates(settings)
+            return
         with _short_warnings():
             kept = find_origin(settings) if settings.weights else None
             genotype = settings.genotype or ((str(kept[0]),) if kept else ())
@@ -104,6 +111,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last finished epoch", file=sys.stderr)
         sys.exit(130)
+
+
+def _print_estimates(settings: Arguments) -> None:
+    """A Markdown table with a line a genotype. Raises ConfigError."""
+    from tabulate import tabulate
+
+    from pdarts_tune.evaluation.compare import find_all
+    from pdarts_tune.evaluation.estimates import describe_estimates
+
+    if not settings.genotype:
+        raise ConfigError("genotype: is missing, give --genotype")
+    for option in fields(Arguments):
+        if option.name not in ("genotype", "max_skips", "estimator") and getattr(settings, option.name) != option.default:
+            raise ConfigError(f"{option.name}: has no effect beside --estimator, which trains nothing; leave it out")
+    columns = describe_estimates(find_all(settings.genotype, settings.max_skips)[0], settings.estimator)
+    rows = [{"genotype": label} | texts for label, texts in columns.items()]
+    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
 
 
 @contextmanager

@@ -1,0 +1,298 @@
+"""What a cell is worth without training it: the model of a benchmark, or a table of trained cells.
+
+`nb301:FOLDER` is NAS-Bench-301 (Zela et al., ICLR 2022) as YAHPO Gym distributes it: `model.onnx` and `encoding.json`. The model
+predicts the validation accuracy on CIFAR-10 of a network of 8 cells and 32 channels after up to 98 epochs; `nb301:FOLDER@50` asks
+for 50. `table:FILE` looks cells up in a CSV or Parquet file. Either has a recipe of its own, and is never averaged with trainings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
+from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
+from pdarts_tune.results.schemas import SCHEMAS
+
+MOST_EPOCHS = 98
+_PREFIX = "NetworkSelectorDatasetInfo_COLON_darts_COLON_"
+_NOT_CHOSEN = "#na#"
+_CELLS = ("normal", "reduce")
+# The model's inputs in their order: an operation for each edge, then the pair of states that each node but the first reads.
+CATEGORIES = tuple(f"{_PREFIX}edge_{cell}_{edge}" for cell in _CELLS for edge in range(len(EDGES))) + tuple(
+    f"{_PREFIX}inputs_node_{cell}_{state}" for cell in _CELLS for state in (3, 4, 5)
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    accuracy: float  # fraction
+    training_seconds: float | None = None  # that the benchmark predicts for its own training
+
+
+class Estimator(Protocol):
+    """`settings` is all that decides its figures; `recipe` and `recipe_id` name it in the tables."""
+
+    recipe: str
+    recipe_id: str
+    settings: Mapping[str, Any]
+
+    def why_not(self, genotype: Genotype) -> str | None:
+        """Why there is no estimate of the genotype; None: there is one."""
+
+    def estimate(self, genotypes: Sequence[Genotype]) -> list[Estimate]:
+        """Of genotypes that all have one."""
+
+
+def open_estimator(name: str) -> Estimator:
+    """The estimator `nb301:FOLDER`, `nb301:FOLDER@EPOCH` or `table:FILE`. Raises ConfigError."""
+    kind, _, place = name.partition(":")
+    if not place or kind not in ("nb301", "table"):
+        raise ConfigError(f"estimator: {name!r} is wrong, it must be nb301:FOLDER, nb301:FOLDER@EPOCH or table:FILE")
+    return Table(Path(place)) if kind == "table" else NasBench301(place)
+
+
+def encode(genotype: Genotype, encoding: Mapping[str, Mapping[str, int]]) -> list[int]:
+    """The 34 codes of a genotype that `outside_benchmark` has no objection to."""
+    values = dict.fromkeys(CATEGORIES, _NOT_CHOSEN)
+    for name, cell in zip(_CELLS, (genotype.normal, genotype.reduce), strict=True):
+        for node in range(cell.num_nodes):
+            pair = cell.edges[2 * node : 2 * node + 2]
+            for operation, source in pair:
+                values[f"{_PREFIX}edge_{name}_{EDGES.index((source, node))}"] = operation
+            if node:  # the first node reads both inputs
+                values[f"{_PREFIX}inputs_node_{name}_{2 + node}"] = "_".join(str(source) for source in sorted(s for _, s in pair))
+    return [encoding[category][values[category]] for category in CATEGORIES]
+
+
+def outside_benchmark(genotype: Genotype) -> str | None:
+    """Why a genotype is not of NAS-Bench-301's search space; None: it is."""
+    for name, cell in zip(("normal", "reduction"), (genotype.normal, genotype.reduce), strict=True):
+        if cell.num_nodes != 4 or sorted(cell.concat) != [2, 3, 4, 5]:
+            return f"its {name} cell has not four nodes that are all joined"
+        for operation, _ in cell.edges:
+            if operation not in PRIMITIVES:
+                return f"its {name} cell has {operation}, the benchmark has {', '.join(PRIMITIVES[1:])}"
+        for node in range(4):
+            if cell.edges[2 * node][1] == cell.edges[2 * node + 1][1]:
+                return f"node {node} of its {name} cell uses one edge twice"
+    return None
+
+
+class NasBench301:
+    """The model in a folder.
+
+    Raises:
+        ConfigError: onnxruntime is not installed; an epoch outside 1 to 98; no such files, or of another model.
+    """
+
+    recipe = "nb301"
+
+    def __init__(self, place: str) -> None:
+        path, at, epoch = place.rpartition("@")
+        folder = Path(path if at and epoch.lstrip("-").isdecimal() else place)
+        self.epoch = int(epoch) if at and epoch.lstrip("-").isdecimal() else MOST_EPOCHS
+        if not 1 <= self.epoch <= MOST_EPOCHS:
+            raise ConfigError(f"estimator: epoch {self.epoch} is wrong, NAS-Bench-301 has epochs 1 to {MOST_EPOCHS}")
+        contents = [_read(folder / name) for name in ("model.onnx", "encoding.json")]
+        self._session = _open_model(folder / "model.onnx", contents[0])
+        self._encoding = _check_encoding(folder / "encoding.json", contents[1])
+        digest = hashlib.sha256(b"\0".join([*contents, str(self.epoch).encode()])).hexdigest()
+        self.recipe_id = f"{self.recipe}-{digest[:8]}"
+        network = {"cells": 8, "channels": 32}
+        self.settings = {"recipe": self.recipe, "data": "cifar10", "epochs": self.epoch, "digest": digest} | network
+
+    def why_not(self, genotype: Genotype) -> str | None:
+        return outside_benchmark(genotype)
+
+    def estimate(self, genotypes: Sequence[Genotype]) -> list[Estimate]:
+        if not genotypes:
+            return []
+        codes = np.array([encode(genotype, self._encoding) for genotype in genotypes], dtype=np.int32)
+        epochs = np.full((len(codes), 1), self.epoch, dtype=np.float32)
+        names = [item.name for item in self._session.get_inputs()]
+        (figures,) = self._session.run(None, dict(zip(names, (codes, epochs), strict=True)))
+        if figures.shape != (len(codes), 2) or not np.isfinite(figures).all() or not (abs(figures[:, 0] - 50) <= 50).all():
+            raise ConfigError("estimator: model.onnx is not NAS-Bench-301's, it gives other figures than a percentage and seconds")
+        return [Estimate(float(accuracy) / 100, float(seconds)) for accuracy, seconds in figures]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"estimator: {file}: cannot be read ({error.strerror})") from None
+
+
+def _open_model(file: Path, content: bytes) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("estimator: nb301 needs onnxruntime, which pip install pdarts-tune[estimates] brings") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base
+        raise ConfigError(f"estimator: {file}: cannot be read as ONNX ({str(error).splitlines()[0]})") from None
+    inputs = [(item.type, item.shape[1] if len(item.shape) == 2 else None) for item in session.get_inputs()]
+    wanted = [("tensor(int32)", len(CATEGORIES)), ("tensor(float)", 1)]
+    if inputs != wanted or len(session.get_outputs()) != 1:
+        listed = ", ".join(f"{item.type} {item.shape}" for item in session.get_inputs())
+        raise ConfigError(
+            f"estimator: {file}: is another model, NAS-Bench-301's has inputs tensor(int32) (n, 34) and tensor(float) (n, 1) and "
+            f"one output, this one's inputs are {listed or 'none'}"
+        )
+    return session
+
+
+def _check_encoding(file: Path, content: bytes) -> Mapping[str, Mapping[str, int]]:
+    try:
+        encoding = json.loads(content)
+    except ValueError as error:
+        raise ConfigError(f"estimator: {file}: is not JSON ({error})") from None
+    for category in CATEGORIES:
+        state = int(category[-1])
+        pairs = [f"{one}_{other}" for one, other in combinations(range(state), 2)]
+        codes = encoding.get(category) if isinstance(encoding, dict) else None
+        needed = [_NOT_CHOSEN, *(PRIMITIVES[1:] if "edge" in category else pairs)]
+        if not isinstance(codes, dict) or not all(type(codes.get(value)) is int for value in needed):
+            raise ConfigError(f"estimator: {file}: has no codes of {category}, it is not the encoding.json of NAS-Bench-301")
+    return encoding  # type: ignore[no-any-return]
+
+
+class Table:
+    """Known cells: a file with a column `genotype` (or `normal` and `reduce`), and one `accuracy`, in percent or as a fraction.
+
+    Where there is no column `accuracy`, the only one whose name ends so is taken. Of a cell with several rows the mean is known.
+
+    Raises:
+        ConfigError: the file cannot be read, lacks the columns, or a row is no cell or no accuracy.
+    """
+
+    recipe = "table"
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        content = _read(file)
+        self.accuracies = _read_cells(file)
+        digest = hashlib.sha256(content).hexdigest()
+        self.recipe_id = f"{self.recipe}-{digest[:8]}"
+        self.settings = {"recipe": self.recipe, "data": "unknown", "epochs": 0, "digest": digest}
+
+    def why_not(self, genotype: Genotype) -> str | None:
+        return None if sort_edges(genotype) in self.accuracies else f"{self.file} has no row of it"
+
+    def estimate(self, genotypes: Sequence[Genotype]) -> list[Estimate]:
+        return [Estimate(self.accuracies[sort_edges(genotype)]) for genotype in genotypes]
+
+
+def sort_edges(genotype: Genotype) -> Genotype:
+    """The genotype with each node's two edges in one order. Nodes add their edges, so it is the same network."""
+
+    def sort(cell: CellGenotype) -> CellGenotype:
+        nodes = (sorted(cell.edges[index : index + 2], key=lambda edge: edge[::-1]) for index in range(0, len(cell.edges), 2))
+        return CellGenotype(tuple(edge for node in nodes for edge in node), cell.concat)
+
+    return Genotype(sort(genotype.normal), sort(genotype.reduce))
+
+
+def _read_cells(file: Path) -> dict[Genotype, float]:
+    try:
+        rows = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+    except Exception as error:  # the readers' exceptions have no common base
+        raise ConfigError(f"estimator: {file}: cannot be read as a table ({str(error).splitlines()[0]})") from None
+    named = ["accuracy"] if "accuracy" in rows else [name for name in rows if str(name).endswith("accuracy")]
+    if not {"genotype"} <= set(rows) and not set(_CELLS) <= set(rows):
+        raise ConfigError(f"estimator: {file}: has no column genotype (nor normal and reduce), it has {_listed(rows)}")
+    if len(named) != 1:
+        raise ConfigError(f"estimator: {file}: has no column accuracy, nor one alone whose name ends so, it has {_listed(rows)}")
+    accuracies = pd.to_numeric(rows[named[0]], errors="coerce")
+    bad = ~accuracies.between(0, 100)
+    if rows.empty or bad.any():
+        reason = f"row {int(bad.argmax()) + 1} has no accuracy between 0 and 100" if len(rows) else "has no rows"
+        raise ConfigError(f"estimator: {file}: {reason}")
+    texts = rows["genotype"] if "genotype" in rows else "Genotype(normal=" + rows["normal"] + ", reduce=" + rows["reduce"] + ")"
+    known: dict[Genotype, list[float]] = {}
+    for number, (text, accuracy) in enumerate(zip(texts, accuracies / (1 if accuracies.max() <= 1 else 100), strict=True), start=1):
+        try:
+            known.setdefault(sort_edges(Genotype.parse(str(text))), []).append(float(accuracy))
+        except ValueError as error:
+            raise ConfigError(f"estimator: {file}: row {number}: {error}") from None
+    return {genotype: sum(values) / len(values) for genotype, values in known.items()}
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    return ", ".join(map(str, rows.columns[:12])) or "none"
+
+
+def percentile(value: float, among: Sequence[float]) -> float:
+    """The percentage of values below, half of the equal ones included."""
+    from scipy.stats import percentileofscore
+
+    return float(percentileofscore(among, value, kind="mean"))
+
+
+def describe_estimates(genotypes: Mapping[str, Genotype], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By the genotypes' labels, the figures of each estimator as texts by their headings.
+
+    The percentile is that among the cells of a table, where one is given: of the estimate among those cells' estimates by the same
+    model, and of the table's accuracy among the table's.
+
+    Raises:
+        ConfigError: as `open_estimator`; a genotype is outside the benchmark, or a lone table does not have it.
+    """
+    estimators = [open_estimator(name) for name in names]
+    tables = [estimator for estimator in estimators if isinstance(estimator, Table)]
+    if len(tables) > 1 or len(estimators) > 2:
+        raise ConfigError("estimator: takes one nb301 and one table")
+    columns: dict[str, dict[str, str]] = {label: {} for label in genotypes}
+    for estimator in sorted(estimators, key=lambda estimator: estimator.recipe):
+        known = [genotype for genotype in (tables[0].accuracies if tables else ()) if estimator.why_not(genotype) is None]
+        among = [estimate.accuracy for estimate in estimator.estimate(known)]
+        for label, genotype in genotypes.items():
+            reason = estimator.why_not(genotype)
+            if reason is not None and (estimator not in tables or len(estimators) == 1):
+                raise ConfigError(f"genotype: {label} has no estimate, {reason}")
+            (estimate,) = estimator.estimate([genotype]) if reason is None else [None]
+            texts = {f"{estimator.recipe_id}: accuracy, %": "–" if estimate is None else f"{100 * estimate.accuracy:.2f}"}
+            if among:
+                rank = "–" if estimate is None else f"{percentile(estimate.accuracy, among):.0f}"
+                texts[f"{estimator.recipe_id}: percentile of {len(among)} cells"] = rank
+            if estimate is not None and estimate.training_seconds is not None:
+                texts[f"{estimator.recipe_id}: its training, hours"] = f"{estimate.training_seconds / 3600:.2f}"
+            columns[label] |= texts
+    return columns
+
+
+def estimate_row(genotype: Genotype, estimator: Estimator, estimate: Estimate) -> dict[str, Any]:
+    """The row of `evaluations`. Nothing was trained, so it has no seconds, size or device."""
+    now = datetime.now(UTC)
+    return dict.fromkeys(SCHEMAS["evaluations"].names) | {
+        "genotype_id": genotype.genotype_id,
+        "trial_id": f"{genotype.genotype_id}-{estimator.recipe_id}",
+        "data": estimator.settings["data"],
+        "recipe": estimator.recipe,
+        "recipe_id": estimator.recipe_id,
+        "config": json.dumps(estimator.settings),
+        "seed": 0,
+        "split_seed": 0,
+        "status": "completed",
+        "epochs": estimator.settings["epochs"],
+        "accuracy": estimate.accuracy,
+        "error_percent": 100 * (1 - estimate.accuracy),
+        "seconds": 0.0,
+        "started": now,
+        "finished": now,
+        "attempts": 1,
+    }
