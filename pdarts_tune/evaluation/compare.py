@@ -187,10 +187,11 @@ def find_origin(settings: Arguments) -> tuple[Genotype, EvalConfig] | None:
     file = settings.weights
     assert file is not None
     study = Storage(file.absolute().parent.parent) if file.absolute().parent.name == "weights" else None
-    return weights_origin(_load(file), study, file.stem)
+    return weights_origin(load_weights(file), study, file.stem)
 
 
-def _load(file: Path) -> Any:
+def load_weights(file: Path) -> Any:
+    """What the file holds, tensors and plain types alone. ConfigError if it cannot be read."""
     if not file.is_file():
         raise ConfigError(f"weights: {file} is not a file")
     try:
@@ -208,7 +209,7 @@ def read_weights(file: Path, mean: tuple[float, ...] | None, std: tuple[float, .
         ConfigError: the file cannot be read; its moments are impossible or not those of the command line; no constants are known
             for such images.
     """
-    saved = _load(file)
+    saved = load_weights(file)
     try:
         state = find_state_dict(saved)
     except ValueError as error:

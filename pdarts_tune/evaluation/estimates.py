@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -38,20 +38,6 @@ CATEGORIES = tuple(f"{_PREFIX}edge_{cell}_{edge}" for cell in _CELLS for edge in
 class Estimate:
     accuracy: float  # fraction
     training_seconds: float | None = None  # that the benchmark predicts for its own training
-
-
-class Estimator(Protocol):
-    """`settings` is all that decides its figures; `recipe` and `recipe_id` name it in the tables."""
-
-    recipe: str
-    recipe_id: str
-    settings: Mapping[str, Any]
-
-    def why_not(self, genotype: Genotype) -> str | None:
-        """Why there is no estimate of the genotype; None: there is one."""
-
-    def estimate(self, genotypes: Sequence[Genotype]) -> list[Estimate]:
-        """Of genotypes that all have one."""
 
 
 def open_estimator(name: str) -> Estimator:
@@ -113,9 +99,11 @@ class NasBench301:
         self.settings = {"recipe": self.recipe, "data": "cifar10", "epochs": self.epoch, "digest": digest} | network
 
     def why_not(self, genotype: Genotype) -> str | None:
+        """Why there is no estimate of the genotype; None: there is one."""
         return outside_benchmark(genotype)
 
     def estimate(self, genotypes: Sequence[Genotype]) -> list[Estimate]:
+        """Of genotypes that all have one."""
         if not genotypes:
             return []
         codes = np.array([encode(genotype, self._encoding) for genotype in genotypes], dtype=np.int32)
@@ -168,7 +156,7 @@ def _check_encoding(file: Path, content: bytes) -> Mapping[str, Mapping[str, int
         needed = [_NOT_CHOSEN, *(PRIMITIVES[1:] if "edge" in category else pairs)]
         if not isinstance(codes, dict) or not all(type(codes.get(value)) is int for value in needed):
             raise ConfigError(f"estimator: {file}: has no codes of {category}, it is not the encoding.json of NAS-Bench-301")
-    return encoding  # type: ignore[no-any-return]
+    return cast("Mapping[str, Mapping[str, int]]", encoding)
 
 
 class Table:
@@ -236,6 +224,9 @@ def _listed(rows: pd.DataFrame) -> str:
     return ", ".join(map(str, rows.columns[:12])) or "none"
 
 
+Estimator = NasBench301 | Table  # `settings` is all that decides its figures; `recipe` and `recipe_id` name it in the tables
+
+
 def percentile(value: float, among: Sequence[float]) -> float:
     """The percentage of values below, half of the equal ones included."""
     from scipy.stats import percentileofscore
@@ -262,7 +253,7 @@ def describe_estimates(genotypes: Mapping[str, Genotype], names: Sequence[str]) 
         among = [estimate.accuracy for estimate in estimator.estimate(known)]
         for label, genotype in genotypes.items():
             reason = estimator.why_not(genotype)
-            if reason is not None and (estimator not in tables or len(estimators) == 1):
+            if reason is not None and (not isinstance(estimator, Table) or len(estimators) == 1):
                 raise ConfigError(f"genotype: {label} has no estimate, {reason}")
             (estimate,) = estimator.estimate([genotype]) if reason is None else [None]
             texts = {f"{estimator.recipe_id}: accuracy, %": "–" if estimate is None else f"{100 * estimate.accuracy:.2f}"}

@@ -22,7 +22,7 @@ from common.statistics import holm, smallest_p
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
-from pdarts_tune.evaluation import compare
+from pdarts_tune.evaluation import compare, estimates
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.columns import update_page
 from pdarts_tune.results.tables import read_rows, write_rows
@@ -45,6 +45,8 @@ COMMAND = re.compile(
 TRIED = {
     "git clone ... && cd pdarts_tune",
     "pip install -e .",
+    "pip install -e .[estimates]",
+    "pip install -e .[onnx]",
     "pip install -e .[test]",
     "pip install ziglang",
     ".venv/bin/pre-commit install",
@@ -118,6 +120,7 @@ def test_every_python_command_of_the_pages_reaches_its_work(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
     monkeypatch.setattr(study_cli, "run_study", reach)
     monkeypatch.setattr(compare, "run", reach)
+    monkeypatch.setattr(estimates, "describe_estimates", reach)
     parse_tyro, parse_arguments = tyro.cli, argparse.ArgumentParser.parse_args
     commands = [command for page in PAGES for command in commands_of(page) if command.startswith("python")]
     assert len(commands) > 60, "commands are no longer found"
