@@ -11,6 +11,7 @@ P-DARTS' search allows (`methods.equal_candidates`). At the authors' settings it
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from pdarts_tune import (
     PRESETS,
@@ -33,10 +34,10 @@ from pdarts_tune import (
 
 def variants(base: SearchConfig) -> list[Variant]:
     paper = PRESETS["paper"].search
-    if base.stages[-1].epochs != paper.stages[-1].epochs:
+    if min(PRESETS.values(), key=lambda preset: len(_changed(base, preset.search))).search != paper:
         return miniatures(base)
     # What the command line changed in the preset's base it changes in every method's search, but for stages: those are P-DARTS'.
-    changed = {f.name: getattr(base, f.name) for f in fields(base) if getattr(base, f.name) != getattr(paper, f.name)}
+    changed = _changed(base, paper)
     stages = changed.pop("stages", paper.stages)
     return [
         Variant(
@@ -49,6 +50,11 @@ def variants(base: SearchConfig) -> list[Variant]:
         )
         for name, search in PUBLISHED_SEARCHES.items()
     ]
+
+
+def _changed(base: SearchConfig, preset: SearchConfig) -> dict[str, Any]:
+    """The settings that differ from a preset's. The paper's differ from those of the other presets in six and more."""
+    return {f.name: getattr(base, f.name) for f in fields(base) if getattr(base, f.name) != getattr(preset, f.name)}
 
 
 def _execution(base: SearchConfig, method: Method) -> Execution:

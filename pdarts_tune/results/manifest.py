@@ -1,4 +1,7 @@
-"""A study's manifest, `study.json`: its definition and its seeds. Seeds, variants and recipes can be added to a results folder."""
+"""A study's manifest, `study.json`: its definition and its seeds.
+
+Seeds, variants, recipes and skip limits can be added to a results folder.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,12 @@ def check_definition(ours: dict[str, Any], manifest: bytes | None, folder: str) 
     merged = {name: stored_seeds({*before.get(name, ()), *seeds.get(name, ())}) for name in before | seeds} if seeds else {}
     recipes = _recipes(theirs) | _recipes(ours)
     further = {"further_evaluations": list(recipes.values())} if recipes else {}
-    return ours | {"variants": theirs["variants"] | ours["variants"], "seeds": merged} | further
+    variants = theirs["variants"] | ours["variants"]
+    evaluations = dict(planned_evaluations(theirs))
+    for name, own in planned_evaluations(ours).items():
+        limits, count = evaluations.get(name, own)
+        evaluations[name] = sorted({*limits, *own[0]}), max(count, own[1])
+    return ours | {"variants": variants, "seeds": merged, **stored_evaluations(evaluations, variants)} | further
 
 
 def stored_seeds(seeds: Collection[int]) -> int | list[int]:
@@ -61,6 +69,21 @@ def planned_seeds(definition: Mapping[str, Any]) -> dict[str, Collection[int]]:
     """The search seeds of each variant by a study's definition; empty where an early release wrote it, without seeds."""
     seeds = definition.get("seeds", {})
     return {variant: range(stored) if isinstance(stored, int) else stored for variant, stored in seeds.items()}
+
+
+def planned_evaluations(definition: Mapping[str, Any]) -> dict[str, tuple[list[int], int]]:
+    """Of each variant: the skip limits of the cells to evaluate, and the number of evaluation seeds."""
+    stored = definition.get("evaluations", {})
+    default = {name: ([settings["max_skips"]], 1) for name, settings in definition["variants"].items()}
+    return default | {name: (own["max_skips"], own["seeds"]) for name, own in stored.items()}
+
+
+def stored_evaluations(planned: Mapping[str, tuple[list[int], int]], variants: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as the manifest has it: only where it is not one seed at the variant's own limit."""
+    default = planned_evaluations({"variants": variants})
+    other = {name: own for name, own in planned.items() if own != default[name]}
+    stored = {name: {"max_skips": limits, "seeds": count} for name, (limits, count) in other.items()}
+    return {"evaluations": stored} if stored else {}
 
 
 def check_seeds(definition: Mapping[str, Any], seeds: Mapping[str, Collection[int]], *, completed: bool, where: str) -> None:

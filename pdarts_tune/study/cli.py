@@ -26,10 +26,10 @@ from pdarts_tune.config.methods import Given
 from pdarts_tune.config.search import DEFAULT_EXECUTION
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
-from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition, planned_seeds
+from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.study.locking import STOPPED, ClusterLostError, exclusive, explain_storage_error, stop_on_signals
-from pdarts_tune.study.plan import Plan, Study, define, describe, make_plan, search_id
+from pdarts_tune.study.plan import Plan, Study, define, describe, make_plan
 from pdarts_tune.study.shares import check_gpus_per_trial
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def _forecast(plan: Plan, settings: Arguments) -> None:
 
     folder = Storage(settings.results).below(plan.study.name)
     state = StudyState(plan, folder)
-    done = set(state.searches) - {trial.trial_id for trial in state.missing}
-    print(describe(plan, f"{settings.results}/{plan.study.name}", done))
+    print(describe(plan, f"{settings.results}/{plan.study.name}", state.completed | state.over_limit, state.found))
     if state.is_done:
         print("\nall of them done, and their evaluations; nothing is left to run")
         return
@@ -168,7 +167,7 @@ def _forecast(plan: Plan, settings: Arguments) -> None:
         )
     from pdarts_tune.study.forecast import forecast_here
 
-    print(f"\n{forecast_here(plan, settings.probe_seconds)}", flush=True)
+    print(f"\n{forecast_here(plan, settings.probe_seconds, state.missing, state.evaluations_left)}", flush=True)
 
 
 def run_study(plan: Plan, settings: Arguments) -> int:
@@ -224,14 +223,16 @@ def run_study(plan: Plan, settings: Arguments) -> int:
 
 
 def _complete(outcomes: Outcomes, definition: dict[str, Any]) -> None:
-    """Marks the study as completed, if the tables hold all its searches. A command for a part of them may leave some out."""
-    done = set(outcomes.trials) & (outcomes.completed | outcomes.over_limit)
-    planned = [search_id(variant, seed) for variant, seeds in planned_seeds(definition).items() for seed in seeds]
-    missing = [name for name in planned if name not in done]
-    if missing:
-        print(f"missing  {len(missing)} searches of the study, which this command does not run: {_listed(missing)}")
+    """Marks the study as completed, if the tables hold all its trials. A command for a part of them may leave some out."""
+    searches, evaluations = outcomes.missing_of(definition)
+    for what, missing in (("searches", searches), ("evaluations", evaluations)):
+        if missing:
+            print(f"missing  {len(missing)} {what} of the study, which this command does not run: {_listed(missing)}")
+    if searches or evaluations:
         return
-    counts: dict[str, Any] = {"searches": len(done), "evaluations": len(set(outcomes.evaluations) & outcomes.completed)}
+    completed = outcomes.completed
+    counts: dict[str, Any] = {"searches": len((completed | outcomes.over_limit) & set(outcomes.trials))}
+    counts["evaluations"] = len(completed & set(outcomes.evaluations))
     counts |= {"seeds": definition["seeds"], "finished": datetime.now(UTC).isoformat()}
     outcomes.folder.write(COMPLETED, json.dumps(counts, indent=1).encode())
 
@@ -262,7 +263,7 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
         raise ConfigError(f"max_trials: {settings.max_trials} is wrong, it must be at least 1")
     if settings.max_failures < 0:
         raise ConfigError(f"max_failures: {settings.max_failures} is wrong, it must be at least 0")
-    if plan.study.report and not plan.study.report.exists():
+    if plan.study.report and not Path(plan.study.report).exists():
         raise ConfigError(f"the report script {plan.study.report} is not there")
     results = Storage(settings.results)
     if settings.reuse is not None:
@@ -292,9 +293,7 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     from pdarts_tune.networks.cost import check_madds
     from pdarts_tune.results.tables import table_file
 
-    for trial in plan.searches():
-        table_file(plan.study.name, "trials", trial.trial_id)  # a variant's name becomes part of file names
-
+    table_file(plan.study.name, "trials", plan.searches()[0].trial_id)  # names of tables are no names of studies
     check_dataset(plan.base)
     for recipe in plan.recipes:
         info = check_dataset(recipe)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -226,17 +227,28 @@ class Forecaster:
 _ON_GPU = Forecaster(torch.device("cuda"), 0.0)  # times nothing
 
 
-def forecast(plan: Plan, forecaster: Forecaster, gpu_bytes: int | None) -> str:
-    """The text that a dry run adds to its list of trials.
+def forecast(
+    plan: Plan,
+    forecaster: Forecaster,
+    gpu_bytes: int | None,
+    searches: Sequence[SearchTrial] | None = None,
+    evaluations: Mapping[EvalConfig, int] | None = None,
+) -> str:
+    """The text that a dry run adds to its list of trials: what the rest of the study takes.
 
     Args:
         gpu_bytes: memory of this machine's GPU; None: the text is about usual sizes.
+        searches: those that are left; None: all.
+        evaluations: by recipe, how many are left at most; None: all.
     """
     lines, total, diagnostics, unknown, needs = [], 0.0, 0.0, False, {}
-    counts = {variant.name: sum(trial.variant == variant.name for trial in plan.searches()) for variant in plan.variants}
-    width = max(len(name) for name in counts)
+    counts = Counter(trial.variant for trial in (plan.searches() if searches is None else searches))
+    width = max(len(variant.name) for variant in plan.variants)
     disk = 0
     for variant in plan.variants:
+        if not counts[variant.name]:
+            lines.append(f"  {variant.name:{width}}  done")
+            continue
         config, info = variant.search, _info(variant.search)
         stages = [forecaster.search_stage(config, stage, info) for stage in _rounds(config)]
         needs[variant.name] = max((stage.needed_bytes for stage in stages), default=0)
@@ -248,16 +260,18 @@ def forecast(plan: Plan, forecaster: Forecaster, gpu_bytes: int | None) -> str:
         unknown |= seconds is None
         parts = "   ".join(f"{show_bytes(stage.needed_bytes)} {_show_seconds(stage)}" for stage in _distinct(stages))
         lines.append(f"  {variant.name:{width}}  {parts or 'nothing is trained'}")
-    searches = "time not probed"
+    time_needed = "time not probed"
     if not unknown:
-        searches = f"{show_duration(total)} of one device, of which diagnostics take {show_duration(diagnostics)}"
-    lines.append(
-        f"searches: {searches}; predicted peak bytes and seconds of each stage's training, {forecaster.device.type} (~: scaled)"
-    )
+        time_needed = f"{show_duration(total)} of one device, of which diagnostics take {show_duration(diagnostics)}"
+    explained = f"; predicted peak bytes and seconds of each stage's training, {forecaster.device.type} (~: scaled)"
+    lines.append(f"searches: {time_needed}{explained}" if counts.total() else "searches: done")
     for recipe in plan.recipes:
+        count = plan.most_genotypes * plan.evaluation_seeds if evaluations is None else evaluations[recipe]
+        if not count:
+            lines.append(f"evaluations by {recipe.recipe} on {recipe.data}: done")
+            continue
         info = _info(recipe)
         one = forecaster.evaluation(_example(plan), recipe, info)
-        count = plan.most_genotypes * plan.evaluation_seeds
         total += count * (one.seconds or 0.0)
         unknown |= one.seconds is None
         disk += count * (EVALUATION_TABLE_BYTES + info.test_images // 8)
@@ -273,7 +287,12 @@ def forecast(plan: Plan, forecaster: Forecaster, gpu_bytes: int | None) -> str:
     return "\n".join(lines)
 
 
-def forecast_here(plan: Plan, patience: float) -> str:
+def forecast_here(
+    plan: Plan,
+    patience: float,
+    searches: Sequence[SearchTrial] | None = None,
+    evaluations: Mapping[EvalConfig, int] | None = None,
+) -> str:
     """The forecast for this machine. A trial has a GPU, or one core of the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = torch.get_num_threads()
@@ -281,7 +300,7 @@ def forecast_here(plan: Plan, patience: float) -> str:
     keep_freed_memory()  # as a trial does
     try:
         gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-        return forecast(plan, Forecaster(device, patience), gpu_bytes)
+        return forecast(plan, Forecaster(device, patience), gpu_bytes, searches, evaluations)
     finally:
         torch.set_num_threads(threads)
 

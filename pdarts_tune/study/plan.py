@@ -22,7 +22,7 @@ from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
 from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, content_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, PDARTS_CIFAR100
-from pdarts_tune.results.manifest import stored_seeds
+from pdarts_tune.results.manifest import stored_evaluations, stored_seeds
 
 Kind = TypeVar("Kind")
 HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds none out to choose by
@@ -111,6 +111,8 @@ class Plan:
         _check_name("study", self.study.name)
         for variant in self.variants:
             _check_name("variant", variant.name)
+            if not isinstance(variant.search, SearchConfig):
+                raise ConfigError(f"variant {variant.name}: search is a {type(variant.search).__name__}, it must be a SearchConfig")
             _check_seed(f"variant {variant.name}", variant.search.seed, "--seeds and --first-seed")
             limits = variant.skip_limits
             if not isinstance(limits, tuple | list) or not all(isinstance(limit, int) and limit in range(9) for limit in limits):
@@ -206,7 +208,7 @@ class Plan:
 
 def _check_name(what: str, name: str) -> None:
     """Names of studies, variants and recipes become parts of file names."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         raise ConfigError(
             f"{what}: {name!r} is wrong, a name has letters, digits, _, - and ., at most 100, a letter or digit first"
         )
@@ -256,13 +258,18 @@ def make_plan(
         ConfigError: an unknown preset or variant, a configuration that makes no sense, or a change without an effect.
     """
     size: Preset = _choose("preset", preset, {**PRESETS, **study.presets})
+    if not isinstance(size, Preset):
+        raise ConfigError(f"presets of {study.name}: {preset} is a {type(size).__name__}, it must be a Preset")
     sets = (size.search.data,) if data is None else tuple(map(absolute_name, data.split(",")))
     start = replace(size.search, data=sets[0], memory_limit=memory_limit, image_size=image_size, execution=execution)
     settings = to_dict(replace(start, skip_bad_images=skip_bad_images))
     settings["evaluation"] = to_dict(replace(size.evaluation, data=sets[0]))
-    for name in (item.partition("=")[0] for item in changes):
+    names = [item.partition("=")[0] for item in changes]
+    for name in names:
         if name in _BY_OPTION:
             raise ConfigError(f"set: {name} is set by {_BY_OPTION[name]}")
+        if names.count(name) > 1:
+            raise ConfigError(f"set: {name} is given {names.count(name)} times, it must be given once")
 
     def resolve(changes: Sequence[str]) -> tuple[SearchConfig, EvalConfig, Sequence[Variant], Sequence[EvalConfig]]:
         changed = change_settings(settings, changes)
@@ -310,15 +317,17 @@ def _make(study: Study, what: str, kind: type[Kind], *arguments: Any) -> Sequenc
     """What a function of the study makes. A wrong setting raises ConfigError; a mistake in the study's code keeps its traceback."""
     where, function, right = f"{what} of {study.name}", getattr(study, what), f"a list of {kind.__name__}"
     if not callable(function):
-        raise ConfigError(f"{where}: {function!r:.60} is wrong, it must be a function that returns {right}")
+        raise ConfigError(f"{where}: a {type(function).__name__} is wrong, it must be a function that returns {right}")
     try:
         made = function(*arguments)
     except (ValueError, TypeError) as error:
         if isinstance(error, TypeError) and not str(error).startswith("Stage.__init__()"):
             raise
         raise ConfigError(f"{where}: {error}") from error
-    if not isinstance(made, list | tuple) or not all(isinstance(item, kind) for item in made):
-        raise ConfigError(f"{where}: {made!r:.60} is wrong, it must be {right}")
+    if not isinstance(made, list | tuple):
+        raise ConfigError(f"{where}: returns {'nothing' if made is None else f'a {type(made).__name__}'}, it must return {right}")
+    if wrong := {type(item).__name__ for item in made if not isinstance(item, kind)}:
+        raise ConfigError(f"{where}: returns a list with {' and '.join(sorted(wrong))}, it must return {right}")
     return made
 
 
@@ -348,6 +357,8 @@ def define(plan: Plan) -> dict[str, Any]:
         for variant in plan.variants:
             seeds = {trial.config.seed for trial in plan.searches() if trial.variant == variant.name}
             definition["seeds"][variant.name] = stored_seeds(seeds)
+        evaluations = {variant.name: (sorted({*variant.limits}), plan.evaluation_seeds) for variant in plan.variants}
+        definition |= stored_evaluations(evaluations, definition["variants"])
     if len(plan.recipes) > 1:
         definition["further_evaluations"] = [to_dict(recipe) for recipe in plan.recipes[1:]]
     return definition
@@ -356,11 +367,12 @@ def define(plan: Plan) -> dict[str, Any]:
 _FURTHER = ("warmup_epochs", "dropout_decay", "dropout_restart")
 
 
-def describe(plan: Plan, folder: Path | str, done: Collection[str] = ()) -> str:
+def describe(plan: Plan, folder: Path | str, done: Collection[str] = (), evaluations: Collection[str] = ()) -> str:
     """The text that `--dry-run` prints: every trial with its difference from the base.
 
     Args:
-        done: the ids of the searches that are marked as done.
+        done: the ids of the trials that are marked as done.
+        evaluations: the ids of those that follow from the searches so far.
     """
     searches = plan.searches()
     product = f"{len(plan.variants)} variants x {plan.seeds} seeds"
@@ -397,6 +409,9 @@ def describe(plan: Plan, folder: Path | str, done: Collection[str] = ()) -> str:
     for trial in searches:
         state = mark.format("done" if trial.trial_id in done else "")
         lines.append(f"  {state}{trial.trial_id:{width}}  {config_id(trial.config)}  {told[trial.variant]}")
+    if evaluations:
+        lines += ["", "evaluations of the cells so far:"]
+        lines += [f"  {mark.format('done' if name in done else '')}{name}" for name in evaluations]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, cached_property
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.methods import RandomSearch, paired_variant
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.results.manifest import planned_evaluations, planned_seeds
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import ALL_ROWS, final_genotype, read_rows, read_study, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial, search_id
@@ -39,7 +40,7 @@ Trial = SearchTrial | EvalTrial
 Row = Mapping[str, Any]
 
 _TRIALS = ("trial_id", "status", "error", "max_skips")
-_EVALUATIONS = ("trial_id", "status", "genotype_id", "data", "recipe_id", "error_percent", "left_out", "shared")
+_EVALUATIONS = ("trial_id", "status", "genotype_id", "data", "recipe_id", "seed", "error_percent", "left_out", "shared")
 _GENOTYPES = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
 _EPOCHS = ("trial_id", "stage", "epoch", "derived_epoch", "validation_accuracy")
 
@@ -70,6 +71,29 @@ class Outcomes:
         """The searches that ended because a stage needs more than their memory limit. Another attempt would end the same way."""
         over = (name for name, row in self.trials.items() if row["status"] == "out_of_memory")
         return {name for name in over if (self.trials[name]["error"] or "").startswith("MemoryLimitError")}
+
+    def missing_of(self, definition: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """The searches and the evaluations of a study's definition that are not completed."""
+        completed, over = self.completed, self.over_limit
+        genotypes = defaultdict(list)
+        for row in _read(self.folder, "genotypes", _GENOTYPES):
+            genotypes[row["trial_id"]].append(row)
+        rows = (row for name, row in self.evaluations.items() if name in completed)
+        done = {(row["genotype_id"], row["recipe_id"], row["data"], row["seed"]) for row in rows}
+        recipes = [
+            from_dict(EvalConfig, recipe) for recipe in (definition["evaluation"], *definition.get("further_evaluations", ()))
+        ]
+        planned, searches, evaluations = planned_evaluations(definition), [], {}
+        for variant, seeds in planned_seeds(definition).items():
+            limits, count = planned[variant]
+            for name in (search_id(variant, seed) for seed in seeds):
+                if name not in completed | over:
+                    searches.append(name)
+                cells = (final_genotype({**self.trials[name], "max_skips": limit}, genotypes[name]) for limit in limits)
+                for cell, recipe, seed in product(cells if name in completed else (), recipes, range(count)):
+                    if cell and (cell["genotype_id"], recipe.recipe_id, recipe.data, seed) not in done:
+                        evaluations[f"{cell['genotype_id']} by {recipe.recipe_id} on {recipe.data}, seed {seed}"] = None
+        return searches, list(evaluations)
 
     def ran_out_of_memory(self, trial_id: str) -> bool:
         """Whether the last attempt at this trial ended so."""
@@ -173,6 +197,15 @@ class StudyState(Outcomes):
         each = len(self.plan.recipes) * self.plan.evaluation_seeds
         unknown = [trial for name, trial in self.searches.items() if name not in self.ended]
         return len(self.found) + each * sum(len(self._variants[trial.variant].limits) for trial in unknown)
+
+    @property
+    def evaluations_left(self) -> dict[EvalConfig, int]:
+        """By recipe: the evaluations that are not completed, if every search that has not ended finds genotypes of its own."""
+        unknown = self.most_evaluations - len(self.found)
+        left = {recipe: unknown // len(self.plan.recipes) for recipe in self.plan.recipes}
+        for name, trial in self.found.items():
+            left[replace(trial.config, seed=0)] += not self._is_evaluated(name)
+        return left
 
     @property
     def evaluated(self) -> int:

@@ -230,6 +230,7 @@ def test_changes_reach_the_base_and_the_recipe_and_every_variant():
     [
         (["channels=8"], "set: channels=8 would have no effect, own sets it in every variant"),
         (["evaluation.epochs=8"], "set: evaluation.epochs=8 would have no effect, own sets it in every recipe"),
+        (["batch_size=64", "batch_size=32"], "set: batch_size is given 2 times, it must be given once"),
         (["seed=8"], "set: seed is set by --seeds and --first-seed"),
         (["evaluation.batch_size=0"], "evaluation.batch_size: 0 is wrong, it must be a whole number of at least 1"),
     ],
@@ -363,10 +364,21 @@ def test_a_wrong_setting_in_a_study_is_one_line_on_the_command_line(tmp_path, ca
             Study("own", "?", lambda base: [Variant("a", base), Variant("b", base, (0, 2))]),
             "variants: a and b have the same settings, so they are one search",
         ),
-        (Study("own", "?", lambda base: Variant("a", base)), "variants of own: Variant(name='a'"),
-        (Study("own", "?", lambda base: [base]), "is wrong, it must be a list of Variant"),
-        (Study("own", "?", lambda _: None), "variants of own: None is wrong, it must be a list of Variant"),
-        (Study("own", "?", []), "variants of own: [] is wrong, it must be a function that returns a list of Variant"),
+        (
+            Study("own", "?", lambda base: Variant("a", base)),
+            "variants of own: returns a Variant, it must return a list",
+        ),
+        (Study("own", "?", lambda base: [base]), "variants of own: returns a list with SearchConfig, it must"),
+        (Study("own", "?", lambda _: None), "variants of own: returns nothing, it must return a list of Variant"),
+        (Study("own", "?", []), "variants of own: a list is wrong, it must be a function that returns a list of Variant"),
+        (Study("own", "?", lambda base: [Variant(3, base)]), "variant: 3 is wrong, a name has letters"),
+        (Study(3, "?", two_variants), "study: 3 is wrong, a name has letters"),
+        (Study("own", "?", lambda _: [Variant("a", {})]), "variant a: search is a dict, it must be a SearchConfig"),
+        (
+            Study("own", "?", two_variants, presets={"smoke": EvalConfig()}),
+            "presets of own: smoke is a EvalConfig, it",
+        ),
+        (Study("own", "?", two_variants, report="not_there.py"), "the report script not_there.py is not there"),
         (
             Study("own", "?", lambda base: [Variant("a", replace(base, seed=5))]),
             "variant a: seed 5 would have no effect, the study sets seeds (--seeds and --first-seed)",

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, from_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import search_work
-from pdarts_tune.results.manifest import COMPLETED
+from pdarts_tune.results.manifest import COMPLETED, check_definition
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
@@ -22,7 +23,7 @@ from pdarts_tune.study import forecast
 from pdarts_tune.study import run as study_run
 from pdarts_tune.study.cli import main
 from pdarts_tune.study.plan import SearchTrial, Study, Variant, define, make_plan
-from pdarts_tune.study.run import Source, StudyState
+from pdarts_tune.study.run import Outcomes, Source, StudyState
 from studies import depth_gap, regularization
 from synthetic import make_planned, make_planned_evaluation, make_trial
 
@@ -51,6 +52,43 @@ def test_the_dry_run_of_a_finished_study_says_so_and_forecasts_nothing(finished,
     main(STUDY, ["--preset", "smoke", "--seeds", "3", "--results", str(results), "--dry-run"])
     assert capsys.readouterr().out.rstrip().endswith("seconds and bytes")
     assert len(asked) == 1
+
+
+def test_a_dry_run_marks_what_is_done_and_forecasts_the_rest(finished, capsys, monkeypatch):
+    results, plan = finished
+    monkeypatch.setattr(forecast, "probe_stage", lambda *_: forecast.StepTimes(1.0, 1.0, 0.0))
+    monkeypatch.setattr(forecast, "probe_evaluation", lambda *_: forecast.StepTimes(3.0, 3.0, 0.0))
+    *_, last = StudyState(plan, Storage(results / "ready")).found
+    (results / "ready" / "evaluations" / f"{last}.parquet").unlink()
+    main(STUDY, [*OPTIONS, "--results", str(results), "--dry-run"])
+    said = capsys.readouterr().out
+    assert said.count("\n  done  ") == 2 * 2 + 3
+    assert f"\n        {last}\n" in said
+    seconds = 2 * math.ceil(240 * 0.8 / 48) * 3
+    assert f"{seconds} seconds each, at most 1\n" in said
+    assert f"total: {seconds / 3600:.3g} CPU core-hours" in said
+    assert "\nsearches: done\n" in said
+    main(STUDY, ["--preset", "smoke", "--seeds", "3", "--results", str(results), "--dry-run"])
+    assert f"{seconds} seconds each, at most 3\n" in capsys.readouterr().out  # the cells of two new searches
+
+
+def test_completed_is_true_whatever_commands_ran_in_the_folder(finished):
+    results, plan = finished
+    outcomes = Outcomes(results / "ready")
+    definition = check_definition(define(plan), None, "ready")
+    assert outcomes.missing_of(definition) == ([], [])
+    assert "evaluations" not in definition  # the manifest of a study with the usual evaluations is as it was
+    further = replace(plan, recipes=(plan.evaluation, replace(plan.evaluation, recipe="another", epochs=3)))
+    limits = replace(plan, variants=(replace(plan.variants[0], skip_limits=(0, 2)), plan.variants[1]))
+    seeds, evaluation_seeds = replace(plan, seeds=3), replace(plan, evaluation_seeds=2)
+    for begun, searches in ((further, 0), (evaluation_seeds, 0), (limits, 0), (seeds, 2)):
+        manifest = check_definition(define(begun), json.dumps(definition).encode(), "ready")
+        merged = check_definition(define(plan), json.dumps(manifest).encode(), "ready")
+        assert merged == manifest
+        state = StudyState(begun, results / "ready")
+        left = len(state.found) - state.evaluated
+        assert (left > 0) == (searches == 0)
+        assert [len(missing) for missing in outcomes.missing_of(merged)] == [searches, left]
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "out_of_memory"])

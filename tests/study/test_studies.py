@@ -156,3 +156,13 @@ def test_other_stages_of_the_paper_s_size_are_p_darts_stages_alone_among_the_bas
     before = {variant.name: variant.search for variant in make_plan(baselines.STUDY, "paper").variants}
     changed = [variant.name for variant in plan.variants if variant.search != before[variant.name]]
     assert changed == ["pdarts", "random"]
+
+
+@pytest.mark.parametrize("changes", [["stages.2.epochs=30"], ["stages.epochs=20", "batch_size=64", "train_images=2400"]])
+def test_the_baselines_of_the_paper_s_preset_are_no_miniatures_whatever_its_settings_are_changed_to(changes):
+    def methods(preset, *changes):
+        return {variant.name: variant.search for variant in make_plan(baselines.STUDY, preset, changes=changes).variants}
+
+    assert methods("paper", *changes)["pc_darts"].method.k == 4
+    assert methods("paper", *changes)["darts_first"].stages == methods("paper")["darts_first"].stages
+    assert methods("cifar-mini", "stages.2.epochs=30")["pc_darts"].method.k == 2

@@ -110,7 +110,7 @@ def test_the_commit_is_of_the_repository_that_holds_the_package_and_of_no_other_
 
 def test_an_image_set_without_labels_is_refused_before_anything_starts(tmp_path, capsys):
     for name in ("train", "test"):
-        pd.DataFrame({"image": [b"x"], "category": [1]}).to_parquet(tmp_path / f"{name}.parquet")
+        pd.DataFrame({"image": [b"x"], "weight": [1]}).to_parquet(tmp_path / f"{name}.parquet")
     arguments = ["--preset", "smoke", "--results", str(tmp_path / "results"), "--data", f"parquet:{tmp_path}"]
     code, output = run_main(arguments, capsys)
     assert code == 2
