@@ -80,8 +80,7 @@ def _prepare_process() -> None:
         if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):  # else somebody captures it
             raw = _Output(stream.fileno(), "w", closefd=False)
             buffer: Any = raw if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(raw)
-            lines = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, errors, **lines))
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, errors, None, stream.line_buffering, stream.write_through))
 
 
 def first_paragraph(boxed: str) -> str:

@@ -104,7 +104,7 @@ def _explain(error: ValidationError, kind: Any) -> str:
     bare = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
     if choices := [choice.name for choice in typing.get_args(bare) if hasattr(choice, "name")]:
         right = f"settings with a name, one of {', '.join(choices)}"
-    elif dataclasses.is_dataclass(bare):
+    elif isinstance(bare, type) and dataclasses.is_dataclass(bare):
         right = f"settings of {bare.__name__}"
     elif first["type"] in ("tuple_type", "finite_number"):
         right = first["msg"].removeprefix("Input should be ").replace("valid array", "list")
