@@ -7,7 +7,7 @@ python benchmarks/orchestration.py --folder FOLDER --trials 100      # does it r
 2. What a search writes after an epoch, late in a search of the paper's size, against an epoch of 30 seconds.
 3. A study of many finished searches, each of 75 epochs with 224 alphas and with a genotype and an evaluation of its own: opening
    it, planning it, and resuming it with nothing to do, each in a process of its own. One search's rows are the project's own
-   writer's, the others are copies with other ids; nobody's results. MLflow holds a run for each.
+   writer's, the others are copies with other ids; nobody's results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import os
 import random
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,28 +182,11 @@ def fill(rows: Any, column: str, values: list[Any]) -> Any:
 
 
 def mirror_many(folder: Path) -> None:
-    """An MLflow store that says of every trial that it is mirrored; runs without their figures, which nobody reads back."""
+    """An MLflow store that says that all tables are mirrored, without the runs, which nobody reads back."""
     from pdarts_tune.study import mlflow_mirror
 
     mirror = mlflow_mirror.Mirror(folder / "many", mlflow_mirror.default_tracking_uri(folder))
-    ids = [name.removesuffix(".parquet") for name in mirror._stamps()["trials"]]
-    mirror._client.create_run(mirror._experiment, 0, {}, ids[0])
-    whole = mlflow_mirror._digest(False, mirror._stamps())
-    mirror._client.set_experiment_tag(mirror._experiment, mlflow_mirror.STAMP, whole)
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
-        cursor = database.execute("select * from runs")
-        names = [column[0] for column in cursor.description]
-        (one,) = cursor.fetchall()
-        first = dict(zip(names, one, strict=True))
-        new = [first | {"run_uuid": f"{number:032x}", "name": trial_id} for number, trial_id in enumerate(ids[1:])]
-        marks = ", ".join("?" * len(names))
-        database.executemany(f"insert into runs values ({marks})", [tuple(row[name] for name in names) for row in new])
-        tags = [
-            (key, value, row["run_uuid"])
-            for row in [first, *new]
-            for key, value in ((mlflow_mirror.FOLDER, mirror._folder_id), (mlflow_mirror.TRIAL, row["name"]))
-        ]
-        database.executemany("insert or replace into tags (key, value, run_uuid) values (?, ?, ?)", tags)
+    mirror._client.set_experiment_tag(mirror._experiment, mlflow_mirror.STATE, mlflow_mirror._digest(False, mirror._stamps()))
 
 
 def measure(command: Sequence[str]) -> tuple[float, float, float]:

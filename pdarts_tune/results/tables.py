@@ -187,6 +187,17 @@ def final_genotype(trial: Mapping[str, Any], genotypes: Iterable[Mapping[str, An
     return max(rows, key=lambda row: row["stage"]) if rows and trial["status"] == "completed" else None
 
 
+def chosen_epoch(trial: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The row of `epochs` that a completed search took its cell from; None where nothing was trained.
+
+    For a random search this is the last epoch of the best candidate, for others the epoch of the last stage whose alphas decided.
+    """
+    by_place = {(row["stage"], row["epoch"]): row for row in epochs}
+    ends = [by_place[row["stage"], row["derived_epoch"]] for row in epochs if row["derived_epoch"] is not None]
+    key = "validation_accuracy" if trial["method"] == "random_search" else "stage"
+    return max(sorted(ends, key=lambda row: row["stage"]), key=lambda row: row[key], default=None)  # of equals, the first
+
+
 def _find_studies(root: Storage) -> list[Storage]:
     if not root.is_remote and not root.path.is_dir():
         raise ConfigError(f"{root}: is not a folder")

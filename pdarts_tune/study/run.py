@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdarts_tune.config.evaluation import EvalConfig
-from pdarts_tune.config.methods import RandomSearch, paired_variant
+from pdarts_tune.config.methods import paired_variant
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.manifest import planned_evaluations, planned_seeds
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import ALL_ROWS, final_genotype, read_rows, read_study, write_rows
+from pdarts_tune.results.tables import ALL_ROWS, chosen_epoch, final_genotype, read_rows, read_study, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial, search_id
 from pdarts_tune.study.shares import multi_process_service
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Trial = SearchTrial | EvalTrial
 Row = Mapping[str, Any]
 
-_TRIALS = ("trial_id", "status", "error", "max_skips")
+_TRIALS = ("trial_id", "status", "error", "max_skips", "method")
 _EVALUATIONS = ("trial_id", "status", "genotype_id", "data", "recipe_id", "seed", "error_percent", "left_out", "shared")
 _GENOTYPES = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
 _EPOCHS = ("trial_id", "stage", "epoch", "derived_epoch", "validation_accuracy")
@@ -329,11 +329,8 @@ class StudyState(Outcomes):
             for row in _read(self.folder, "epochs", _EPOCHS):
                 epochs[row["trial_id"]].append(row)
         for name in new:
-            rows = epochs[name] if epochs else read_rows(self.folder, "epochs", name, _EPOCHS)
-            by_epoch = {(row["stage"], row["epoch"]): row["validation_accuracy"] for row in rows}
-            ends = [by_epoch[row["stage"], row["derived_epoch"]] for row in rows if row["derived_epoch"] is not None]
-            best = isinstance(self.searches[name].config.method, RandomSearch)
-            self._accuracies[name] = (max(ends) if best else ends[-1]) if ends else math.nan
+            chosen = chosen_epoch(self.trials[name], epochs[name] if epochs else read_rows(self.folder, "epochs", name, _EPOCHS))
+            self._accuracies[name] = chosen["validation_accuracy"] if chosen else math.nan
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

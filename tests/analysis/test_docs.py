@@ -51,7 +51,7 @@ TRIED = {
     "pip install ziglang",
     ".venv/bin/pre-commit install",
     "for table in trials epochs alphas genotypes evaluations; do cp -rn there/depth_gap/$table here/depth_gap/; done",
-    "mlflow ui --backend-store-uri sqlite:///<results>/mlflow.db --artifacts-destination <results>",
+    "mlflow ui --backend-store-uri sqlite:///<results>/mlflow.db",
     "mlflow server",  # tests/study/test_survival_servers.py
     "export RAY_AUTH_MODE=token PDARTS_TUNE_DATA=/local/data",  # these six: two nodes of one machine, as the page says
     "ray get-auth-token --generate",

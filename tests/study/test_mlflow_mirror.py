@@ -12,7 +12,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from sqlalchemy import make_url
 
 from pdarts_tune.config.methods import RandomSampling
@@ -22,7 +21,7 @@ from pdarts_tune.pdarts.progressive_depth import with_depths
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study import mlflow_mirror
 from pdarts_tune.study.mlflow_mirror import FIGURES, Mirror, default_tracking_uri, sqlite_uri
-from synthetic import make_evaluations, make_study, make_trial, shrink
+from synthetic import START, make_evaluations, make_study, make_trial, shrink
 
 SMALL = shrink(SearchConfig(), 2)
 SHALLOW = replace(SMALL, stages=with_depths(SMALL.stages, (5, 5, 5)))
@@ -33,7 +32,7 @@ RANDOM = SearchConfig(method=RandomSampling())
 def empty_store(tmp_path_factory):
     """A new database takes MLflow seven seconds, a copy of one none."""
     root = tmp_path_factory.mktemp("store")
-    mlflow_mirror._Client(default_tracking_uri(root), None).search_experiments()
+    mlflow_mirror.open_client(default_tracking_uri(root)).search_experiments()
     return root / "mlflow.db"
 
 
@@ -41,14 +40,6 @@ def empty_store(tmp_path_factory):
 def root(empty_store, tmp_path):
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return tmp_path
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Draws nothing and lists the trials whose files would have been logged."""
-    names = []
-    monkeypatch.setattr(Mirror, "_log_cells", lambda *arguments: names.append(arguments[2]))
-    return names
 
 
 def open_mirror(root, study="study"):
@@ -93,13 +84,12 @@ def experiment_tags(root, study="study"):
     return dict(query(root, sql))
 
 
-def test_an_experiment_has_a_run_at_its_top_for_each_trial(root, drawn):
+def test_an_experiment_has_a_run_at_its_top_for_each_trial(root):
     variants = {"pdarts": SMALL, "shallow": SHALLOW, "random": RANDOM}
     make_study(root, "study", variants, (0, 1), epochs=2, failed=["study-pdarts-s1"])
     open_mirror(root).update()
     names = [f"study-{variant}-s{seed}" for variant in variants for seed in (0, 1)]
     assert runs(root) == dict.fromkeys(names, "FINISHED") | {"study-pdarts-s1": "FAILED"}
-    assert sorted(drawn) == sorted({*names} - {"study-pdarts-s1"})
     assert query(root, "select * from tags where key = 'mlflow.parentRunId'") == []
     assert of_run(root, "tags", "study-pdarts-s1")["pdarts_tune.error"].startswith("FloatingPointError")
     assert of_run(root, "params", "study-pdarts-s1").items() >= {"variant": "pdarts", "seed": "1", "depths": "5-11-17"}.items()
@@ -109,7 +99,7 @@ def test_an_experiment_has_a_run_at_its_top_for_each_trial(root, drawn):
     assert [row[0] for row in points(root, "study-random-s0", "epoch/%")] == []
 
 
-def test_epochs_and_final_figures_are_those_of_the_tables(root, drawn):
+def test_epochs_and_final_figures_are_those_of_the_tables(root):
     folder = make_study(root, "study", {"pdarts": SMALL}, (0,), epochs=2)
     open_mirror(root).update()
     epochs = read_table(folder, "epochs").sort_values(["stage", "epoch"])
@@ -136,7 +126,7 @@ def test_epochs_and_final_figures_are_those_of_the_tables(root, drawn):
     assert set(FIGURES) == set(expected)
 
 
-def test_the_experiment_shows_the_answer_and_its_figures_unasked(root, drawn):
+def test_the_experiment_shows_the_answer_and_its_figures_unasked(root):
     folder = make_study(root, "study", {"pdarts": SMALL, "shallow": SHALLOW}, (0,), epochs=2)
     mirror = open_mirror(root)
     mirror.update()
@@ -151,7 +141,7 @@ def test_the_experiment_shows_the_answer_and_its_figures_unasked(root, drawn):
     assert charts["groupBy"] == "param.average.variant"
     assert [chart["metricKey"] for chart in charts["compareRunCharts"]] == list(FIGURES)
     command, table, _ = mirror.links()
-    assert command == f"mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db --artifacts-destination {root}"
+    assert command == f"mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db"
     assert table.startswith("http://127.0.0.1:5000/#/experiments/1/runs?")
     assert "viewStateShareKey=table" in table
     (folder / "report" / "rq1.md").write_text("line\n" * 10_000)
@@ -161,7 +151,7 @@ def test_the_experiment_shows_the_answer_and_its_figures_unasked(root, drawn):
     assert text.endswith(f"line\n\n... the rest is in {folder}/report")
 
 
-def test_a_setting_that_differs_later_becomes_a_parameter_of_all_runs(root, drawn):
+def test_a_setting_that_differs_later_becomes_a_parameter_of_all_runs(root):
     make_trial(root / "study", "t", "pdarts", SMALL)
     open_mirror(root).update()
     assert of_run(root, "params", "t") == {"variant": "pdarts", "seed": "0", "method": "first_order"}
@@ -173,11 +163,11 @@ def test_a_setting_that_differs_later_becomes_a_parameter_of_all_runs(root, draw
     assert run_ids(root)["t"] == before["t"]
 
 
-def test_updating_again_changes_nothing_and_reads_nothing(root, drawn, monkeypatch):
+def test_updating_again_changes_nothing_and_reads_nothing(root, monkeypatch):
     make_study(root, "study", {"pdarts": SMALL, "random": RANDOM}, (0,), epochs=2)
     open_mirror(root).update()
-    before = query(root, "select * from runs"), points(root, "%"), len(drawn)
-    query_all = "delete from experiment_tags where key = 'pdarts_tune.stamp'"
+    before = query(root, "select * from runs"), points(root, "%")
+    query_all = "delete from experiment_tags where key = 'pdarts_tune.state'"
     with closing(sqlite3.connect(root / "mlflow.db")) as connection, connection:
         connection.execute(query_all)  # the experiment's, so that each run is looked at
 
@@ -188,10 +178,10 @@ def test_updating_again_changes_nothing_and_reads_nothing(root, drawn, monkeypat
     open_mirror(root).update()
     monkeypatch.setattr(Mirror, "_find_runs", refuse)
     open_mirror(root).update()
-    assert (query(root, "select * from runs"), points(root, "%"), len(drawn)) == before
+    assert (query(root, "select * from runs"), points(root, "%")) == before
 
 
-def test_only_a_run_whose_tables_have_changed_is_replaced(root, drawn):
+def test_only_a_run_whose_tables_have_changed_is_replaced(root):
     folder = make_study(root, "study", {"pdarts": SMALL}, (0, 1), epochs=2)
     mirror = open_mirror(root)
     mirror.update()
@@ -206,7 +196,7 @@ def test_only_a_run_whose_tables_have_changed_is_replaced(root, drawn):
     assert losses[-1][3] == 9.0
 
 
-def test_a_growing_trial_keeps_its_run_and_ends_whole(root, drawn, empty_store):
+def test_a_growing_trial_keeps_its_run_and_ends_whole(root, empty_store):
     mirror = open_mirror(root)
     logged = []
     for done in (0, 1, 2, 3, 4, 5):
@@ -226,7 +216,7 @@ def test_a_growing_trial_keeps_its_run_and_ends_whole(root, drawn, empty_store):
     assert points(root, "t") == points(other, "t")
 
 
-def test_runs_that_are_replaced_leave_nothing_in_a_database(root, drawn):
+def test_runs_that_are_replaced_leave_nothing_in_a_database(root):
     folder = make_study(root, "study", {"pdarts": SMALL}, (0, 1, 2), epochs=2)
     for loss in (7.0, 8.0, 9.0):
         for seed in (0, 1, 2):
@@ -242,26 +232,34 @@ class LostError(Exception):
     pass
 
 
+class DyingClient:
+    """A client whose process dies before or after one of its calls."""
+
+    def __init__(self, client, calls, after):
+        self.client, self.calls, self.after = client, calls, after
+
+    def __getattr__(self, name):
+        def call(*arguments, **keywords):
+            self.calls -= 1
+            if self.calls == 0 and not self.after:
+                raise LostError
+            result = getattr(self.client, name)(*arguments, **keywords)
+            if self.calls == 0:
+                raise LostError
+            return result
+
+        return getattr(self.client, name) if name == "_tracking_client" else call
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
-def test_whichever_call_the_driver_dies_at_nothing_is_lost_or_doubled(root, drawn, after):
+def test_whichever_call_the_driver_dies_at_nothing_is_lost_or_doubled(root, after):
     make_trial(root / "study", "t", "pdarts", SMALL)
     open_mirror(root).update()
     expected = points(root, "t")
     for fatal in range(1, 100):
         make_trial(root / "study", "t", "pdarts", SMALL, status="running", epochs_done=3, evaluation_seeds=())
-        mirror, left = open_mirror(root), [fatal]
-        real = mirror._client._call
-
-        def dying(method, *arguments, real=real, left=left, **keywords):
-            left[0] -= 1
-            if left[0] == 0 and not after:
-                raise LostError
-            result = real(method, *arguments, **keywords)
-            if left[0] == 0:
-                raise LostError
-            return result
-
-        mirror._client._call = dying
+        mirror = open_mirror(root)
+        dying = mirror._client = DyingClient(mirror._client, fatal, after)
         try:
             mirror.update(live=True)
             make_trial(root / "study", "t", "pdarts", SMALL)
@@ -271,12 +269,28 @@ def test_whichever_call_the_driver_dies_at_nothing_is_lost_or_doubled(root, draw
             open_mirror(root).update()
         assert runs(root) == {"t": "FINISHED"}, f"call {fatal}"
         assert points(root, "t") == expected, f"call {fatal}"
-        if left[0] > 0:
+        if dying.calls > 0:
             break
     assert 15 < fatal < 40
 
 
-def test_losses_that_are_not_numbers_are_mirrored_once(root, drawn):
+def test_a_run_whose_update_was_cut_short_is_made_anew(root, monkeypatch):
+    """Its points may be of rows that a trial has written again since, from its checkpoint."""
+    monkeypatch.setattr(mlflow_mirror, "_BATCH", 5)
+    make_trial(root / "study", "t", "pdarts", SMALL, status="running", epochs_done=2)
+    mirror = open_mirror(root)
+    mirror.update(live=True)
+    make_trial(root / "study", "t", "pdarts", SMALL, status="running", epochs_done=3)
+    mirror._client = DyingClient(mirror._client, 4, True)  # the first batch is in, the tag is not
+    with pytest.raises(LostError):
+        mirror.update(live=True)
+    rows = read_rows(root / "study", "epochs", "t")
+    write_rows(root / "study", "epochs", "t", [*rows[:-1], rows[-1] | {"train_loss": 9.0, "finished": START}])
+    open_mirror(root).update(live=True)
+    assert [row[1] for row in points(root, "t", "epoch/train_loss")] == [0, 1, 2]
+
+
+def test_losses_that_are_not_numbers_are_mirrored_once(root):
     folder = root / "study"
     make_trial(folder, "t", "pdarts", SMALL, status="failed")
     write_rows(folder, "epochs", "t", [row | {"train_loss": float("nan")} for row in read_rows(folder, "epochs", "t")])
@@ -285,7 +299,7 @@ def test_losses_that_are_not_numbers_are_mirrored_once(root, drawn):
     assert [row[4] for row in points(root, "t", "epoch/train_loss")] == [1, 1]
 
 
-def test_evaluations_that_come_later_are_in_the_trials_figures(root, drawn):
+def test_evaluations_that_come_later_are_in_the_trials_figures(root):
     folder = root / "study"
     make_trial(folder, "t", "pdarts", SMALL, evaluation_seeds=())
     mirror = open_mirror(root)
@@ -313,7 +327,7 @@ def test_evaluations_that_come_later_are_in_the_trials_figures(root, drawn):
     assert query(root, "select count(*) from runs") == [(1,)]
 
 
-def test_a_study_that_is_stopped_leaves_no_run_running_and_goes_on_later(root, drawn):
+def test_a_study_that_is_stopped_leaves_no_run_running_and_goes_on_later(root):
     make_trial(root / "study", "t", "pdarts", SMALL, status="running", epochs_done=1)
     mirror = open_mirror(root)
     mirror.update(live=True)
@@ -329,7 +343,7 @@ def test_a_study_that_is_stopped_leaves_no_run_running_and_goes_on_later(root, d
     assert of_run(root, "tags", "t")["pdarts_tune.status"] == "out_of_memory"
 
 
-def test_folders_with_a_study_of_one_name_have_an_experiment_each_in_a_store(root, drawn):
+def test_folders_with_a_study_of_one_name_have_an_experiment_each_in_a_store(root):
     for _ in range(2):
         for name in ("a", "b"):
             make_trial(root / name / "study", "t", "random", RANDOM)
@@ -338,7 +352,7 @@ def test_folders_with_a_study_of_one_name_have_an_experiment_each_in_a_store(roo
         assert query(root, "select count(distinct experiment_id) from runs") == [(2,)]
 
 
-def test_runs_are_found_beyond_the_first_page(root, drawn, monkeypatch):
+def test_runs_are_found_beyond_the_first_page(root, monkeypatch):
     monkeypatch.setattr(mlflow_mirror, "_PAGE", 2)
     for number in range(5):
         make_trial(root / "study", f"t{number}", "random", RANDOM, evaluation_seeds=())
@@ -350,42 +364,26 @@ def test_runs_are_found_beyond_the_first_page(root, drawn, monkeypatch):
     assert len(runs(root)) == 6
 
 
-def test_files_of_a_trial_have_no_absolute_address_and_go_with_their_run(root):
-    folder = make_study(root / "results", "study", {"pdarts": SMALL}, (0,), epochs=2)
-    shutil.move(root / "mlflow.db", root / "results" / "mlflow.db")
-    open_mirror(root / "results").update()
-    (root / "results").rename(root / "moved")
-    ((run_id, address),) = query(root / "moved", "select run_uuid, artifact_uri from runs")
-    assert address == f"mlflow-artifacts:/study/mlflow/{run_id}/artifacts"
-    files = root / "moved" / "study" / "mlflow" / run_id / "artifacts"
-    assert [path.name for path in files.iterdir()] == ["cells.svg"]
-    assert of_run(root / "moved", "tags", "study-pdarts-s0")["mlflow.note.content"].startswith("`Genotype(normal=[('")
-    rows = read_rows(root / "moved" / folder.name, "epochs", "study-pdarts-s0")
-    write_rows(root / "moved" / folder.name, "epochs", "study-pdarts-s0", rows[1:])
-    open_mirror(root / "moved").update()
-    assert not files.exists()
-    assert not (root / "results").exists()
-    assert len(list((root / "moved" / "study" / "mlflow").iterdir())) == 1
-
-
-def test_a_folder_that_is_moved_or_copied_keeps_to_a_store_elsewhere(root):
-    store = default_tracking_uri(root)
-    make_study(root / "results", "study", {"pdarts": SMALL}, (0,), epochs=2)
-    for _ in range(2):
-        Mirror(root / "results" / "study", store).update()
-    assert query(root, "select count(*) from experiments where name like 'study%'") == [(1,)]
-    shutil.copytree(root / "results", root / "copy")
-    (root / "results").rename(root / "moved")
+def test_a_folder_that_is_moved_or_copied_keeps_its_runs(root, empty_store):
+    inside, elsewhere = root / "results", default_tracking_uri(root)
+    make_study(inside, "study", {"pdarts": SMALL}, (0,), epochs=2)
+    shutil.copy(empty_store, inside / "mlflow.db")
+    open_mirror(inside).update()
+    Mirror(inside / "study", elsewhere).update()
+    before = run_ids(inside), run_ids(root)
+    shutil.copytree(inside, root / "copy")
+    inside.rename(root / "moved")
     for name in ("moved", "copy"):
-        Mirror(root / name / "study", store).update()
-        ((address,),) = query(root, "select artifact_uri from runs")
-        assert Path(address.removeprefix("file://")).is_relative_to(root / name)
-        assert Path(address.removeprefix("file://"), "cells.svg").exists()
-        assert not (root / "results").exists()
+        open_mirror(root / name).update()
+        Mirror(root / name / "study", elsewhere).update()
+        assert (run_ids(root / name), run_ids(root)) == before
+        assert query(root / name, "select artifact_uri from runs where artifact_uri not like 'mlflow-artifacts:/study/%'") == []
+    assert of_run(root / "moved", "tags", "study-pdarts-s0")["mlflow.note.content"].startswith("`Genotype(normal=[('")
+    assert not inside.exists()
 
 
-def test_an_experiment_of_somebody_else_keeps_its_name_and_runs(root, drawn):
-    client = mlflow_mirror._Client(default_tracking_uri(root), None)
+def test_an_experiment_of_somebody_else_keeps_its_name_and_runs(root):
+    client = mlflow_mirror.open_client(default_tracking_uri(root))
     client.create_run(client.create_experiment("study"), 1, {}, "mine")
     make_trial(root / "study", "t", "random", RANDOM)
     open_mirror(root).update()
@@ -417,7 +415,7 @@ def test_a_store_that_does_not_answer_is_refused_in_one_line(tmp_path, uri, monk
 def away_for(mirror, monkeypatch, calls, reason="refused"):
     """Makes MLflow refuse that many batches; returns those that it has refused."""
     refused: list[float] = []
-    real = mirror._client._client.log_batch
+    real = mirror._client.log_batch
 
     def log_batch(*arguments, **keywords):
         if len(refused) < calls:
@@ -425,17 +423,17 @@ def away_for(mirror, monkeypatch, calls, reason="refused"):
             raise ConnectionError(reason)
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(mirror._client._client, "log_batch", log_batch)
+    monkeypatch.setattr(mirror._client, "log_batch", log_batch)
     return refused
 
 
-def test_updates_during_a_study_warn_once_of_an_outage_and_catch_up(root, drawn, capfd, monkeypatch):
+def test_updates_during_a_study_warn_once_of_an_outage_and_catch_up(root, capfd, monkeypatch):
     make_trial(root / "study", "t", "random", RANDOM)
     mirror = open_mirror(root)
     refused = away_for(mirror, monkeypatch, 3)
     with mirror.updating(interval=0.05):
         deadline = time.monotonic() + 60
-        while runs(root).get("t") != "FINISHED" and time.monotonic() < deadline:
+        while "pdarts_tune.status" not in of_run(root, "tags", "t") and time.monotonic() < deadline:
             time.sleep(0.05)
     assert len(refused) == 3
     assert runs(root) == {"t": "FINISHED"}
@@ -445,7 +443,7 @@ def test_updates_during_a_study_warn_once_of_an_outage_and_catch_up(root, drawn,
     assert not [thread for thread in threading.enumerate() if thread.name == "mlflow mirror"]
 
 
-def test_a_context_that_ends_leaves_the_rest_of_an_update_to_the_next(root, drawn):
+def test_a_context_that_ends_leaves_the_rest_of_an_update_to_the_next(root):
     make_study(root, "study", {"pdarts": SMALL}, (0, 1), epochs=2)
     mirror, ended = open_mirror(root), threading.Event()
     ended.set()
@@ -455,33 +453,33 @@ def test_a_context_that_ends_leaves_the_rest_of_an_update_to_the_next(root, draw
     assert len(runs(root)) == 2
 
 
-def test_the_end_of_a_study_waits_for_a_server_that_is_away_but_not_for_ever(root, drawn, capfd, monkeypatch):
+def test_the_end_of_a_study_waits_for_a_server_that_is_away_but_not_for_ever(root, capfd, monkeypatch):
     make_trial(root / "study", "t", "random", RANDOM)
     mirror = open_mirror(root)
     away_for(mirror, monkeypatch, 2, "database is locked")
-    assert mirror.finish(patience=2.0)
+    mirror.finish(patience=2.0)
     assert runs(root) == {"t": "FINISHED"}
     assert capfd.readouterr().err.count("database is locked; the tables are not affected") == 1
     make_trial(root / "study", "u", "random", RANDOM)
     refused = away_for(mirror, monkeypatch, 1000, "database is locked")
-    assert not mirror.finish(patience=0.3)
+    mirror.finish(patience=1.5)
     assert len(refused) > 2
     assert "database is locked; the tables are complete" in capfd.readouterr().err
 
 
-def test_what_will_fail_again_is_tried_only_once_more(root, drawn, capfd, monkeypatch):
+def test_what_will_fail_again_is_not_tried_again(root, capfd, monkeypatch):
     make_trial(root / "study", "t", "random", RANDOM)
     mirror = open_mirror(root)
     refused = away_for(mirror, monkeypatch, 1000, "attempt to write a readonly database")
     begun = time.monotonic()
-    assert not mirror.finish()
-    assert len(refused) == 2
+    mirror.finish()
+    assert len(refused) == 1
     assert time.monotonic() - begun < 10
     assert "readonly database; the tables are complete" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["what?now", "50%41 #1; {a}&'b' ü"])
-def test_a_store_is_in_the_results_folder_whatever_the_folder_is_called(tmp_path, empty_store, drawn, name):
+def test_a_store_is_in_the_results_folder_whatever_the_folder_is_called(tmp_path, empty_store, name):
     root = tmp_path / name
     make_trial(root / "study", "t", "random", RANDOM)
     shutil.copy(empty_store, root / "mlflow.db")
@@ -489,9 +487,7 @@ def test_a_store_is_in_the_results_folder_whatever_the_folder_is_called(tmp_path
     mirror.update()
     assert runs(root) == {"t": "FINISHED"}
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    options = shlex.split(mirror.links()[0])
-    assert make_url(options[3]).database == str(root / "mlflow.db")
-    assert LocalArtifactRepository(options[5]).artifact_dir == str(root)
+    assert make_url(shlex.split(mirror.links()[0])[3]).database == str(root / "mlflow.db")
     study = optuna.create_study(storage=optuna.storages.RDBStorage(sqlite_uri(root / "optuna.db")))
     assert study.trials == []
     assert {path.name for path in tmp_path.rglob("*.db")} == {"mlflow.db", "optuna.db"}

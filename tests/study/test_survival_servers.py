@@ -18,8 +18,7 @@ from test_survival import assert_mirrored, assert_whole, finish, running, undist
 
 from pdarts_tune.results.storage import Storage, open_filesystem
 from pdarts_tune.results.tables import read_table
-from pdarts_tune.study import mlflow_mirror
-from pdarts_tune.study.mlflow_mirror import default_tracking_uri
+from pdarts_tune.study.mlflow_mirror import default_tracking_uri, open_client
 
 SECRET = "not-to-be-seen-anywhere"
 
@@ -89,9 +88,7 @@ def test_an_object_store_keeps_rows_and_checkpoints(bucket):
 def test_a_study_in_an_object_store_outlives_a_restart_of_its_mlflow_server(bucket, tmp_path, undisturbed):  # noqa: F811
     port = free_port()
     database = tmp_path / "mlflow.db"
-    mlflow_mirror._Client(
-        default_tracking_uri(tmp_path), None
-    ).search_experiments()  # makes the database, quicker here than in the server
+    open_client(default_tracking_uri(tmp_path)).search_experiments()  # makes the database, quicker here than in the server
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "files")]
     env = {"OUTPUT": str(tmp_path / "output.txt")}
