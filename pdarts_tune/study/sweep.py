@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import ray
 from ray import tune
-from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError, RayTaskError
+from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -173,7 +174,7 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
         """Why the trial failed, in one line; its table has the traceback. None: the tables say that it is completed."""
         with self.keeping_errors():
             error, kills = _python_error(trial), kernel_kills()
-            if isinstance(error, OutOfMemoryError):
+            if "running low on memory" in _last_failure(trial):
                 error = KilledForMemoryError("Ray")
             elif error is None and kills > self.kernel_kills:
                 error = KilledForMemoryError("the kernel")
@@ -265,7 +266,7 @@ def record_failure(settings: dict[str, Any], error: BaseException | None) -> str
     status = rows[0]["status"] if rows else None
     if status == "completed":
         return None
-    if status in ("failed", "out_of_memory") and error is not None:
+    if status in ("failed", "out_of_memory") and error is not None and not isinstance(error, KilledForMemoryError):
         return str(rows[0][column])
     reason, status_now, peak, now = DIED, "failed", None, datetime.now(UTC)
     if isinstance(error, KilledForMemoryError):
@@ -303,6 +304,11 @@ def kernel_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+def _last_failure(trial: Any) -> str:
+    """What Tune has written of a trial's last failure. A kill by Ray's memory monitor is there alone, and not among the errors."""
+    return Path(trial.error_file).read_text().rpartition("Failure #")[2] if trial.error_file else ""
 
 
 def _python_error(trial: Any) -> BaseException | None:
@@ -460,7 +466,9 @@ def open_sweep(storage: Storage, settings: Arguments, commit: str) -> Iterator[S
 
 
 def _check_answer(address: str) -> None:
-    """Raises OSError where nothing answers at HOST:PORT. Ray would try for a quarter of an hour."""
+    """Raises OSError where nothing answers at HOST:PORT, or at the cluster that `auto` means. Ray would try for minutes."""
+    if address == "auto":
+        address = canonicalize_bootstrap_address(address) or ""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()

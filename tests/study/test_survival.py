@@ -297,11 +297,24 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(tmp_p
     def refuse(path, *arguments, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(locking.Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(SystemExit) as stopped:
         main(STUDY, ["--preset", "smoke", "--results", str(tmp_path / "results")])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.endswith("survival cannot be written (Permission denied)\n")
+
+
+@pytest.mark.slow  # a study with Ray, whose memory monitor takes every trial for too large
+def test_a_trial_that_rays_memory_monitor_kills_is_out_of_memory_and_says_what_to_change(tmp_path):
+    env = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "250", "OUTPUT": str(tmp_path / "output.txt")}
+    output = finish(tmp_path, "--max-failures", "1", code=1, env=env)
+    reason = "out of memory: Ray killed the process of the trial, the machine had no memory left"
+    assert f"steady-seed0: started again after {reason}" in output
+    assert f"steady-seed0: failed: {reason}" in output
+    (row,) = read_table(tmp_path, "trials").to_dict("records")
+    assert (row["status"], row["attempts"]) == ("out_of_memory", 2)
+    assert "run fewer trials at a time (--max-trials 1), give --recompute, or take a smaller batch_size" in row["error"]
+    assert_mirrored(tmp_path / "mlflow.db")
 
 
 def test_a_failed_trial_stops_the_study_if_nothing_can_be_written_any_more(tmp_path, monkeypatch):
@@ -309,7 +322,7 @@ def test_a_failed_trial_stops_the_study_if_nothing_can_be_written_any_more(tmp_p
 
     class Trial:
         config = {"trial": {"trial_id": "t", "genotype": ""}}  # noqa: RUF012
-        pickled_error_file = None
+        pickled_error_file = error_file = None
 
     monkeypatch.setattr(sweep, "record_failure", lambda *_: "OSError: no space\ntraceback")
     with Progress({"searches": 1}, {"searches": 0}, 1) as progress:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import AuthenticationError, OutOfMemoryError
+from ray.exceptions import AuthenticationError
 from ray.tune.search import Searcher
 
 from pdarts_tune.config.search import SearchConfig
@@ -170,11 +170,13 @@ def test_an_error_of_rays_start_is_one_line_that_names_the_setting(monkeypatch, 
     assert "\n" not in line
 
 
-def test_an_address_at_which_nothing_answers_is_refused_at_once(tmp_path):
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "auto"])
+def test_an_address_at_which_nothing_answers_is_refused_at_once(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # of `auto`
     begun = time.monotonic()
     with (
-        pytest.raises(ConfigError, match=r"address: no Ray cluster at '127.0.0.1:9'"),
-        open_sweep(Storage(tmp_path), Arguments(address="127.0.0.1:9"), "commit"),
+        pytest.raises(ConfigError, match=rf"address: no Ray cluster at '{address}'"),
+        open_sweep(Storage(tmp_path), Arguments(address=address), "commit"),
     ):
         pass
     assert time.monotonic() - begun < 20
@@ -197,10 +199,19 @@ def test_rays_and_the_kernels_kills_for_memory_are_told_from_other_deaths(tmp_pa
     monkeypatch.setattr(sweep, "record_failure", lambda _, error: seen.append(error) or "reason")
     monkeypatch.setattr(sweep, "kernel_kills", lambda: 3)
     display = Display(None, Storage(tmp_path))
-    for error, kills in ((OutOfMemoryError("node is low on memory"), 3), (None, 3), (None, 4), (None, 4), (ValueError("x"), 5)):
+    low = "1 worker(s) were killed due to the node running low on memory"
+    for failure, error, kills in (
+        (low, None, 3),
+        ("died", None, 3),
+        ("died", None, 4),
+        ("died", None, 4),
+        ("x", ValueError("x"), 5),
+    ):
+        with (tmp_path / "error.txt").open("a") as file:  # as Tune writes it
+            file.write(f"Failure # 1 (occurred at 2026-11-26_05-26-49)\n{failure}\n")
         monkeypatch.setattr(sweep, "_python_error", lambda _, error=error: error)
         monkeypatch.setattr(sweep, "kernel_kills", lambda kills=kills: kills)
-        display._reason(SimpleNamespace(config={}))
+        display._reason(SimpleNamespace(config={}, error_file=str(tmp_path / "error.txt")))
     assert [str(error) for error in seen] == ["Ray", "None", "the kernel", "None", "x"]
 
 
