@@ -3,7 +3,11 @@
 A name is imported from its room when it is first used, so that `import pdarts_tune` loads neither torch nor Ray.
 """
 
+import os
+import sys
 from importlib import import_module
+from traceback import walk_tb
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
@@ -93,3 +97,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(_HOME)
+
+
+def _stop_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while modules are imported, which takes seconds, ends the process without a traceback."""
+    frames = [frame for frame, _ in walk_tb(trace)] if kind is KeyboardInterrupt else []
+    modules = [frame.f_globals.get("__name__") for frame in frames if frame.f_code.co_name == "<module>"]
+    if {*modules} > {"__main__"} or any(frame.f_code.co_filename.startswith("<frozen importlib") for frame in frames):
+        os._exit(130)
+    _excepthook(kind, error, trace)
+
+
+_excepthook, sys.excepthook = sys.excepthook, _stop_quietly

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,14 @@ def test_an_unknown_name_is_refused():
 )
 def test_studies_and_examples_import_from_the_package_itself(path):
     assert not re.findall(r"^\s*(?:from|import) pdarts_tune\..*", path.read_text(), re.MULTILINE)
+
+
+def test_ctrl_c_while_modules_are_imported_prints_no_traceback(tmp_path):
+    (tmp_path / "slow.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    for script, code, lines in (
+        ("import pdarts_tune, slow", 130, 0),
+        ("import pdarts_tune; raise KeyboardInterrupt", -signal.SIGINT, 1),
+    ):
+        command = [sys.executable, "-c", f"import sys; sys.path.append({str(tmp_path)!r}); {script}"]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert (process.returncode, process.stderr.count("Traceback")) == (code, lines), process.stderr

@@ -1,13 +1,16 @@
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
 
 import fsspec
 import pytest
+from filelock import Timeout
 from test_tables import genotype_row
 
 from pdarts_tune.config.serialize import ConfigError
-from pdarts_tune.results.storage import Storage, open_filesystem
+from pdarts_tune.results.storage import Storage, hold_lock, open_filesystem
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 
 
@@ -120,3 +123,19 @@ def test_two_folders_with_different_counts_of_seeds_are_not_averaged_over(tmp_pa
         Path(folder, "study.json").write_text(json.dumps(definition))
     with pytest.raises(ConfigError, match=r"counts of seeds, 2 of flat in \S+here.study, 3 of deep in \S+there.study; give each"):
         read_table([tmp_path / "here", tmp_path / "there"], "genotypes")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_holds_off_this_machines_processes(tmp_path, monkeypatch, number):
+    real = fcntl.flock
+
+    def flock(descriptor, operation):
+        if Path(f"/proc/self/fd/{descriptor}").resolve().is_relative_to(tmp_path):
+            raise OSError(number, os.strerror(number))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with hold_lock(tmp_path / "a" / ".lock", timeout=0), pytest.raises(Timeout), hold_lock(tmp_path / "a" / ".lock", timeout=0):
+        pass
+    with hold_lock(tmp_path / "a" / ".lock", timeout=0):
+        pass
