@@ -330,7 +330,7 @@ def _report(script: Path, folder: Storage) -> bool:
         place = copy if script == COMPARISON else results
         # PYTHONSAFEPATH would hide what lies beside the script.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-        command = [sys.executable, script, "--results", place]
+        command = [sys.executable, str(script), "--results", str(place)]
         code = subprocess.run(command, env=environment, start_new_session=True, check=False).returncode  # Ctrl-C is for the study
         if folder.is_remote:
             for path in sorted((copy / "report").glob("*.*")):

@@ -196,7 +196,7 @@ class Mirror:
             trial_id, setting = row["trial_id"], settings[row["trial_id"]]
             params = {name: str(row[name]) for name in PARAMETERS} | {name: setting[name] for name in swept if name in setting}
             run_id, state = runs.get(trial_id, ("", {}))
-            known = {"files": files(trial_id, state.get("genotype_id", "")), "params": _digest(params)}
+            known: dict[str, Any] = {"files": files(trial_id, state.get("genotype_id", "")), "params": _digest(params)}
             known["live"] = live if state.get("live") is not None else None
             if state == state | known:
                 continue

@@ -83,7 +83,8 @@ class Outcomes:
         recipes = [
             from_dict(EvalConfig, recipe) for recipe in (definition["evaluation"], *definition.get("further_evaluations", ()))
         ]
-        planned, searches, evaluations = planned_evaluations(definition), [], {}
+        planned, searches = planned_evaluations(definition), []
+        evaluations: dict[str, None] = {}
         for variant, seeds in planned_seeds(definition).items():
             limits, count = planned[variant]
             for name in (search_id(variant, seed) for seed in seeds):
