@@ -37,7 +37,7 @@ Point = tuple[str, float, int, int]  # a value of a metric: its name, the value,
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 FOLDER, TRIAL, STATE = "pdarts_tune.folder", "pdarts_tune.trial_id", "pdarts_tune.state"  # tags
-PARAMETERS = ("variant", "seed", "method")  # of every run; further ones are the settings that differ within the study
+PARAMETERS = ("variant", "seed", "method")  # of every run, beside all settings; those that differ are columns of the page
 _FROM_TRIAL, _FROM_GENOTYPE = ("seconds", "peak_bytes"), ("inherited_accuracy", "skips", "depth", "params")
 FIGURES = ("error_percent", "search_accuracy", "inherited_accuracy", "depth_gap", "skips", "depth", "params", *_FROM_TRIAL)
 _TABLES = ("trials", "epochs", "genotypes")  # a trial has a file in each
@@ -193,8 +193,8 @@ class Mirror:
         for row in trials:
             if ended is not None and ended.is_set():
                 return
-            trial_id, setting = row["trial_id"], settings[row["trial_id"]]
-            params = {name: str(row[name]) for name in PARAMETERS} | {name: setting[name] for name in swept if name in setting}
+            trial_id = row["trial_id"]
+            params = {name: str(row[name]) for name in PARAMETERS} | settings[trial_id]
             run_id, state = runs.get(trial_id, ("", {}))
             known: dict[str, Any] = {"files": files(trial_id, state.get("genotype_id", "")), "params": _digest(params)}
             known["live"] = live if state.get("live") is not None else None

@@ -95,7 +95,6 @@ def test_an_experiment_has_a_run_at_its_top_for_each_trial(root):
     assert of_run(root, "params", "study-pdarts-s1").items() >= {"variant": "pdarts", "seed": "1", "depths": "5-11-17"}.items()
     shallow = of_run(root, "params", "study-shallow-s0")
     assert shallow.items() >= {"variant": "shallow", "seed": "0", "method": "first_order", "depths": "5-5-5"}.items()
-    assert not {"channels", "batch_size", "data", "skip_dropout", "learning_rate"} & shallow.keys(), "they are alike in the study"
     assert [row[0] for row in points(root, "study-random-s0", "epoch/%")] == []
 
 
@@ -151,16 +150,21 @@ def test_the_experiment_shows_the_answer_and_its_figures_unasked(root):
     assert text.endswith(f"line\n\n... the rest is in {folder}/report")
 
 
-def test_a_setting_that_differs_later_becomes_a_parameter_of_all_runs(root):
-    make_trial(root / "study", "t", "pdarts", SMALL)
+def test_every_setting_is_a_parameter_and_those_that_differ_are_columns(root):
+    make_trial(root / "study", "t", "pdarts", replace(SMALL, learning_rate=0.05))
+    make_trial(root / "study", "u", "random", replace(RANDOM, learning_rate=0.05))
     open_mirror(root).update()
-    assert of_run(root, "params", "t") == {"variant": "pdarts", "seed": "0", "method": "first_order"}
+    params = of_run(root, "params", "t")
+    assert params.items() >= {"variant": "pdarts", "seed": "0", "method": "first_order", "learning_rate": "0.05"}.items()
+    assert {params["depths"], of_run(root, "params", "u")["learning_rate"]} == {"5-11-17", "0.05"}
+    columns = json.loads(experiment_tags(root)["mlflow.sharedViewState.table"])["selectedColumns"]
+    assert "params.`learning_rate`" not in columns
     before = run_ids(root)
-    make_trial(root / "study", "u", "shallow", SHALLOW)
+    make_trial(root / "study", "v", "shallow", replace(SHALLOW, learning_rate=0.1))
     open_mirror(root).update()
-    assert of_run(root, "params", "t")["depths"] == "5-11-17"
-    assert of_run(root, "params", "u")["depths"] == "5-5-5"
     assert run_ids(root)["t"] == before["t"]
+    columns = json.loads(experiment_tags(root)["mlflow.sharedViewState.table"])["selectedColumns"]
+    assert {"params.`learning_rate`", "params.`depths`"} <= {*columns}
 
 
 def test_updating_again_changes_nothing_and_reads_nothing(root, monkeypatch):

@@ -62,8 +62,8 @@ main(Study("own", "Does width matter?", variants, evaluations=evaluations))
 """
 
 
-@pytest.mark.slow  # three searches, some eight trainings and a report, through Ray
-@pytest.mark.timeout(600)
+@pytest.mark.slow  # three searches, ten trainings or so and a report, through Ray
+@pytest.mark.timeout(1200)
 def test_an_own_study_with_two_recipes_and_skip_limits_comes_from_its_plan_to_its_page(tmp_path):
     file, results = tmp_path / "own.py", tmp_path / "results"
     command = [sys.executable, "own.py", "--preset", "smoke", "--set", "learning_rate=0.05"]
