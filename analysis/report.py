@@ -29,6 +29,7 @@ from PIL import Image
 
 import baselines
 import compare
+import remedies
 import rq1_depth_gap
 import rq2_approximation
 import rq3_regularization
@@ -46,6 +47,7 @@ QUESTIONS = {
     "RQ1": rq1_depth_gap,
     "RQ2": rq2_approximation,
     "RQ3": rq3_regularization,
+    "RQ3b": remedies,
     "RQ4": rq4_transfer,
     "Baselines": baselines,
     "Schedules": schedule_search,

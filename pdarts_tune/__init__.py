@@ -25,6 +25,15 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         equal_candidates,
     )
     from pdarts_tune.config.presets import PRESETS, PUBLISHED_SEARCHES, Preset
+    from pdarts_tune.config.remedies import (
+        AuxiliarySkip,
+        BetaDecay,
+        DropPath,
+        FrozenOperations,
+        IndependentWeights,
+        PerturbedAlphas,
+        StopAtSkips,
+    )
     from pdarts_tune.config.search import SearchConfig
     from pdarts_tune.config.serialize import ConfigError
     from pdarts_tune.data.datasets import load_dataset
@@ -67,6 +76,7 @@ _ROOMS = {
     "peak_work with_budget with_depths with_epochs with_operations with_skip_dropout",
     "config.methods": "FirstOrder Given Method PartialChannels RandomSampling RandomSearch SecondOrder Snas equal_candidates",
     "config.execution": "Execution",
+    "config.remedies": "AuxiliarySkip BetaDecay DropPath FrozenOperations IndependentWeights PerturbedAlphas StopAtSkips",
     "config.search": "SearchConfig",
     "config.evaluation": "RECIPES EvalConfig",
     "config.serialize": "ConfigError",

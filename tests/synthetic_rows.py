@@ -19,7 +19,7 @@ CELLS = ("normal", "reduce")
 def search_rows(trial_id, config, rng, started, epochs_done):
     """Rows of `epochs`, `alphas` and `genotypes` after `epochs_done` epochs (at most all), and the time by then."""
     epochs, alphas, genotypes = [], [], []
-    clock, space = started, SearchSpace.full()
+    clock, space = started, config.start
     for number, stage in enumerate(config.stages, start=1):
         if number > 1:
             space = SearchSpace(prune(probs["normal"], stage.operations), prune(probs["reduce"], stage.operations))  # noqa: F821
@@ -128,6 +128,8 @@ def trial_row(study, variant, trial_id, config, status, started, clock, peak_byt
         **asdict(config.execution),
         "cell_evaluation": "kernels",
         "graph": False,
+        "space": config.space,
+        "remedies": "+".join(remedy.name for remedy in config.remedies),
         "config": json.dumps(to_dict(config)),
         "config_id": config_id(config),
         "commit": None,

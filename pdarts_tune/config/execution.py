@@ -1,6 +1,7 @@
 """How a search is computed, as opposed to what it computes: precision, kernels, memory against time."""
 
 import dataclasses
+from collections.abc import Sized
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -46,7 +47,7 @@ class Execution:
     """Use only deterministic algorithms; an operation without one ends the search. On a CPU all are deterministic."""
     graph: Graph = later("auto")
     """auto: on CUDA a training step is one CUDA graph, which saves the time to launch its operators; off: operator by operator.
-    Second order, whose step sets random states, is never a graph."""
+    Second order, whose step sets random states, and searches with remedies are never graphs."""
 
 
 def cell_evaluation(execution: Execution, method: Method | None = None) -> CellEvaluation:
@@ -55,9 +56,9 @@ def cell_evaluation(execution: Execution, method: Method | None = None) -> CellE
     return "plain" if execution.cell_evaluation == "auto" and no_kernels else execution.cell_evaluation
 
 
-def allows_graphs(execution: Execution, method: Method | None = None) -> bool:
-    """Whether training steps may run as CUDA graphs."""
-    return execution.graph == "auto" and not isinstance(method, SecondOrder)
+def allows_graphs(execution: Execution, method: Method | None = None, remedies: Sized = ()) -> bool:
+    """Whether training steps may run as CUDA graphs. Remedies change from epoch to epoch what a step does."""
+    return execution.graph == "auto" and not isinstance(method, SecondOrder) and not len(remedies)
 
 
 def check_execution(execution: Execution, method: Method | None = None, prefix: str = "") -> None:

@@ -1,12 +1,15 @@
 """Every setting of a search. No default stands anywhere else."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from pdarts_tune.config.execution import Execution, check_execution
-from pdarts_tune.config.methods import FirstOrder, Method, RandomSearch, check_method
+from pdarts_tune.config.methods import FirstOrder, Method, RandomSampling, RandomSearch, check_method, trains_alphas
+from pdarts_tune.config.remedies import Remedy, check_remedies
 from pdarts_tune.config.serialize import (
     Fraction,
     ImageCount,
@@ -18,7 +21,9 @@ from pdarts_tune.config.serialize import (
     later,
     settings,
 )
+from pdarts_tune.pdarts.genotype import most_skips
 from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, Stage, check_stages
+from pdarts_tune.pdarts.space import SPACES, SearchSpace, check_choices, check_operations
 
 DEFAULT_EXECUTION = Execution()
 
@@ -27,6 +32,18 @@ def _make_stage(value: Any) -> Any:
     """A stage names its ranges itself."""
     known = {field.name for field in dataclasses.fields(Stage)}
     return Stage(**value) if isinstance(value, dict) and {"cells", "operations"} <= value.keys() <= known else value
+
+
+def _read_space(value: Any) -> str | SearchSpace:
+    """A name of SPACES, or the operations of every edge."""
+    if isinstance(value, Mapping) and set(value) == {"normal", "reduce"}:
+        value = SearchSpace(*(tuple(tuple(edge) for edge in value[cell]) for cell in ("normal", "reduce")))
+    if isinstance(value, SearchSpace):
+        check_choices(value)
+    elif not isinstance(value, str) or value not in SPACES:
+        choices = f"Input should be one of {', '.join(SPACES)}, or the operations of each edge of the normal and the reduce cell"
+        raise PydanticCustomError("space", choices)  # type: ignore[arg-type]
+    return value
 
 
 @settings
@@ -66,10 +83,23 @@ class SearchConfig:
     memory_limit: Positive | None = later(None)  # bytes of device memory that a stage may take, by prediction; None: no limit
     image_size: Positive | None = later(None)  # pixels, height and width: images are cropped to it and streamed; None: as they are
     skip_bad_images: bool = later(False)  # leave out images that cannot be read, rather than refuse the set
+    space: Annotated[str | SearchSpace, PlainValidator(_read_space)] = later("full")  # what the first stage starts from
+    remedies: tuple[Annotated[Remedy, Field(discriminator="name")], ...] = later(())  # against collapse, in any order
+
+    @property
+    def start(self) -> SearchSpace:
+        """The operations of every edge that the first stage starts from."""
+        return SPACES[self.space] if isinstance(self.space, str) else self.space
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
+        if trains_alphas(self.method):
+            check_operations(self.start, [stage.operations for stage in self.stages])
+        elif isinstance(self.method, RandomSampling) and self.method.exactly and self.max_skips > (most := most_skips(self.start)):
+            raise ValueError(f"max_skips: {self.max_skips} is wrong, a normal cell of this space has at most {most} skip-connects")
         check_method(self.method, self.stages, self.channels)
+        check_remedies(self.remedies, self.method, self.stages)
+        object.__setattr__(self, "remedies", tuple(sorted(self.remedies, key=lambda remedy: remedy.name)))  # one id for any order
         check_execution(self.execution, self.method, "execution.")
         if self.eigenvalue_every and isinstance(self.method, RandomSearch):  # methods that train nothing ignore it
             raise ValueError(f"eigenvalue_every: method {self.method.name} has no alphas to take a Hessian of, it must be 0")

@@ -106,7 +106,7 @@ def _explain(error: ValidationError, kind: Any) -> str:
         right = f"settings with a name, one of {', '.join(choices)}"
     elif isinstance(bare, type) and dataclasses.is_dataclass(bare):
         right = f"settings of {bare.__name__}"
-    elif first["type"] in ("tuple_type", "finite_number"):
+    elif first["type"] in ("tuple_type", "finite_number", "space"):
         right = first["msg"].removeprefix("Input should be ").replace("valid array", "list")
     else:
         right = _in_words(TypeAdapter(kind).json_schema())
@@ -127,6 +127,8 @@ def _in_words(schema: Mapping[str, Any]) -> str:
             return "a whole number" + (f" of at least {least}" if most is None else f" from {least} to {most}")
         case {"type": "number", "exclusiveMaximum": end}:
             return f"a number in [{least:g}, {end:g})"
+        case {"type": "number"} if most is not None:
+            return f"a number from {least:g} to {most:g}"
         case {"type": "number"}:
             return f"a number of more than {above:g}" if least is None else f"a number of at least {least:g}"
     text = "a text, not empty" if "minLength" in schema else "a text"

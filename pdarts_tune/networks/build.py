@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pdarts_tune.config.execution import cell_evaluation
 from pdarts_tune.config.methods import PartialChannels
+from pdarts_tune.config.remedies import AuxiliarySkip, IndependentWeights
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.partial_channels import PartialSupernet
 from pdarts_tune.networks.supernet import Supernet
@@ -38,6 +39,8 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
                 evaluation=cell_evaluation(execution, method),
                 recompute=execution.recompute,
                 dropout_on_reduce=config.dropout_on_reduce,
+                auxiliary_skip=any(isinstance(remedy, AuxiliarySkip) for remedy in config.remedies),
+                independent=any(isinstance(remedy, IndependentWeights) for remedy in config.remedies),
             )
     network.precision = execution.precision
     network.channels_last = execution.channels_last

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.execution import allows_graphs, cell_evaluation
 from pdarts_tune.config.methods import SecondOrder, Snas, trains_alphas
+from pdarts_tune.config.remedies import DropPath, FrozenOperations
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.networks.build import build_network
@@ -28,7 +29,7 @@ from pdarts_tune.networks.graphs import GRAPHS
 from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import Stage
-from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
+from pdarts_tune.pdarts.space import SPACES, SearchSpace
 
 MOBILE_MADDS = 600_000_000  # the limit of the mobile setting
 CPU = torch.device("cpu")
@@ -160,15 +161,17 @@ def predict_stage_bytes(
         device: where the step would run, which decides how cells are evaluated.
     """
     if space is None:
-        space = even_space(stage.operations)
+        space = even_space(stage.operations, config.start)
     # Mixed precision does not know the meta device. Fake tensors, which are slower, pretend to be on a real one.
     with FakeTensorMode() if config.execution.precision == "bf16" else torch.device("meta"):
         network = build_network(config, space, stage.cells, num_classes, in_channels, seed=0)
         network.evaluation = choose(network.evaluation, device)
         network.set_skip_dropout(stage.skip_dropout)
+        network.drop_path = next((remedy.rate for remedy in config.remedies if isinstance(remedy, DropPath)), 0.0)
         images = torch.empty(config.batch_size, in_channels, image_size, image_size)
         groups = network.weight_parameters(), network.arch_parameters()
-        if isinstance(config.method, Snas | SecondOrder):
+        at_once = any(isinstance(remedy, FrozenOperations) for remedy in config.remedies)
+        if at_once or isinstance(config.method, Snas | SecondOrder):
             steps = [(True, True)]  # weights and alphas both need gradients
         else:
             steps = [(True, False), (False, True)] if trains_alphas(config.method) else [(True, False)]
@@ -188,20 +191,23 @@ def predict_stage_bytes(
             gradient = partial(torch.autograd.grad, create_graph=True)
             # A product with the Hessian makes about as many bytes again as it finds saved: 0.9 to 1.05 times as measured on a CPU.
             outside = max(saved, 2 * saved_bytes(lambda: gradient(cross_entropy(network(images), labels), groups[1])))
-    if device.type in GRAPHS and allows_graphs(config.execution, config.method):
+    if device.type in GRAPHS and allows_graphs(config.execution, config.method, config.remedies):
         outside += saved
     weights, alphas = (sum(tensor.nbytes for tensor in group) for group in groups)
     statistics = sum(buffer.nbytes for buffer in network.buffers())
     return outside + statistics + 2 * weights + 3 * alphas  # SGD keeps a momentum per weight, Adam two moments per alpha
 
 
-def even_space(operations: int) -> SearchSpace:
-    """A search space with so many operations on every edge, each operation on about as many edges."""
-    cell = tuple(
-        tuple(name for index, name in enumerate(PRIMITIVES) if (index - edge * operations) % len(PRIMITIVES) < operations)
-        for edge in range(len(EDGES))
+def even_space(operations: int, start: SearchSpace = SPACES["full"]) -> SearchSpace:
+    """A part of a search space with so many operations on every edge, each operation on about as many edges."""
+    normal, reduce = (
+        tuple(
+            tuple(name for index, name in enumerate(names) if (index - edge * operations) % len(names) < operations)
+            for edge, names in enumerate(cell)
+        )
+        for cell in (start.normal, start.reduce)
     )
-    return SearchSpace(cell, cell)
+    return SearchSpace(normal, reduce)
 
 
 def predict_evaluation_bytes(genotype: Genotype, shape: NetworkConfig, config: EvalConfig, device: torch.device = CPU) -> int:

@@ -21,9 +21,16 @@ from pdarts_tune.pdarts.space import EDGES, SearchSpace
 class PartialCell(Cell):
     """A cell with `channels // share` channels for the operations. The last column of its mixing weights weighs the edges."""
 
-    def node(self, inputs: dict[int, Tensor], weights: Tensor, masks: dict[int, Tensor], kept: float | Tensor) -> Tensor:
+    def node(
+        self,
+        inputs: dict[int, Tensor],
+        weights: Tensor,
+        masks: dict[int, Tensor],
+        kept: float | Tensor,
+        factors: Tensor | None = None,
+    ) -> Tensor:
         """The shuffle is the same for all edges into a node, so their sums are shuffled, and not each of them."""
-        mixed = super().node({edge: state[:, : self.channels] for edge, state in inputs.items()}, weights, masks, kept)
+        mixed = super().node({edge: state[:, : self.channels] for edge, state in inputs.items()}, weights, masks, kept, factors)
         if self.share == 1:
             return mixed
         total: Tensor | None = None

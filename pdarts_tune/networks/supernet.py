@@ -54,9 +54,13 @@ class Cell(nn.Module):
             for edge, names in enumerate(operations)
         )
 
+        self.auxiliary = nn.ModuleList()  # a skip-connect per edge without an alpha; its weights are the last column
         self.recompute = False  # keep the inputs alone for backward
         self.dropout_on_reduce = False  # skip dropout also acts on skip-connects of stride 2
         self._plan: Plan | None = None  # of the kernels, made at their first use
+
+    def add_auxiliary_skips(self) -> None:
+        self.auxiliary.extend(OPERATIONS["skip_connect"](self.channels, self.stride(edge), False) for edge in range(len(EDGES)))
 
     def stride(self, edge: int) -> int:
         return 2 if self.reduction and EDGES[edge][0] < 2 else 1
@@ -67,7 +71,15 @@ class Cell(nn.Module):
         skips = [e for e, names in enumerate(self.operations) if "skip_connect" in names]
         return [e for e in skips if self.dropout_on_reduce or self.stride(e) == 1]
 
-    def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float | Tensor) -> Tensor:
+    def forward(
+        self,
+        before2: Tensor,
+        before1: Tensor,
+        weights: Tensor,
+        skip_masks: Tensor | None,
+        kept: float | Tensor,
+        factors: Tensor | None = None,
+    ) -> Tensor:
         """The plain evaluation: one module per operation, edge by edge.
 
         Args:
@@ -76,14 +88,22 @@ class Cell(nn.Module):
             weights: a row per edge, a column per operation.
             skip_masks: a mask per edge of `skip_edges`; None: no dropout.
             kept: the share of ones in the masks.
+            factors: of drop path, (edges, columns, batch); identities have none.
         """
         states = [self.preprocess0(before2), self.preprocess1(before1)]
         masks = {} if skip_masks is None else dict(zip(self.skip_edges, skip_masks, strict=True))
         for node, edges in enumerate(NODE_EDGES):
-            states.append(self.node(dict(zip(edges, states[: node + 2], strict=True)), weights, masks, kept))
+            states.append(self.node(dict(zip(edges, states[: node + 2], strict=True)), weights, masks, kept, factors))
         return torch.cat(states[-NUM_NODES:], dim=1)
 
-    def node(self, inputs: dict[int, Tensor], weights: Tensor, masks: dict[int, Tensor], kept: float | Tensor) -> Tensor:
+    def node(
+        self,
+        inputs: dict[int, Tensor],
+        weights: Tensor,
+        masks: dict[int, Tensor],
+        kept: float | Tensor,
+        factors: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum of all operations on the edges into a node. `inputs` and `masks` are by edge."""
         total: Tensor | None = None
         for edge, state in inputs.items():
@@ -91,18 +111,31 @@ class Cell(nn.Module):
                 out = operation(state)
                 if name == "skip_connect" and edge in masks:
                     out = out * masks[edge] / kept
+                if factors is not None and not isinstance(operation, nn.Identity):
+                    out = out * factors[edge, index][:, None, None, None]
                 out = weights[edge, index] * out
                 total = out if total is None else total + out
+            if self.auxiliary:
+                total = total + weights[edge, -1] * self.auxiliary[edge](state)
         assert total is not None
         return total
 
-    def by_kernels(self, before2: Tensor, before1: Tensor, weights: Tensor, skip_masks: Tensor | None, kept: float) -> Tensor:
+    def by_kernels(
+        self,
+        before2: Tensor,
+        before1: Tensor,
+        weights: Tensor,
+        skip_masks: Tensor | None,
+        kept: float,
+        factors: Tensor | None = None,
+    ) -> Tensor:
         """The same by the C library. Inputs and output are (nodes, batch, height, width, channels)."""
         if self._plan is None:
             preprocess = self.preprocess0, self.preprocess1
             edges = [edge for edge in self.edges if isinstance(edge, nn.ModuleDict)]
-            self._plan = search_plan(preprocess, edges, self.channels, self.reduction, self.skip_edges)
-        return evaluate(self._plan, Settings(self.training, self.recompute, kept), before2, before1, weights, skip_masks)
+            self._plan = search_plan(preprocess, edges, self.channels, self.reduction, self.skip_edges, list(self.auxiliary))
+        rows = None if factors is None else factors.flatten(0, 1)
+        return evaluate(self._plan, Settings(self.training, self.recompute, kept), before2, before1, weights, skip_masks, rows)
 
 
 class Supernet(nn.Module):
@@ -113,6 +146,10 @@ class Supernet(nn.Module):
 
     Weights and alphas are drawn from PyTorch's global generator: seed it first. Skip dropout is off until `set_skip_dropout`. Its
     masks come from `dropout_generator`, which the caller owns and saves (None: the global generator).
+
+    Remedies against collapse (`config/remedies.py`): with `auxiliary_skip` every edge has a skip-connect of weight
+    `auxiliary_weight` beside its operations; with `independent` mixing weights are sigmoids; `drop_path` is the rate at which paths
+    are dropped in training mode, by draws from `path_generator`.
     """
 
     alphas_normal: nn.Parameter
@@ -132,6 +169,8 @@ class Supernet(nn.Module):
         evaluation: CellEvaluation = "auto",
         recompute: bool = False,
         dropout_on_reduce: bool = False,
+        auxiliary_skip: bool = False,
+        independent: bool = False,
         make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
     ) -> None:
         super().__init__()
@@ -140,6 +179,10 @@ class Supernet(nn.Module):
         self.dropout_generator: torch.Generator | None = None
         self.skip_dropout = 0.0
         self._kept = Number(1.0)  # the share of elements that skip dropout keeps
+        self.auxiliary_weight = 0.0
+        self.independent = independent
+        self.drop_path = 0.0
+        self.path_generator: torch.Generator | None = None
         self.precision: Precision = "fp32"  # bf16: mixed precision, see `config/execution.py`
         self.channels_last = False  # memory layout of plain cells; that of kernels is always channels-last
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
@@ -161,6 +204,10 @@ class Supernet(nn.Module):
                 f"alphas_{cell_type}", nn.Parameter(alpha_init_scale * torch.randn(kept.shape).where(kept, 0.0))
             )
             self.register_buffer(f"kept_{cell_type}", kept, persistent=False)
+        self.auxiliary_skip = auxiliary_skip
+        if auxiliary_skip:  # drawn last, so that all other weights are those of a search without it
+            for cell in self._cells():
+                cell.add_auxiliary_skips()
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The alphas: normal, reduction."""
@@ -181,18 +228,33 @@ class Supernet(nn.Module):
         self.skip_dropout = rate
         self._kept.set(1.0 - rate)
 
-    def mixing(self) -> Mixing:
-        """The weights of the candidate operations: the softmax of each edge's alphas, zero in the padding."""
+    def operation_weights(self) -> Mixing:
+        """The weights of the candidate operations: the softmax of each edge's alphas (`independent`: their sigmoids), zero in the
+        padding."""
         normal, reduce = (
-            alphas.masked_fill(~kept, -torch.inf).softmax(dim=-1)
-            for alphas, kept in ((self.alphas_normal, self.kept_normal), (self.alphas_reduce, self.kept_reduce))
+            masked.sigmoid() if self.independent else masked.softmax(dim=-1)
+            for masked in (
+                alphas.masked_fill(~kept, -torch.inf)
+                for alphas, kept in ((self.alphas_normal, self.kept_normal), (self.alphas_reduce, self.kept_reduce))
+            )
         )
         return normal, reduce
+
+    def with_auxiliary(self, weights: Mixing) -> Mixing:
+        """With the auxiliary skip-connect's weight as the last column, if there is one."""
+        if not self.auxiliary_skip:
+            return weights
+        normal, reduce = (torch.cat([part, part.new_full((len(part), 1), self.auxiliary_weight)], dim=1) for part in weights)
+        return normal, reduce
+
+    def mixing(self) -> Mixing:
+        """The weights of all that an edge adds up."""
+        return self.with_auxiliary(self.operation_weights())
 
     def probs(self) -> tuple[Probs, Probs]:
         """The mixing weights, normal and reduction, per edge by operation name."""
         with torch.no_grad():
-            normal, reduce = (weights.tolist() for weights in self.mixing())
+            normal, reduce = (weights.tolist() for weights in self.operation_weights())
         return _by_name(self.space.normal, normal), _by_name(self.space.reduce, reduce)
 
     def one_hot_mixing(self, genotype: Genotype) -> Mixing:
@@ -239,10 +301,11 @@ class Supernet(nn.Module):
         kept = self._kept.on(before1.device).to(self.alphas_normal.dtype)
         for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
             masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if kernels else before1)
+            factors = self._path_factors(cell, len(images))
             if kernels:
-                out = cell.by_kernels(before2, before1, weights, masks, self._kept.value)
+                out = cell.by_kernels(before2, before1, weights, masks, self._kept.value, factors)
             else:
-                out = (recomputed if cell.recompute else Cell.__call__)(cell, before2, before1, weights, masks, kept)
+                out = (recomputed if cell.recompute else Cell.__call__)(cell, before2, before1, weights, masks, kept, factors)
             before2, before1 = before1, out
         pooled = before1.mean(dim=(2, 3)).transpose(0, 1).flatten(1) if kernels else before1.mean(dim=(2, 3))
         logits: Tensor = self.classifier(pooled)
@@ -262,6 +325,14 @@ class Supernet(nn.Module):
         shape = (len(cell.skip_edges), batch, -(-height // scale), -(-width // scale), cell.channels)
         masks = torch.empty(shape, dtype=torch.bool, device=before1.device)
         return draw_ones(masks, self._kept.on(masks.device), self.dropout_generator).permute(0, 1, 4, 2, 3)
+
+    def _path_factors(self, cell: Cell, batch: int) -> Tensor | None:
+        if not self.training or self.drop_path == 0.0:
+            return None
+        alphas = self.alphas_reduce if cell.reduction else self.alphas_normal
+        factors = torch.empty((*alphas.shape, batch), dtype=alphas.dtype, device=alphas.device)
+        kept = 1.0 - self.drop_path
+        return factors.bernoulli_(kept, generator=self.path_generator).div_(kept)
 
 
 def recomputed(cell: Cell, *inputs: Any) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pdarts_tune.pdarts.space import EDGES, NUM_NODES, PRIMITIVES
+from pdarts_tune.pdarts.space import EDGES, NUM_NODES, PRIMITIVES, SPACES, CellOps, SearchSpace
 
 # In published cells of other search spaces (NASNet's), not searched here.
 FURTHER_OPERATIONS = ("sep_conv_7x7", "conv_7x1_1x7")
@@ -307,6 +307,11 @@ def softmax(alphas: Mapping[str, float]) -> dict[str, float]:
     return {name: power / total for name, power in powers.items()}
 
 
+def sigmoid(alphas: Mapping[str, float]) -> dict[str, float]:
+    """The weights of an edge's operations where they are independent of each other."""
+    return {name: 1 / (1 + math.exp(-alpha)) if alpha >= 0 else 1 - 1 / (1 + math.exp(alpha)) for name, alpha in alphas.items()}
+
+
 def derive_cell(probs: Probs) -> CellGenotype:
     """The discrete cell of a mixed cell.
 
@@ -337,22 +342,37 @@ def derive_cell(probs: Probs) -> CellGenotype:
     return CellGenotype(tuple(edges))
 
 
-def random_genotype(rng: random.Random, max_skips: int, exactly: bool = False) -> Genotype:
-    """A genotype drawn uniformly from all whose normal cell has at most, or `exactly`, `max_skips` skip-connects."""
+def random_genotype(rng: random.Random, max_skips: int, exactly: bool = False, space: SearchSpace = SPACES["full"]) -> Genotype:
+    """A genotype drawn uniformly from all in the space whose normal cell has at most, or `exactly`, `max_skips` skip-connects.
 
-    def cell() -> CellGenotype:
-        edges: list[tuple[str, int]] = []
-        for node in range(NUM_NODES):
-            sources = sorted(rng.sample(range(node + 2), 2))
-            edges += [(rng.choice(PRIMITIVES[1:]), source) for source in sources]
-        return CellGenotype(tuple(edges))
+    There must be one, see `most_skips`.
+    """
+
+    def node(end: int, offers: CellOps) -> list[tuple[str, int]]:
+        while True:
+            sources = sorted(rng.sample(range(end + 2), 2))
+            edges = [(rng.choice(PRIMITIVES[1:]), source) for source in sources]
+            if all(name in offers[EDGES.index((source, end))] for name, source in edges):
+                return edges
+
+    def cell(offers: CellOps = space.normal) -> CellGenotype:
+        return CellGenotype(tuple(edge for end in range(NUM_NODES) for edge in node(end, offers)))
 
     normal = cell()
-    if exactly:
+    if exactly and space != SPACES["full"]:
+        while normal.skips != max_skips:
+            normal = cell()
+    elif exactly:
         skips = set(rng.sample(range(len(normal.edges)), max_skips))
         others = [name for name in PRIMITIVES[1:] if name != "skip_connect"]
         edges = enumerate(normal.edges)
         normal = CellGenotype(tuple(("skip_connect" if i in skips else rng.choice(others), source) for i, (_, source) in edges))
     while normal.skips > max_skips:
         normal = cell()
-    return Genotype(normal, cell())
+    return Genotype(normal, cell(space.reduce))
+
+
+def most_skips(space: SearchSpace) -> int:
+    """The most skip-connects that a normal cell of the space can have."""
+    offers = [sum("skip_connect" in space.normal[e] for e, (_, end) in enumerate(EDGES) if end == n) for n in range(NUM_NODES)]
+    return sum(min(2, count) for count in offers)

@@ -6,6 +6,7 @@ every earlier state through one *edge*. An edge has several *candidate operation
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PRIMITIVES: tuple[str, ...] = (
@@ -54,5 +55,66 @@ class SearchSpace:
     @classmethod
     def full(cls) -> SearchSpace:
         """All eight operations on all 14 edges of both cells: the start of every search."""
-        cell = (PRIMITIVES,) * len(EDGES)
+        return cls.uniform(*PRIMITIVES)
+
+    @classmethod
+    def uniform(cls, *operations: str) -> SearchSpace:
+        """The same operations on every edge of both cells."""
+        cell = (operations,) * len(EDGES)
         return cls(cell, cell)
+
+
+def _cell(edges: str) -> CellOps:
+    names = {"max": "max_pool_3x3", "avg": "avg_pool_3x3", "skip": "skip_connect"}
+    names |= {"sep3": "sep_conv_3x3", "dil3": "dil_conv_3x3", "dil5": "dil_conv_5x5"}
+    return tuple(tuple(names[name] for name in edge.split("+")) for edge in edges.split())
+
+
+# What a search starts from, by name. In S1 to S3 DARTS collapses (Zela et al., ICLR 2020, arXiv 1909.09656, section 3).
+SPACES: Mapping[str, SearchSpace] = {
+    "full": SearchSpace.full(),
+    "S1": SearchSpace(
+        _cell(
+            "skip+dil3 skip+dil5 skip+dil5 skip+sep3 skip+dil3 max+skip skip+sep3 "
+            "skip+sep3 skip+dil3 skip+sep3 max+skip skip+dil3 dil3+dil5 dil3+dil5"
+        ),
+        _cell(
+            "max+avg max+dil3 max+avg max+avg skip+dil5 max+avg max+sep3 "
+            "skip+dil3 skip+dil5 max+avg max+avg skip+dil5 skip+dil5 skip+dil5"
+        ),
+    ),
+    "S2": SearchSpace.uniform("skip_connect", "sep_conv_3x3"),
+    "S3": SearchSpace.uniform("none", "skip_connect", "sep_conv_3x3"),
+    "no_skip": SearchSpace.uniform(*(name for name in PRIMITIVES if name != "skip_connect")),
+}
+
+
+def check_choices(space: SearchSpace) -> None:
+    """Raises ValueError unless every edge has an operation other than `none`, and normal cells under every skip limit exist."""
+    for cell, edges in (("normal", space.normal), ("reduce", space.reduce)):
+        for edge, operations in enumerate(edges):
+            if operations == ("none",):
+                raise ValueError(f"{cell} cell, edge {edge}: none alone is no choice, it needs another operation")
+    for node in range(NUM_NODES):
+        others = [e for e, (_, end) in enumerate(EDGES) if end == node and set(space.normal[e]) - {"none", "skip_connect"}]
+        if len(others) < 2:
+            raise ValueError(
+                f"normal cell, node {node}: fewer than two of its edges have an operation other than none and skip_connect, so no "
+                "limit of skip-connects could be kept"
+            )
+
+
+def check_operations(space: SearchSpace, stages: Sequence[int]) -> None:
+    """Raises ValueError if a stage, by its number of operations, would keep more than an edge has. The message has every edge."""
+    for index, keep in enumerate(stages):
+        few = [
+            f"{cell} {edge} ({len(operations)})"
+            for cell, edges in (("normal", space.normal), ("reduce", space.reduce))
+            for edge, operations in enumerate(edges)
+            if len(operations) < keep
+        ]
+        if few:
+            raise ValueError(
+                f"stages[{index}].operations: {keep} is more than these edges of the space have: {', '.join(few)}; "
+                "a stage can only keep or drop operations"
+            )

@@ -146,6 +146,8 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("channels", _INTEGER, "count", "initial channels of the search network"),
         _column("batch_size", _INTEGER, "images", "images a batch"),
         *_execution_columns(),
+        _later("space", _TEXT, "text", "what the first stage starts from: a name of pdarts/space.py, or own: config has its edges"),
+        _later("remedies", _TEXT, "text", "remedies against collapse, names of config/remedies.py joined by +; empty: none"),
         _column("config", _TEXT, "JSON", "the whole configuration"),
         _column("config_id", _TEXT, "text", "names the configuration by its content"),
         _optional("commit", _TEXT, "text", "commit of the code; `unknown` outside its repository"),
@@ -176,7 +178,9 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("reduce_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the reduction cell's edges"),
         *_operation_counts(),
         _column("collapsed", _FLAG, "flag", "whether skip-connects are over half of the normal cell derived now, unrefined"),
-        _column("alpha_entropy", _NUMBER, "nats", "mean entropy of the operation probabilities over both cells' edges"),
+        _column(
+            "alpha_entropy", _NUMBER, "nats", "mean entropy of the probabilities (or shares of weights) over both cells' edges"
+        ),
         _optional("alpha_margin", _NUMBER, "probability", "best less second probability, mean over edges; null without a choice"),
         _optional(
             "inherited_accuracy", _NUMBER, "fraction", "validation accuracy of the cell derived now in the network's weights"
@@ -197,7 +201,9 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("node", _SMALL, "index from 0", "node that the edge leads to"),
         _column("operation", _REPEATED, "text", "candidate operation"),
         _column("alpha", _NUMBER, "logit", "architecture parameter"),
-        _column("probability", _NUMBER, "probability", "softmax(alpha) over the edge's candidate operations"),
+        _column(
+            "probability", _NUMBER, "probability", "softmax(alpha) over the edge's candidates; independent weights: sigmoid(alpha)"
+        ),
         _optional("edge_weight", _NUMBER, "weight", "the edge's weight in its node; null where edges have none"),
     ],
     "genotypes": [

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ def diagnose(
     figures: dict[str, Any] = {}
     if look:
         space = genotype_space(genotype)
-        derived = build_network(config, space, len(network.cells), num_classes, in_channels, seed).to(device)
+        derived = build_network(replace(config, remedies=()), space, len(network.cells), num_classes, in_channels, seed).to(device)
         accuracy = inherited_accuracy(network, derived, genotype, weight_batches, validation_batches, generator)
         figures["inherited_accuracy"] = accuracy
     images, labels = next(alpha_batches.epoch(generator))
@@ -132,10 +132,17 @@ def measure_probabilities(probabilities: Mapping[str, Sequence[Mapping[str, floa
             f"{name}_skip_mass": sum(edge.get("skip_connect", 0.0) for edge in edges) / len(EDGES)
             for name, edges in probabilities.items()
         },
-        "alpha_entropy": sum(-p * math.log(p) for edge in every_edge for p in edge.values() if p > 0) / len(every_edge),
+        "alpha_entropy": sum(map(_entropy, every_edge)) / len(every_edge),
         "alpha_margin": sum(margins) / len(margins) if margins else None,
         "collapsed": has_collapsed(genotype.normal),
     }
+
+
+def _entropy(edge: Mapping[str, float]) -> float:
+    """Of weights that sum to another number than 1, up to rounding, it is the entropy of their shares of it."""
+    total = sum(edge.values())
+    total = 1.0 if math.isclose(total, 1.0, abs_tol=1e-6) else total
+    return sum(-p / total * math.log(p / total) for p in edge.values() if p > 0)
 
 
 def count_operations(cell: CellGenotype) -> dict[str, int]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pdarts_tune.config.methods import RandomSearch, plan_rounds
+from pdarts_tune.config.remedies import StopAtSkips
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, derive_seed
 from pdarts_tune.data.batches import Batches
@@ -39,10 +40,10 @@ from pdarts_tune.networks.runtime import (
     switched,
 )
 from pdarts_tune.pdarts.approximation import draw_operations, keep_choice, prune
-from pdarts_tune.pdarts.genotype import random_genotype, softmax
+from pdarts_tune.pdarts.genotype import random_genotype, sigmoid, softmax
 from pdarts_tune.pdarts.progressive_depth import Stage, cosine_rate
 from pdarts_tune.pdarts.regularization import skip_dropout
-from pdarts_tune.pdarts.space import SearchSpace
+from pdarts_tune.pdarts.space import NUM_NODES, SearchSpace
 from pdarts_tune.search.diagnostics import WINDOW, Diagnostics, diagnose, evaluate, genotype_space, has_sharpened, look_every
 from pdarts_tune.search.records import CELLS, Choice, EpochRecord
 from pdarts_tune.search.steps import build_steps
@@ -88,7 +89,13 @@ class Search:
         # seed are pairs.
         self.generators = {
             purpose: torch.Generator(device).manual_seed(derive_seed(config.seed, purpose))
-            for purpose in ("weight batches", "alpha batches", "skip dropout", "architectures")
+            for purpose in (
+                "weight batches",
+                "alpha batches",
+                "skip dropout",
+                "architectures",
+                *["drop path"] * bool(config.remedies),
+            )
         }
         self._start_stage(0, self._space(0))
 
@@ -131,6 +138,7 @@ class Search:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "generators": {purpose: generator.get_state() for purpose, generator in self.generators.items()},
+            "steps": self.steps.state_dict(),
             "records": self._records_as_text(),
             "left_out": sorted(self.dataset.left_out),
             "mean": list(self.dataset.mean),
@@ -147,6 +155,7 @@ class Search:
         self.network.load_state_dict(state["network"])
         load_optimizer(self.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
+        self.steps.load_state_dict(state.get("steps", {}))
         restore_generators(self.generators, state["generators"])
         self.records, self._texts = [_load_record(text) for text in state["records"]], []
         self.dataset.left_out.update(state["left_out"])
@@ -160,9 +169,9 @@ class Search:
         """The operations of a round's network: all, those that the round before keeps, or those of a candidate."""
         if isinstance(self.config.method, RandomSearch):
             rng = random.Random(derive_seed(self.config.seed, f"candidate {index + 1}"))
-            return genotype_space(random_genotype(rng, self.config.max_skips))
+            return genotype_space(random_genotype(rng, self.config.max_skips, space=self.config.start))
         keep = self.rounds[index].operations
-        before = SearchSpace.full() if index == 0 else self.network.space
+        before = self.config.start if index == 0 else self.network.space
         if index == 0 or self.config.dropping == "random":
             rng = random.Random(derive_seed(self.config.seed, f"operations {index + 1}"))
             return SearchSpace(draw_operations(rng, before.normal, keep), draw_operations(rng, before.reduce, keep))
@@ -183,6 +192,7 @@ class Search:
         shape = self.stage.cells, self.dataset.num_classes, self.dataset.in_channels
         self.network = build_network(config, space, *shape, derive_seed(config.seed, f"stage {index + 1}")).to(self.device)
         self.network.dropout_generator = self.generators["skip dropout"]
+        self.network.path_generator = self.generators.get("drop path")
         if config.execution.compile:
             compile_cells(self.network.cells)
         self.weight_optimizer, self.alpha_optimizer = build_optimizers(config, self.network)
@@ -240,7 +250,7 @@ class Search:
             finished=time.time(),
             **asdict(choice),
             **asdict(diagnostics),
-            derived_epoch=self._derived_epoch(both, diagnostics.hessian_eigenvalue),
+            derived_epoch=self._derived_epoch(both, choice, diagnostics.hessian_eigenvalue),
         )
 
     def _train(self, both: bool) -> tuple[float, float, int]:
@@ -277,7 +287,8 @@ class Search:
         edge_weights = None
         if isinstance(network, PartialSupernet):
             edge_weights = dict(zip(CELLS, (weights.tolist() for weights in network.edge_weights()), strict=True))
-        return Choice(by_name, {cell: [softmax(edge) for edge in edges] for cell, edges in by_name.items()}, edge_weights)
+        weigh = sigmoid if network.independent else softmax
+        return Choice(by_name, {cell: [weigh(edge) for edge in edges] for cell, edges in by_name.items()}, edge_weights)
 
     def _diagnose(self, choice: Choice, validation_accuracy: float) -> Diagnostics:
         if isinstance(self.config.method, RandomSearch):  # no alphas, and the network is the derived one
@@ -297,8 +308,11 @@ class Search:
             eigenvalue=every > 0 and epochs % every == 0,
         )
 
-    def _derived_epoch(self, both: bool, eigenvalue: float | None) -> int | None:
-        """The epoch whose alphas count: at the end of a stage the last one, after an early stop the one before the rise."""
+    def _derived_epoch(self, both: bool, choice: Choice, eigenvalue: float | None) -> int | None:
+        """The epoch whose alphas count: at the end of a stage the last one, after an early stop one before."""
+        limit = next((remedy.skips for remedy in self.config.remedies if isinstance(remedy, StopAtSkips)), None)
+        if limit is not None and both and choice.genotype(2 * NUM_NODES).normal.skips >= limit:
+            return max(0, self.epoch - 1)
         ratio = self.config.early_stop_ratio
         if ratio is not None and both and eigenvalue is not None:
             before = [r.hessian_eigenvalue for r in self.records if r.stage == self.stage_index + 1 and r.phase == "both"]

@@ -1,25 +1,36 @@
 """The step of each search method: how weights and alphas train on a batch.
 
 The stage loop calls `train_alphas` and `train_weights` without knowing the method. `Alternating` serves P-DARTS, DARTS' first
-order, PC-DARTS and random search; `Unrolled` serves DARTS' second order, `Sampled` SNAS.
+order, PC-DARTS and random search; `Remedied` adds remedies against collapse, `Unrolled` serves DARTS' second order, `Sampled` SNAS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pdarts_tune.config.execution import allows_graphs
-from pdarts_tune.config.methods import SecondOrder, Snas
+from pdarts_tune.config.methods import FirstOrder, SecondOrder, Snas
+from pdarts_tune.config.remedies import (
+    AuxiliarySkip,
+    BetaDecay,
+    DropPath,
+    FrozenOperations,
+    IndependentWeights,
+    PerturbedAlphas,
+    Remedy,
+)
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.build import clip_gradients, in_one_call
 from pdarts_tune.networks.graphs import Number, StepGraphs
 from pdarts_tune.networks.operations import frozen_statistics
 from pdarts_tune.networks.supernet import Mixing, Supernet
 from pdarts_tune.pdarts.progressive_depth import Stage
+from pdarts_tune.search.remedies import Freezer, alpha_decay, attack, disturb, scheduled, zero_one_loss
 from pdarts_tune.search.snas import PENALTY_WEIGHTS, expected_cost, relative_costs, sample_mixing, temperature
 
 Batch = tuple[Tensor, Tensor]  # images, labels
@@ -39,12 +50,14 @@ def build_steps(
     Args:
         optimizers: of weights and of alphas.
         image_size: side of the images, in pixels.
-        generator: draws architectures.
+        generator: draws architectures, and what remedies draw.
     """
     if isinstance(config.method, SecondOrder):
         return Unrolled(config, network, optimizers)
     if isinstance(config.method, Snas):
         return Sampled(config, network, optimizers, config.method, stage, image_size, generator)
+    if config.remedies and isinstance(config.method, FirstOrder):
+        return Remedied(config, network, optimizers, stage, generator)
     return Alternating(config, network, optimizers)
 
 
@@ -70,11 +83,18 @@ class Alternating:
             config.batch_size,
             (network.dropout_generator, generator),
             self.weight_optimizer,
-            allows_graphs(config.execution, config.method),
+            allows_graphs(config.execution, config.method, config.remedies),
         )
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the steps of an epoch, counted from 0 in its stage."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on beside network, optimizers and generators."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
 
     def sampler(self, seed: int) -> Callable[[], Mixing] | None:  # noqa: ARG002
         """Draws mixing weights for a batch of validation; None: they are the softmax of the alphas."""
@@ -104,18 +124,125 @@ class Alternating:
         return self._step(batch, self.weight_optimizer, self.weights, self.alphas)
 
     def _step(
-        self, batch: Batch, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter], fixed: list[nn.Parameter]
+        self,
+        batch: Batch,
+        optimizer: torch.optim.Optimizer,
+        trained: list[nn.Parameter],
+        fixed: list[nn.Parameter],
+        mixing: Mixing | None = None,
+        penalty: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor]:
+        """A step down the cross-entropy and a penalty; the loss returned is the cross-entropy alone."""
         images, labels = batch
         require_gradients(trained, True)
         require_gradients(fixed, False)  # no work is spent on them
         optimizer.zero_grad()
-        logits = self.network(images)
+        logits = self.network(images, mixing)
         loss = cross_entropy(logits, labels)
-        loss.backward()
+        (loss + penalty).backward()
         clip_gradients(trained, self.config.gradient_clip)
         optimizer.step()
         return loss.detach(), logits.detach()
+
+
+class Remedied(Alternating):
+    """First order with remedies against collapse (`config/remedies.py`)."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        network: Supernet,
+        optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+        stage: Stage,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(config, network, optimizers)
+        self.stage = stage
+        self.generator = generator
+        self.epoch = 0
+        self.perturbed = next((r for r in config.remedies if isinstance(r, PerturbedAlphas)), None)
+        frozen = next((r for r in config.remedies if isinstance(r, FrozenOperations)), None)
+        self.freezer = None if frozen is None else Freezer(network, frozen)
+        self.of_alphas: list[Tensor] = []  # the weights' gradients on the alphas' batch, in this step
+
+    def _scheduled(self, remedy: AuxiliarySkip | BetaDecay | PerturbedAlphas) -> float:
+        return scheduled(remedy.start, remedy.end, self.epoch, self.stage.epochs)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        for remedy in self.config.remedies:
+            if isinstance(remedy, AuxiliarySkip):
+                self.network.auxiliary_weight = self._scheduled(remedy)
+            elif isinstance(remedy, DropPath):
+                self.network.drop_path = scheduled(0.0, remedy.rate, epoch, self.stage.epochs)
+
+    def train_alphas(self, batch: Batch, weight_batch: Batch) -> None:  # noqa: ARG002
+        watched = [] if self.freezer is None else self.freezer.training()
+        if watched:
+            require_gradients(self.weights, True)
+            self.weight_optimizer.zero_grad()
+        require_gradients(self.alphas, True)
+        penalty = sum(map(self._penalty, self.config.remedies))
+        self._step(batch, self.alpha_optimizer, self.alphas, [] if watched else self.weights, penalty=penalty)
+        self.of_alphas = [gradient_of(weight) for weight in watched]
+
+    def _penalty(self, remedy: Remedy) -> Tensor | float:
+        if isinstance(remedy, BetaDecay):
+            return self._scheduled(remedy) * alpha_decay(self.network)
+        return remedy.zero_one * zero_one_loss(self.network) if isinstance(remedy, IndependentWeights) else 0.0
+
+    def train_weights(self, batch: Batch, both: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        mixing = None if self.perturbed is None else self.network.with_auxiliary(self._disturbed(batch, self.perturbed))
+        results = self._step(batch, self.weight_optimizer, self.weights, self.alphas, mixing)
+        if self.freezer is not None and self.of_alphas:
+            # Clipping scales all gradients alike, which leaves their cosines as they are.
+            if self.freezer.observe(self.of_alphas, [gradient_of(weight) for weight in self.freezer.training()]):
+                self._freeze()
+            self.of_alphas = []
+        return results
+
+    def _disturbed(self, batch: Batch, remedy: PerturbedAlphas) -> Mixing:
+        distance = self._scheduled(remedy)
+        if remedy.attack == "random":
+            return disturb(self.network, distance, self.generator)
+        require_gradients(self.weights, False)
+        generators = [g for g in (self.network.dropout_generator, self.network.path_generator) if g is not None]
+        states = [generator.get_state() for generator in generators]
+
+        def rewind() -> None:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+        def loss(weights: Mixing) -> Tensor:
+            rewind()  # the same masks at each call
+            return cross_entropy(self.network(batch[0], self.network.with_auxiliary(weights)), batch[1])
+
+        with frozen_statistics(self.network):
+            weights = attack(self.network, loss, distance, remedy.ascents, self.generator)
+        rewind()  # and in the step
+        return weights
+
+    def _freeze(self) -> None:
+        assert self.freezer is not None
+        operations = {weight for weights in self.freezer.operations.values() for weight in weights}
+        stopped = operations - set(self.freezer.training())
+        for weight in stopped:
+            weight.grad = None  # the optimizer skips it, decay and momentum too
+            weight.requires_grad_(False)
+        self.weights = [weight for weight in self.weights if weight not in stopped]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.freezer is None else self.freezer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.freezer is not None:
+            self.freezer.load_state_dict(state)
+            self._freeze()
+
+
+def gradient_of(weight: nn.Parameter) -> Tensor:
+    """The gradient that a backward pass left; zeros if the loss does not depend on the weight."""
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
 class Unrolled(Alternating):

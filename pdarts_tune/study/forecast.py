@@ -52,7 +52,7 @@ class StepTimes:
 
 def probe_stage(config: SearchConfig, stage: Stage, info: DatasetInfo, device: torch.device) -> StepTimes:
     """Times a stage of a search, its operations spread evenly over the edges."""
-    space = even_space(stage.operations)
+    space = even_space(stage.operations, config.start)
     network = build_network(config, space, stage.cells, info.num_classes, info.in_channels, seed=0).to(device)
     network.dropout_generator = torch.Generator(device).manual_seed(0)
     network.set_skip_dropout(stage.skip_dropout)
@@ -407,7 +407,8 @@ def _distinct(stages: list[StageForecast]) -> list[StageForecast]:
 
 def _shape(config: SearchConfig, stage: Stage, info: DatasetInfo) -> str:
     alike = (stage.cells, stage.operations, stage.skip_dropout > 0, stage.warmup_epochs < stage.epochs)
-    return repr((alike, config.channels, config.batch_size, config.method, config.execution, config.dropout_on_reduce, info))
+    further = config.method, config.remedies, config.space, config.execution, config.dropout_on_reduce
+    return repr((alike, config.channels, config.batch_size, further, info))
 
 
 def _batches(config: SearchConfig, info: DatasetInfo) -> tuple[int, int]:

@@ -449,10 +449,11 @@ def _summary(config: SearchConfig) -> dict[str, Any]:
     other = {f"stage {name}": [stage[name] for stage in stages] for name in _FURTHER}
     execution: dict[str, Any] = settings.pop("execution")
     settings["method"] = _in_words(settings["method"])
+    settings["remedies"] = " + ".join(map(_in_words, settings["remedies"])) or "none"
     return stage_columns(config) | other | settings | execution
 
 
 def _in_words(method: dict[str, Any]) -> str:
-    """A method's name and settings. A genotype is left out: its text is three lines long, and its source is here too."""
+    """The name and settings of a method or a remedy, without a genotype, whose text is long and whose source is here too."""
     settings = [f"{name} {value}" for name, value in method.items() if name not in ("name", "genotype") and value != ""]
     return f"{method['name']} ({', '.join(settings)})" if settings else str(method["name"])

@@ -163,8 +163,8 @@ def _settled_genotype(spec: TrialSpec, config: SearchConfig) -> Genotype | None:
     if isinstance(method, RandomSampling):
         rng, pair = random.Random(derive_seed(config.seed, "genotype")), paired_variant(method)
         if pair is not None:
-            return random_genotype(rng, _final_skips(spec.study_dir, search_id(pair, config.seed)), exactly=True)
-        return random_genotype(rng, config.max_skips, method.exactly)
+            return random_genotype(rng, _final_skips(spec.study_dir, search_id(pair, config.seed)), True, config.start)
+        return random_genotype(rng, config.max_skips, method.exactly, config.start)
     return None
 
 
@@ -220,6 +220,8 @@ class TrialRow:
             **asdict(config.execution),
             "cell_evaluation": None,
             "graph": None,
+            "space": config.space if isinstance(config.space, str) else "own",
+            "remedies": "+".join(remedy.name for remedy in config.remedies),
             "config": json.dumps(to_dict(config)),
             "config_id": config_id(config),
             "commit": spec.commit,

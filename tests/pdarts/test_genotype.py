@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, derive_cell, random_genotype, softmax
+from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, derive_cell, most_skips, random_genotype, softmax
 from pdarts_tune.pdarts.published import PUBLISHED
-from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
+from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SPACES
 from probabilities import cells
 
 CASES = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "derivation.json.gz").read_bytes()))
@@ -272,3 +272,25 @@ def test_a_random_genotype_with_exactly_so_many_skip_connects_is_drawn_evenly():
     drawn = [random_genotype(rng, 2, exactly=True).normal for _ in range(4000)]
     where = Counter(position for cell in drawn for position, (name, _) in enumerate(cell.edges) if name == "skip_connect")
     assert all(abs(where[position] - 1000) < 120 for position in range(8))
+
+
+@pytest.mark.parametrize("name", ["S1", "S2", "S3", "no_skip"])
+def test_random_genotypes_of_a_space_use_its_operations_alone_and_all_of_them(name):
+    space, rng, used = SPACES[name], random.Random(0), set()
+    for _ in range(300):
+        genotype = random_genotype(rng, 8, space=space)
+        for cell, offers in ((genotype.normal, space.normal), (genotype.reduce, space.reduce)):
+            for index, (operation, source) in enumerate(cell.edges):
+                edge = EDGES.index((source, index // 2))
+                assert operation in offers[edge]
+                used.add((offers is space.normal, edge, operation))
+    choices = (
+        (cell, e, name)
+        for cell, edges in ((True, space.normal), (False, space.reduce))
+        for e, ops in enumerate(edges)
+        for name in ops
+    )
+    assert used == {choice for choice in choices if choice[2] != "none"}
+    most = most_skips(space)
+    assert most == (0 if name == "no_skip" else 8)
+    assert {random_genotype(rng, most, True, space).normal.skips for _ in range(3)} == {most}

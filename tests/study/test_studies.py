@@ -17,9 +17,9 @@ from pdarts_tune.pdarts.progressive_depth import search_work
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.manifest import check_definition
 from pdarts_tune.study.plan import define, differences, make_plan
-from studies import approximation, baselines, depth_gap, regularization, transfer
+from studies import approximation, baselines, depth_gap, regularization, remedies, transfer
 
-STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines)]
+STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines, remedies)]
 IMAGENET = DatasetInfo(3, 224, 1000, 1_281_167, 50_000)
 
 
@@ -166,3 +166,17 @@ def test_the_baselines_of_the_paper_s_preset_are_no_miniatures_whatever_its_sett
     assert methods("paper", *changes)["pc_darts"].method.k == 4
     assert methods("paper", *changes)["darts_first"].stages == methods("paper")["darts_first"].stages
     assert methods("cifar-mini", "stages.2.epochs=30")["pc_darts"].method.k == 2
+
+
+def test_each_remedy_stands_alone_in_p_darts_stages_without_its_own():
+    plan = make_plan(remedies.STUDY, "paper")
+    variants = {variant.name: variant.search for variant in plan.variants}
+    none = variants["none"]
+    assert [stage.skip_dropout for stage in none.stages] == [0.0, 0.0, 0.0]
+    assert (none.max_skips, none.remedies) == (8, ())
+    assert replace(variants["pdarts"], eigenvalue_every=0) == plan.base
+    for name in remedies.ALONE:
+        (change,) = differences(variants[name], none)
+        assert change.startswith("remedies ")
+    assert variants["independent_weights"].alpha_learning_rate == 3e-3
+    assert {config.space for name, config in variants.items() if name.endswith("_S2")} == {"S2"}

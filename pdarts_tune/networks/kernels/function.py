@@ -174,18 +174,28 @@ class Plan:
 
 
 def search_plan(
-    preprocess: Sequence[nn.Module], edges: Sequence[nn.ModuleDict], channels: int, reduction: bool, skip_edges: Sequence[int]
+    preprocess: Sequence[nn.Module],
+    edges: Sequence[nn.ModuleDict],
+    channels: int,
+    reduction: bool,
+    skip_edges: Sequence[int],
+    auxiliary: Sequence[nn.Module] = (),
 ) -> Plan:
     """The plan of a search network's cell: a module for each candidate operation of each edge.
 
-    Skip dropout masks, where there are any, belong to `skip_edges` in this order.
+    Skip dropout masks, where there are any, belong to `skip_edges` in this order. Drop path factors have a row for each edge and
+    column of alphas; identities are never dropped. `auxiliary` modules, one an edge, have the last column of the mixing weights.
     """
-    width = max(len(operations) for operations in edges)
+    columns = max(len(operations) for operations in edges)
+    width = columns + bool(auxiliary)
     found = []
     for index, ((source, node), operations) in enumerate(zip(EDGES, edges, strict=True)):
         for column, (name, operation) in enumerate(operations.items()):
             mask = skip_edges.index(index) if name == "skip_connect" and index in skip_edges else -1
-            found.append(Edge(source, node, operation, mix=index * width + column, mask=mask))
+            factor = -1 if isinstance(operation, nn.Identity) else index * columns + column
+            found.append(Edge(source, node, operation, mix=index * width + column, factor=factor, mask=mask))
+        if auxiliary:
+            found.append(Edge(source, node, auxiliary[index], mix=index * width + columns))
     return Plan(preprocess, found, channels, NUM_NODES, 1 + reduction)
 
 

@@ -1,0 +1,111 @@
+"""RQ3b: what do P-DARTS' own remedies against collapse do beside those of others?
+
+python analysis/remedies.py --results results
+
+Reads the tables of the study remedies, writes rq3b.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/remedies/report`
+and prints the main table and what it supports. Configurations say which variant has which remedy in which space, so any study will
+do that has a variant without any.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common import comparisons
+from common.comparisons import compare_pairs, conclude, pair_up, summarize
+from common.figures import draw_curves, draw_search
+from common.published_figures import SPACE_NOTES, published_spaces
+from common.section import Section, run_script
+from common.study_tables import Configs, has_skip_dropout, read_configs
+from compare import open_question
+from pdarts_tune.config.methods import trains_alphas
+from pdarts_tune.config.search import SearchConfig
+from rq3_regularization import count_collapses, count_skips
+
+STUDY = "remedies"
+
+NOTES = {
+    "variants": """\
+Means over search seeds ± standard deviation. *remedies*: names of `config/remedies.py`; *dropout*: on skip-connects, P-DARTS' own.
+*skips*: of the normal cell that was evaluated. *search, s*: what a remedy costs, on the study's device.""",
+    "error_differences": f"""\
+Test error of every variant minus that of the variant without any remedy in the same space, paired by seed: one family.
+
+{comparisons.COMPARISON_NOTES}""",
+    "skip_differences": "The same of the skip-connects of the normal cell, derived without a limit: a family of its own.",
+    "collapse": """\
+Searches whose normal cell, derived without a limit, was more than half skip-connects (5 of 8): at the end of the last stage, and at
+any epoch. Intervals: Wilson, 95 %.""",
+    "published": SPACE_NOTES,
+}
+
+
+def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
+    """The answer to RQ3b; None where `results` has no data for it. Takes and raises what `open_question` does."""
+
+    def is_about(study: Any) -> bool:
+        return any(config.remedies for config in read_configs(study.trials).values())
+
+    question = open_question(results, STUDY, is_about, **choice)
+    if question is None:
+        return None
+    study, configs, measures, rng = question.study, question.configs, question.measures, question.rng
+    references = find_references(configs)
+    for space in dict.fromkeys(name_space(configs[name]) for name in configs if name not in references):
+        question.missing.insert(0, f"space {space}: no variant without any remedy, so its variants are compared with nothing")
+    table = summarize(measures, "error_percent", "skips", "search_seconds")
+    shown = [configs[variant] for variant in table["variant"]]
+    table.insert(1, "space", [name_space(config) for config in shown])
+    table.insert(2, "remedies", ["+".join(remedy.name for remedy in config.remedies) for config in shown])
+    table.insert(3, "dropout", [has_skip_dropout(config) for config in shown])
+    completed = count_skips(study, measures[measures["status"] == "completed"])
+    families = {
+        column: compare_pairs(
+            {name: pair_up(completed, column, name, reference) for name, reference in references.items() if name != reference}, rng
+        )
+        for column in ("error_percent", "derived_skips")
+    }
+    what = "any remedy changes"
+    conclusion = conclude(families["error_percent"], "no remedy", "evaluation error", f"{what} the evaluation error") + conclude(
+        families["derived_skips"], "no remedy", "skip-connects", f"{what} the number of skip-connects", unit="skip-connects"
+    )
+    tables = {
+        "variants": table,
+        "error_differences": families["error_percent"],
+        "skip_differences": families["derived_skips"],
+        "collapse": count_collapses(study),
+        "published": published_spaces(),
+    }
+    if study.epochs["hessian_eigenvalue"].isna().all():
+        question.missing.append("the Hessian's largest eigenvalue was not measured (eigenvalue_every is 0): no curves of it")
+    pictures = {}
+    if figures:
+        pictures = draw_curves(study, "skips", "eigenvalue", "learning_curves") | draw_search(study, next(iter(configs)))
+    title = "RQ3b: what do P-DARTS' own remedies against collapse do beside those of others?"
+    return question.section("rq3b", title, tables, conclusion, NOTES, pictures)
+
+
+def name_space(config: SearchConfig) -> str:
+    return config.space if isinstance(config.space, str) else "own"
+
+
+def find_references(configs: Configs) -> dict[str, str]:
+    """For each variant that searches, the first one in its space that has no remedy and no dropout on skip-connects."""
+    references = {}
+    for name, config in configs.items():
+        bare = (
+            other
+            for other, its in configs.items()
+            if its.start == config.start and trains_alphas(its.method) and not its.remedies and not has_skip_dropout(its)
+        )
+        if trains_alphas(config.method) and (reference := next(bare, None)):
+            references[name] = reference
+    return references
+
+
+main = partial(run_script, build, STUDY, __doc__)
+
+if __name__ == "__main__":
+    main()
