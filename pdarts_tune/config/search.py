@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from pdarts_tune.config.evaluation import Stem
 from pdarts_tune.config.execution import Execution, check_execution
 from pdarts_tune.config.methods import FirstOrder, Method, RandomSampling, RandomSearch, check_method, trains_alphas
 from pdarts_tune.config.remedies import Remedy, check_remedies
@@ -83,6 +84,7 @@ class SearchConfig:
     memory_limit: Positive | None = later(None)  # bytes of device memory that a stage may take, by prediction; None: no limit
     image_size: Positive | None = later(None)  # pixels, height and width: images are cropped to it and streamed; None: as they are
     skip_bad_images: bool = later(False)  # leave out images that cannot be read, rather than refuse the set
+    stem: Stem = later("cifar")  # imagenet: three convolutions of stride 2 first, an eighth of the resolution
     space: Annotated[str | SearchSpace, PlainValidator(_read_space)] = later("full")  # what the first stage starts from
     remedies: tuple[Annotated[Remedy, Field(discriminator="name")], ...] = later(())  # against collapse, in any order
 
@@ -98,6 +100,8 @@ class SearchConfig:
         elif isinstance(self.method, RandomSampling) and self.method.exactly and self.max_skips > (most := most_skips(self.start)):
             raise ValueError(f"max_skips: {self.max_skips} is wrong, a normal cell of this space has at most {most} skip-connects")
         check_method(self.method, self.stages, self.channels)
+        if self.stem == "imagenet" and self.channels % 2:
+            raise ValueError(f"channels: {self.channels} is odd, the imagenet stem halves them; take an even number")
         check_remedies(self.remedies, self.method, self.stages)
         object.__setattr__(self, "remedies", tuple(sorted(self.remedies, key=lambda remedy: remedy.name)))  # one id for any order
         check_execution(self.execution, self.method, "execution.")

@@ -31,6 +31,7 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
                 alpha_init_scale=config.alpha_init_scale,
                 recompute=execution.recompute,
                 dropout_on_reduce=config.dropout_on_reduce,
+                stem=config.stem,
             )
         else:
             network = Supernet(
@@ -39,6 +40,7 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
                 evaluation=cell_evaluation(execution, method),
                 recompute=execution.recompute,
                 dropout_on_reduce=config.dropout_on_reduce,
+                stem=config.stem,
                 auxiliary_skip=any(isinstance(remedy, AuxiliarySkip) for remedy in config.remedies),
                 independent=any(isinstance(remedy, IndependentWeights) for remedy in config.remedies),
             )

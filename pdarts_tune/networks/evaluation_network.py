@@ -22,7 +22,9 @@ from pdarts_tune.networks.operations import (
     Conv7x1And1x7,
     FactorizedReduce,
     ReLUConvBN,
+    cifar_stem,
     frozen_statistics,
+    imagenet_stem,
 )
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.progressive_depth import reduction_cells
@@ -139,14 +141,11 @@ class EvalNetwork(nn.Module):
         channels = config.channels
         if config.stem == "cifar":
             before2 = before1 = 3 * channels
-            self.stem = nn.Sequential(*_conv_bn(config.in_channels, 3 * channels, 1))
+            self.stem = cifar_stem(config.in_channels, 3 * channels)
             size = config.image_size
         else:
             before2 = before1 = channels
-            self.stem0 = nn.Sequential(
-                *_conv_bn(config.in_channels, channels // 2, 2), nn.ReLU(), *_conv_bn(channels // 2, channels, 2)
-            )
-            self.stem1 = nn.Sequential(nn.ReLU(), *_conv_bn(channels, channels, 2))
+            self.stem0, self.stem1 = imagenet_stem(config.in_channels, channels)
             size = -(-config.image_size // 8)
         # The second part of the imagenet stem halves the image, so for the first cell it is like a reduction cell.
         reduction_before = config.stem == "imagenet"
@@ -246,7 +245,3 @@ class AuxiliaryHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(x).flatten(1))
         return logits
-
-
-def _conv_bn(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out_channels)

@@ -153,6 +153,22 @@ def _pool(kind: str, stride: int) -> nn.Module:
     return nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
 
 
+def cifar_stem(in_channels: int, channels: int) -> nn.Sequential:
+    """One 3x3 convolution with batch norm."""
+    return nn.Sequential(*_conv_bn(in_channels, channels, 1))
+
+
+def imagenet_stem(in_channels: int, channels: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Three 3x3 convolutions of stride 2 with batch norm: what the first cell reads as the output of the cell before the last one,
+    a quarter of the image's side, and, from that, an eighth."""
+    first = nn.Sequential(*_conv_bn(in_channels, channels // 2, 2), nn.ReLU(), *_conv_bn(channels // 2, channels, 2))
+    return first, nn.Sequential(nn.ReLU(), *_conv_bn(channels, channels, 2))
+
+
+def _conv_bn(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out_channels)
+
+
 # From PRIMITIVES names to (channels, stride, affine) -> module.
 OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "none": lambda channels, stride, affine: Zero(stride),  # noqa: ARG005

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from pdarts_tune.config.evaluation import Stem
 from pdarts_tune.networks.supernet import NODE_EDGES, Cell, Mixing, Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, SearchSpace
@@ -69,6 +70,7 @@ class PartialSupernet(Supernet):
         alpha_init_scale: float = 1e-3,
         recompute: bool = False,
         dropout_on_reduce: bool = False,
+        stem: Stem = "cifar",
     ) -> None:
         if channels % share:
             raise ValueError(f"share: {share} does not divide the {channels} channels")
@@ -82,6 +84,7 @@ class PartialSupernet(Supernet):
             evaluation="plain",
             recompute=recompute,
             dropout_on_reduce=dropout_on_reduce,
+            stem=stem,
             make_cell=functools.partial(PartialCell, share=share),
         )
         self.edge_normalization = edge_normalization

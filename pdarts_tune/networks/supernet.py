@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pdarts_tune.config.evaluation import Stem
 from pdarts_tune.config.execution import CellEvaluation, Precision
 from pdarts_tune.networks.graphs import Number, draw_ones
 from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.networks.kernels.function import Plan, Settings, as_nodes, evaluate, search_plan
-from pdarts_tune.networks.operations import OPERATIONS, FactorizedReduce, ReLUConvBN, frozen_statistics
+from pdarts_tune.networks.operations import (
+    OPERATIONS,
+    FactorizedReduce,
+    ReLUConvBN,
+    cifar_stem,
+    frozen_statistics,
+    imagenet_stem,
+)
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, Probs
 from pdarts_tune.pdarts.progressive_depth import reduction_cells
 from pdarts_tune.pdarts.space import EDGES, NUM_NODES, CellOps, SearchSpace
@@ -147,6 +155,8 @@ class Supernet(nn.Module):
     Weights and alphas are drawn from PyTorch's global generator: seed it first. Skip dropout is off until `set_skip_dropout`. Its
     masks come from `dropout_generator`, which the caller owns and saves (None: the global generator).
 
+    With the `imagenet` stem cells begin at an eighth of the image's side, as in an evaluation network with that stem.
+
     Remedies against collapse (`config/remedies.py`): with `auxiliary_skip` every edge has a skip-connect of weight
     `auxiliary_weight` beside its operations; with `independent` mixing weights are sigmoids; `drop_path` is the rate at which paths
     are dropped in training mode, by draws from `path_generator`.
@@ -169,6 +179,7 @@ class Supernet(nn.Module):
         evaluation: CellEvaluation = "auto",
         recompute: bool = False,
         dropout_on_reduce: bool = False,
+        stem: Stem = "cifar",
         auxiliary_skip: bool = False,
         independent: bool = False,
         make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
@@ -185,9 +196,14 @@ class Supernet(nn.Module):
         self.path_generator: torch.Generator | None = None
         self.precision: Precision = "fp32"  # bf16: mixed precision, see `config/execution.py`
         self.channels_last = False  # memory layout of plain cells; that of kernels is always channels-last
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
-        before2 = before1 = 3 * channels
-        reduction_before = False
+        self.reduced_stem = stem == "imagenet"
+        if self.reduced_stem:
+            self.stem0, self.stem1 = imagenet_stem(in_channels, channels)
+            before2 = before1 = channels
+        else:
+            self.stem = cifar_stem(in_channels, 3 * channels)
+            before2 = before1 = 3 * channels
+        reduction_before = self.reduced_stem  # the first cell reads two resolutions
         self.cells = nn.ModuleList()
         for index in range(num_cells):
             reduction = index in reduction_cells(num_cells)
@@ -292,12 +308,15 @@ class Supernet(nn.Module):
         kernels = choose(self.evaluation, images.device) == "kernels"
         if kernels:
             images = images.contiguous(memory_format=torch.channels_last)
-        before1: Tensor = self.stem(images)
+        first: Tensor = self.stem0(images) if self.reduced_stem else self.stem(images)
         if kernels:
-            before1 = as_nodes(before1)
-        elif self.channels_last:
-            before1 = before1.contiguous(memory_format=torch.channels_last)
-        before2 = before1
+            before2 = as_nodes(first)
+        else:
+            before2 = first.contiguous(memory_format=torch.channels_last) if self.channels_last else first
+        before1 = before2
+        if self.reduced_stem:
+            second: Tensor = self.stem1(first)
+            before1 = as_nodes(second) if kernels else second
         kept = self._kept.on(before1.device).to(self.alphas_normal.dtype)
         for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
             masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if kernels else before1)

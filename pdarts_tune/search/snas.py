@@ -91,7 +91,7 @@ def resource_costs(network: Supernet, image_size: int) -> dict[str, Mixing]:
         resource.name: (torch.zeros_like(kept[0], dtype=torch.float64), torch.zeros_like(kept[1], dtype=torch.float64))
         for resource in fields(OperationCost)
     }
-    size = image_size
+    size = -(-image_size // 8) if network.reduced_stem else image_size
     for cell in network.cells:
         assert isinstance(cell, Cell)
         for edge, names in enumerate(cell.operations):

@@ -407,7 +407,7 @@ def _distinct(stages: list[StageForecast]) -> list[StageForecast]:
 
 def _shape(config: SearchConfig, stage: Stage, info: DatasetInfo) -> str:
     alike = (stage.cells, stage.operations, stage.skip_dropout > 0, stage.warmup_epochs < stage.epochs)
-    further = config.method, config.remedies, config.space, config.execution, config.dropout_on_reduce
+    further = config.method, config.remedies, config.space, config.stem, config.execution, config.dropout_on_reduce
     return repr((alike, config.channels, config.batch_size, further, info))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from pdarts_tune.networks.darts_weights import load_darts_state_dict
+from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
 from pdarts_tune.networks.supernet import Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
@@ -214,3 +215,24 @@ def test_an_element_that_skip_dropout_kept_on_a_reduction_is_scaled_and_a_droppe
     masks = torch.rand(14, 2, 8, 4, 4) < 0.5
     whole, dropped = (cell(*images, weights, chosen, kept)[:, :8] for chosen, kept in ((None, 1.0), (masks, 0.5)))
     torch.testing.assert_close(dropped, 2 * whole * masks[0])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_imagenet_stem_is_that_of_the_evaluation_network_and_kernels_compute_it_alike(recompute):
+    images, results = torch.randn(2, 3, 50, 50, dtype=torch.float64), []
+    for evaluation in ("plain", "kernels"):
+        torch.manual_seed(0)
+        network = Supernet(MIXED, 3, 4, 10, stem="imagenet", evaluation=evaluation, recompute=recompute).double()
+        logits = network(images)
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in network.parameters())])
+    for plain, kernels in zip(*results, strict=True):
+        torch.testing.assert_close(kernels, plain, rtol=1e-6, atol=1e-10)
+    sizes = []
+    network.evaluation = "plain"
+    network.cells[0].register_forward_pre_hook(lambda _, states: sizes.extend(state.shape[1:] for state in states[:2]))
+    network(images)
+    assert sizes == [(4, 13, 13), (4, 7, 7)]  # a quarter and an eighth of 50
+    twin = EvalNetwork(GENOTYPE, NetworkConfig(4, 3, 10, 50, "imagenet"))
+    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items() if name[:4] == "stem"} for net in (network, twin)]
+    assert shapes[0] == shapes[1]

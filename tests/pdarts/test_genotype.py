@@ -279,11 +279,11 @@ def test_random_genotypes_of_a_space_use_its_operations_alone_and_all_of_them(na
     space, rng, used = SPACES[name], random.Random(0), set()
     for _ in range(300):
         genotype = random_genotype(rng, 8, space=space)
-        for cell, offers in ((genotype.normal, space.normal), (genotype.reduce, space.reduce)):
+        for normal, cell, offers in ((True, genotype.normal, space.normal), (False, genotype.reduce, space.reduce)):
             for index, (operation, source) in enumerate(cell.edges):
                 edge = EDGES.index((source, index // 2))
                 assert operation in offers[edge]
-                used.add((offers is space.normal, edge, operation))
+                used.add((normal, edge, operation))
     choices = (
         (cell, e, name)
         for cell, edges in ((True, space.normal), (False, space.reduce))

@@ -160,3 +160,9 @@ def test_the_costliest_network_costs_one_and_nothing_costs_nothing():
     assert all(cost[:, 0].abs().max() == 0 for cost in costs)  # none
     order = [PRIMITIVES.index(name) for name in ("skip_connect", "dil_conv_3x3", "sep_conv_3x3", "sep_conv_5x5")]
     assert (costs[0][:, order].diff(dim=1) > 0).all()
+
+
+def test_with_the_imagenet_stem_costs_are_those_of_an_eighth_of_the_side():
+    eighth = relative_costs(Supernet(SearchSpace.full(), 4, 4, 10, 3), 8)
+    for cost, own in zip(eighth, relative_costs(Supernet(SearchSpace.full(), 4, 4, 10, 3, stem="imagenet"), 64), strict=True):
+        assert torch.equal(cost, own)
