@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         FrozenOperations,
         IndependentWeights,
         PerturbedAlphas,
+        Remedy,
         StopAtSkips,
     )
     from pdarts_tune.config.search import SearchConfig
@@ -76,7 +77,7 @@ _ROOMS = {
     "peak_work with_budget with_depths with_epochs with_operations with_skip_dropout",
     "config.methods": "FirstOrder Given Method PartialChannels RandomSampling RandomSearch SecondOrder Snas equal_candidates",
     "config.execution": "Execution",
-    "config.remedies": "AuxiliarySkip BetaDecay DropPath FrozenOperations IndependentWeights PerturbedAlphas StopAtSkips",
+    "config.remedies": "AuxiliarySkip BetaDecay DropPath FrozenOperations IndependentWeights PerturbedAlphas Remedy StopAtSkips",
     "config.search": "SearchConfig",
     "config.evaluation": "RECIPES EvalConfig",
     "config.serialize": "ConfigError",

@@ -17,6 +17,7 @@ from pdarts_tune import (
     FrozenOperations,
     IndependentWeights,
     PerturbedAlphas,
+    Remedy,
     SearchConfig,
     StopAtSkips,
     Study,
@@ -26,7 +27,7 @@ from pdarts_tune import (
     with_skip_dropout,
 )
 
-ALONE = {
+ALONE: dict[str, Remedy] = {
     "auxiliary_skip": AuxiliarySkip(),
     "beta_decay": BetaDecay(),
     "perturbed_random": PerturbedAlphas(),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -43,8 +43,8 @@ def _read_space(value: Any) -> str | SearchSpace:
         check_choices(value)
     elif not isinstance(value, str) or value not in SPACES:
         choices = f"Input should be one of {', '.join(SPACES)}, or the operations of each edge of the normal and the reduce cell"
-        raise PydanticCustomError("space", choices)  # type: ignore[arg-type]
-    return value
+        raise PydanticCustomError("space", choices)
+    return cast("str | SearchSpace", value)
 
 
 @settings

@@ -307,10 +307,9 @@ def _warning(records: list[EpochRecord]) -> str:
     if _collapsed(record) and not any(map(_collapsed, earlier)):
         warnings.append(f"{_skips(record)} of the normal cell's 8 operations are skip-connects now; the search goes on")
     if record.derived_epoch is not None and record.derived_epoch != record.epoch:
-        warnings.append(
-            f"the stage ends early, the Hessian's eigenvalue has grown too much; what counts are the alphas of epoch "
-            f"{record.derived_epoch + 1}"
-        )
+        by_skips = record.epoch - record.derived_epoch == 1  # the eigenvalue's rule goes back further
+        reason = f"its cell has {_skips(record)} skip-connects" if by_skips else "the Hessian's eigenvalue has grown too much"
+        warnings.append(f"the stage ends early, {reason}; what counts are the alphas of epoch {record.derived_epoch + 1}")
     return f"stage {record.stage}, epoch {record.epoch + 1}: " + "; ".join(warnings) if warnings else ""
 
 
