@@ -9,6 +9,7 @@ do that has a variant without any.
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from common.comparisons import compare_pairs, conclude, pair_up, summarize
 from common.figures import draw_curves, draw_search
 from common.published_figures import SPACE_NOTES, published_spaces
 from common.section import Section, run_script
-from common.study_tables import Configs, has_skip_dropout, read_configs
+from common.study_tables import Configs, has_skip_dropout
 from compare import open_question
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.config.search import SearchConfig
@@ -46,7 +47,7 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
     """The answer to RQ3b; None where `results` has no data for it. Takes and raises what `open_question` does."""
 
     def is_about(study: Any) -> bool:
-        return any(config.remedies for config in read_configs(study.trials).values())
+        return any(json.loads(text).get("remedies") for text in study.trials["config"].unique())
 
     question = open_question(results, STUDY, is_about, **choice)
     if question is None:

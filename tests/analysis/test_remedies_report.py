@@ -35,7 +35,7 @@ def section(tmp_path_factory):
 def test_planted_differences_are_found_within_each_space_as_one_family(section):
     errors = section.tables["error_differences"].set_index("variant")
     assert list(errors.index) == ["pdarts", "beta_decay", "auxiliary_skip_S2"]
-    assert errors["difference"].to_dict() == pytest.approx({"pdarts": 0.0, "beta_decay": -2.0, "auxiliary_skip_S2": -2.0}, abs=0.4)
+    assert errors["difference"].to_dict() == pytest.approx({"pdarts": 0.0, "beta_decay": -2.0, "auxiliary_skip_S2": -2.0}, abs=0.6)
     assert dict(errors["claimed"]) == {"pdarts": False, "beta_decay": True, "auxiliary_skip_S2": True}
     assert (errors["p_holm"] >= errors["p"]).all()
     assert errors["p_holm"]["beta_decay"] > errors["p"]["beta_decay"]
