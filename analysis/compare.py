@@ -20,7 +20,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from common.comparisons import COMPARISON_NOTES, compare_pairs, compare_variants, conclude, mean_intervals, pair_up, summarize
+from common.comparisons import (
+    COMPARISON_NOTES,
+    anytime_table,
+    compare_pairs,
+    compare_variants,
+    conclude,
+    mean_intervals,
+    pair_up,
+    summarize,
+)
 from common.figures import CURVES, SEARCH_NOTES, draw_curves, draw_depth_gap, draw_search, draw_sweep, gap_frame
 from common.section import NOTHING, UNITS, Section, show, show_answer
 from common.study_tables import (
@@ -33,6 +42,7 @@ from common.study_tables import (
     choose_settings,
     describe_study,
     differences,
+    estimate_note,
     find_studies,
     find_study,
     keep_one_device,
@@ -88,6 +98,7 @@ class Question:
         figures: Mapping[str, Figure],
     ) -> Section:
         about = describe_study(self.study)
+        title += estimate_note(self.study)
         return Section(name, title, tables, figures, tuple(conclusion), tuple(self.missing), SEARCH_NOTES | dict(notes), about)
 
 
@@ -166,6 +177,7 @@ def build(
         tables[f"by_{field}"] = shown if curve["line"].any() else shown.drop(columns="line")
     tables["cells"], pictures, captions = list_cells(study, figures)
     tables["searches"] = list_searches(parts)
+    tables["anytime"] = anytime_table(study)
     lines = {setting: list_missing(part, parts[setting]) for setting, part in by_setting(study).items()}
     common = set.intersection(*map(set, lines.values()))  # the others are of evaluations in one setting
     missing = [line if line in common else f"{line} ({setting})" for setting, own in lines.items() for line in own]
@@ -176,7 +188,7 @@ def build(
         pictures = draw(study, parts, baseline) | {f"by_{f}": draw_sweep(c, f, first) for f, c in curves.items()} | pictures
     return Section(
         name="compare",
-        title=f"{folder.name}: its variants compared with {baseline}",
+        title=f"{folder.name}: its variants compared with {baseline}{estimate_note(study)}",
         tables=tables,
         figures=pictures,
         conclusion=conclude_all(families, baseline),

@@ -91,11 +91,12 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
     tables["gap_by_depth"] = gap_by_depth(measures, configs, rng)
     tables["stages"] = summarize_stages(study)
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
+    tables["anytime"] = comparisons.anytime_table(study)
     tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_cifar()
     gaps = gap_frame(measures)
     pictures = {"depth_gap": draw_depth_gap(gaps)} if figures and len(gaps) else {}
-    pictures |= draw_curves(study, "learning_curves", "skips") | draw_search(study, baseline) if figures else {}
+    pictures |= draw_curves(study, "learning_curves", "skips", "estimates") | draw_search(study, baseline) if figures else {}
     notes = NOTES | {"variants": "\n".join(filter(None, (VARIANT_NOTES, describe_precision(configs, measures))))}
     title = "RQ1: does growing the search depth close the gap between search and evaluation?"
     return question.section("rq1", title, tables, conclusion, notes, pictures)

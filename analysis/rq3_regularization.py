@@ -125,7 +125,7 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
         if points:
             columns = {"variant": "line", "mean": "error_percent"}
             pictures["limits"] = draw_sweep(pd.concat(points).rename(columns=columns), "M", "error_percent")
-        pictures |= draw_curves(study, "skips", "learning_curves", "eigenvalue") | draw_search(study, baseline)
+        pictures |= draw_curves(study, "skips", "learning_curves", "eigenvalue", "estimates") | draw_search(study, baseline)
     conclusion = conclusion or ("No variant has dropout on skip-connects, so there is nothing to compare.",)
     title = "RQ3: do dropout and a limit on skip-connects stabilise the search and improve what it finds?"
     return question.section("rq3", title, tables, conclusion, NOTES, pictures)

@@ -24,7 +24,16 @@ from common.published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_
 from common.ranks import kendall_tau, minimum_detectable_tau, partial_correlation
 from common.section import NOTHING, Section, run_script, show, show_interval
 from common.statistics import mean_sd
-from common.study_tables import Read, StudyTables, choose_settings, describe_study, find_study, first_line, read_study
+from common.study_tables import (
+    Read,
+    StudyTables,
+    choose_settings,
+    describe_study,
+    estimate_note,
+    find_study,
+    first_line,
+    read_study,
+)
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.tables import final_genotypes, read_rows
@@ -87,7 +96,8 @@ def build(
         missing.insert(0, "no evaluation in the mobile setting, so nothing is said about ImageNet itself")
     return Section(
         name="rq4",
-        title="RQ4: do cells found on CIFAR transfer to ImageNet, and is their ranking stable under other recipes?",
+        title="RQ4: do cells found on CIFAR transfer to ImageNet, and is their ranking stable under other recipes?"
+        + estimate_note(study),
         tables=tables,
         figures=draw(study, cells, errors) if figures else {},
         conclusion=conclude(correlations, settings),

@@ -24,7 +24,7 @@ from common.statistics import (
     smallest_p,
     variance_components,
 )
-from common.study_tables import StudyTables
+from common.study_tables import StudyTables, estimate_note
 
 LEVEL = 0.05
 
@@ -176,7 +176,7 @@ def describe_row(row: Mapping[Any, Any], unit: str = "points") -> str:
 
 
 def rank_table(study: StudyTables, measures: pd.DataFrame, columns: Mapping[str, str], rng: np.random.Generator) -> pd.DataFrame:
-    """Kendall's tau of measures at search time with evaluation accuracy, within variants, one row a measure.
+    """Kendall's tau of measures at search time, and of estimates, with evaluation accuracy, within variants, one row a measure.
 
     Args:
         measures: one row a trial, with `genotype_id`.
@@ -184,6 +184,10 @@ def rank_table(study: StudyTables, measures: pd.DataFrame, columns: Mapping[str,
     """
     completed = study.evaluations[study.evaluations["status"] == "completed"]
     seeds = completed.pivot_table(index="genotype_id", columns="seed", values="accuracy")  # nan where a seed is not there
+    if not estimate_note(study):  # else both sides would be the same estimates
+        for recipe, known in study.estimates.groupby("recipe_id"):
+            measures = measures.assign(**{recipe: measures["genotype_id"].map(known.set_index("genotype_id")["accuracy"])})
+            columns = {**columns, recipe: f"estimate ({recipe})"}
     rows = []
     for column, name in columns.items():
         known = measures[measures[column].notna() & measures["genotype_id"].isin(seeds.index)]
@@ -197,6 +201,29 @@ def rank_table(study: StudyTables, measures: pd.DataFrame, columns: Mapping[str,
         rows.append(row)
     names = ["measure", "n", "pairs", "tau", "ci_low", "ci_high", "p", "seed_tau", "disattenuated"]
     return pd.DataFrame(rows).reindex(columns=names).astype(dict.fromkeys(names[3:], float))
+
+
+def anytime_table(study: StudyTables) -> pd.DataFrame:
+    """The estimated accuracy of the cell that would be derived after quarters of a search, with the seconds until then; by variant.
+
+    Means over the searches with estimates of their epochs; no rows where there are none.
+    """
+    if "estimated_accuracy" not in study.epochs:
+        return pd.DataFrame()
+    epochs = study.epochs.assign(search_seconds=study.epochs.groupby("trial_id")["seconds"].cumsum())
+    last = epochs.groupby("trial_id")["running_epoch"].transform("max")
+    quarters = [epochs[epochs["running_epoch"] == (share * (last + 1)).round().clip(lower=1) - 1] for share in (0.25, 0.5, 0.75, 1)]
+    points = pd.concat(quarters).dropna(subset="estimated_accuracy")
+    points = points.assign(epochs=points["running_epoch"] + 1, estimated_percent=100 * points["estimated_accuracy"])
+    grouped = points.groupby(["variant", "epochs"], sort=False, as_index=False)
+    table = grouped.agg(
+        n=("trial_id", "size"),
+        search_seconds=("search_seconds", "mean"),
+        estimated_percent=("estimated_percent", "mean"),
+        estimated_percent_sd=("estimated_percent", "std"),
+    )
+    order = list(study.trials["variant"].unique())
+    return table.sort_values("variant", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
 
 
 def spread_table(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:

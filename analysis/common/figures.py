@@ -242,11 +242,14 @@ CURVES = {  # what draw_curves draws: column of `epochs`, label, scale
     "learning_curves": ("validation_accuracy", "validation accuracy, %", 100.0),
     "skips": ("normal_skip_count", "skip-connects of the normal cell", 1.0),
     "eigenvalue": ("hessian_eigenvalue", "largest eigenvalue of the Hessian", 1.0),
+    "estimates": ("estimated_accuracy", "estimated accuracy of the cell derived now, %", 100.0),
 }
 SEARCH_NOTES = {
     "learning_curves": "Search networks, epoch by epoch; bands from the lowest to the highest seed.",
     "skips": "Skip-connects of the normal cell that would be derived, before refinement; bands from lowest to highest seed.",
     "eigenvalue": "Largest eigenvalue of the validation loss's Hessian by the alphas, where it was measured.",
+    "estimates": "The estimated accuracy of the cell that would be derived after each epoch; bands from lowest to highest seed.",
+    "anytime": "The estimated accuracy of the cell that would be derived after each quarter of a search, and its seconds.",
     "timeline": "Where the time of a search goes, stage by stage.",
     "cells": "Both cells that one search ended with: the first completed one of the variant that the others are compared with.",
     "alphas_normal": "The same search: probabilities of the operations on every edge of the normal cell.",
@@ -259,7 +262,9 @@ def draw_curves(study: StudyTables, *names: str) -> dict[str, Figure]:
     figures = {}
     for name in names:
         column, label, scale = CURVES[name]
-        epochs = study.epochs.dropna(subset=[column]) if name == "eigenvalue" else study.epochs
+        if column not in study.epochs:
+            continue
+        epochs = study.epochs.dropna(subset=[column]) if name in ("eigenvalue", "estimates") else study.epochs
         if len(epochs):
             grouped = epochs.groupby(["variant", "stage", "running_epoch"], sort=False, as_index=False)
             curves = grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))

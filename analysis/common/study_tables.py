@@ -24,8 +24,8 @@ from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_seeds, planned_seeds
-from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import final_genotypes, read_table
+from pdarts_tune.results.schemas import ESTIMATORS, SCHEMAS
+from pdarts_tune.results.tables import epoch_genotypes, final_genotypes, read_table
 
 CELLS = ("normal", "reduce")
 
@@ -63,6 +63,7 @@ class StudyTables:
     derived: pd.DataFrame  # rows of genotypes, for every stage and skip limit, with their trial's columns
     cells: pd.DataFrame  # of these, the rows at each trial's own max_skips
     evaluations: pd.DataFrame  # of derived genotypes, with `setting`; `stem`, `params` and `macs` are the evaluated network's
+    estimates: pd.DataFrame  # genotype_id, recipe_id and accuracy of all genotypes that an estimator has estimated
 
     @property
     def settings(self) -> list[str]:
@@ -133,19 +134,45 @@ def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
     epochs = trials[["trial_id", "variant"]].merge(epochs, on="trial_id")
     derived = trials[_TRIAL_COLUMNS].rename(columns={"max_skips": "own_limit"}).merge(genotypes, on="trial_id")
     cells = derived[derived["max_skips"] == derived["own_limit"]]
+    estimates = evaluations.loc[evaluations["recipe"].isin(ESTIMATORS), ["genotype_id", "recipe_id", "accuracy"]]
+    if not estimates["genotype_id"].isin(derived["genotype_id"]).all():
+        epochs = epochs.merge(_estimate_epochs(folder, trials, estimates), on=["trial_id", "stage", "epoch"], how="left")
     stems = {text: json.loads(text).get("stem", "cifar") for text in evaluations["config"].unique()}
     evaluations = evaluations.assign(stem=evaluations["config"].map(stems)).drop(columns="config")
     evaluations = evaluations[evaluations["genotype_id"].isin(derived["genotype_id"])]
-    return StudyTables(folder, trials, epochs, derived, cells, name_settings(evaluations, definition))
+    return StudyTables(folder, trials, epochs, derived, cells, name_settings(evaluations, definition), estimates)
+
+
+def _estimate_epochs(folder: Path, trials: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame:
+    """`estimated_accuracy` of the cell that each epoch's alphas give, by the estimator of most cells: trial_id, stage and epoch."""
+    recipe = estimates["recipe_id"].value_counts().index[0]
+    known = estimates[estimates["recipe_id"] == recipe].set_index("genotype_id")["accuracy"]
+    rows = [
+        (trial, stage, epoch, known.get(genotype.genotype_id, math.nan))
+        for trial, limit in trials[["trial_id", "max_skips"]].itertuples(index=False)
+        for (stage, epoch), genotype in epoch_genotypes(folder, trial, limit).items()
+    ]
+    return pd.DataFrame(rows, columns=["trial_id", "stage", "epoch", "estimated_accuracy"])
+
+
+def estimate_note(study: StudyTables) -> str:
+    """What follows a page's title where nothing was trained; empty where something was."""
+    recipes = study.evaluations[["recipe", "recipe_id"]].drop_duplicates()
+    if recipes.empty or not recipes["recipe"].isin(ESTIMATORS).all():
+        return ""
+    return f" (errors are estimates by {', '.join(recipes['recipe_id'])}: nothing was trained)"
 
 
 def name_settings(evaluations: pd.DataFrame, definition: Mapping[str, Any]) -> pd.DataFrame:
     """The rows in the order of the study's recipes, with `setting`: data and recipe, or its id where recipes share a name."""
     recipes = [definition.get("evaluation"), *definition.get("further_evaluations", ())]
     order = {(recipe["recipe"], recipe["data"]): place for place, recipe in enumerate(recipes) if recipe}
+    order |= {
+        (name, data): len(recipes) + 1 for name in ESTIMATORS for data in evaluations["data"].unique()
+    }  # behind all trainings
     shared = evaluations.groupby(["data", "recipe"])["recipe_id"].transform("nunique") > 1
     names = evaluations["recipe"].mask(shared, evaluations["recipe_id"]).astype(str)
-    places = [order.get(pair, len(order)) for pair in zip(evaluations["recipe"], evaluations["data"], strict=True)]
+    places = [order.get(pair, len(recipes)) for pair in zip(evaluations["recipe"], evaluations["data"], strict=True)]
     named = evaluations.assign(setting=evaluations["data"].astype(str) + ", " + names, place=places)
     named["rarity"] = -named.groupby("setting")["seed"].transform("size")
     return named.sort_values(["place", "rarity"], kind="stable").drop(columns=["place", "rarity"])

@@ -75,7 +75,40 @@ def outside_benchmark(genotype: Genotype) -> str | None:
     return None
 
 
-class NasBench301:
+class _Named:
+    """An estimator's names in the tables: `recipe`, `recipe_id`, and `settings`, all that decides its figures."""
+
+    recipe: str
+
+    def __init__(self, data: str, epochs: int, *contents: bytes) -> None:
+        digest = hashlib.sha256(b"\0".join([*contents, str(epochs).encode()])).hexdigest()
+        self.recipe_id = f"{self.recipe}-{digest[:8]}"
+        self.settings = {"recipe": self.recipe, "data": data, "epochs": epochs, "digest": digest}
+
+    def row(self, genotype: Genotype, estimate: Estimate) -> dict[str, Any]:
+        """The row of `evaluations`. Nothing was trained, so it has no seconds, size or device."""
+        now = datetime.now(UTC)
+        return dict.fromkeys(SCHEMAS["evaluations"].names) | {
+            "genotype_id": genotype.genotype_id,
+            "trial_id": f"{genotype.genotype_id}-{self.recipe_id}",
+            "data": self.settings["data"],
+            "recipe": self.recipe,
+            "recipe_id": self.recipe_id,
+            "config": json.dumps(self.settings),
+            "seed": 0,
+            "split_seed": 0,
+            "status": "completed",
+            "epochs": self.settings["epochs"],
+            "accuracy": estimate.accuracy,
+            "error_percent": 100 * (1 - estimate.accuracy),
+            "seconds": 0.0,
+            "started": now,
+            "finished": now,
+            "attempts": 1,
+        }
+
+
+class NasBench301(_Named):
     """The model in a folder.
 
     Raises:
@@ -93,10 +126,7 @@ class NasBench301:
         contents = [_read(folder / name) for name in ("model.onnx", "encoding.json")]
         self._session = _open_model(folder / "model.onnx", contents[0])
         self._encoding = _check_encoding(folder / "encoding.json", contents[1])
-        digest = hashlib.sha256(b"\0".join([*contents, str(self.epoch).encode()])).hexdigest()
-        self.recipe_id = f"{self.recipe}-{digest[:8]}"
-        network = {"cells": 8, "channels": 32}
-        self.settings = {"recipe": self.recipe, "data": "cifar10", "epochs": self.epoch, "digest": digest} | network
+        super().__init__("cifar10", self.epoch, *contents)
 
     def why_not(self, genotype: Genotype) -> str | None:
         """Why there is no estimate of the genotype; None: there is one."""
@@ -159,7 +189,7 @@ def _check_encoding(file: Path, content: bytes) -> Mapping[str, Mapping[str, int
     return cast("Mapping[str, Mapping[str, int]]", encoding)
 
 
-class Table:
+class Table(_Named):
     """Known cells: a file with a column `genotype` (or `normal` and `reduce`), and one `accuracy`, in percent or as a fraction.
 
     Where there is no column `accuracy`, the only one whose name ends so is taken. Of a cell with several rows the mean is known.
@@ -174,9 +204,7 @@ class Table:
         self.file = file
         content = _read(file)
         self.accuracies = _read_cells(file)
-        digest = hashlib.sha256(content).hexdigest()
-        self.recipe_id = f"{self.recipe}-{digest[:8]}"
-        self.settings = {"recipe": self.recipe, "data": "unknown", "epochs": 0, "digest": digest}
+        super().__init__("unknown", 0, content)
 
     def why_not(self, genotype: Genotype) -> str | None:
         return None if sort_edges(genotype) in self.accuracies else f"{self.file} has no row of it"
@@ -224,7 +252,7 @@ def _listed(rows: pd.DataFrame) -> str:
     return ", ".join(map(str, rows.columns[:12])) or "none"
 
 
-Estimator = NasBench301 | Table  # `settings` is all that decides its figures; `recipe` and `recipe_id` name it in the tables
+Estimator = NasBench301 | Table
 
 
 def percentile(value: float, among: Sequence[float]) -> float:
@@ -264,26 +292,3 @@ def describe_estimates(genotypes: Mapping[str, Genotype], names: Sequence[str]) 
                 texts[f"{estimator.recipe_id}: its training, hours"] = f"{estimate.training_seconds / 3600:.2f}"
             columns[label] |= texts
     return columns
-
-
-def estimate_row(genotype: Genotype, estimator: Estimator, estimate: Estimate) -> dict[str, Any]:
-    """The row of `evaluations`. Nothing was trained, so it has no seconds, size or device."""
-    now = datetime.now(UTC)
-    return dict.fromkeys(SCHEMAS["evaluations"].names) | {
-        "genotype_id": genotype.genotype_id,
-        "trial_id": f"{genotype.genotype_id}-{estimator.recipe_id}",
-        "data": estimator.settings["data"],
-        "recipe": estimator.recipe,
-        "recipe_id": estimator.recipe_id,
-        "config": json.dumps(estimator.settings),
-        "seed": 0,
-        "split_seed": 0,
-        "status": "completed",
-        "epochs": estimator.settings["epochs"],
-        "accuracy": estimate.accuracy,
-        "error_percent": 100 * (1 - estimate.accuracy),
-        "seconds": 0.0,
-        "started": now,
-        "finished": now,
-        "attempts": 1,
-    }

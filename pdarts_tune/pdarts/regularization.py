@@ -6,8 +6,9 @@ It has two parts: dropout on skip-connects during the search, and architecture r
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
-from pdarts_tune.pdarts.genotype import CellGenotype, Probs, derive_cell
+from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, Probs, derive_cell
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.space import EDGES
 
@@ -56,3 +57,24 @@ def limit_skips(probs: Probs, max_skips: int) -> CellGenotype:
         except ValueError as error:
             raise ValueError(f"max_skips: {max_skips} cannot be reached, {error}") from None
     return cell
+
+
+def derive_genotype(
+    probabilities: Mapping[str, Sequence[Mapping[str, float]]], edge_weights: Mapping[str, Sequence[float]] | None, max_skips: int
+) -> Genotype:
+    """The genotype of a search's probabilities, with at most `max_skips` skip-connects in the normal cell.
+
+    Where edges have weights, the strength of an edge is its weight times its operation's (Xu et al., 2020, section 3.3).
+
+    Args:
+        probabilities: by cell type (normal, reduce) and edge, of each operation.
+        edge_weights: by cell type and edge; None: the method has none.
+    """
+    normal, reduce = (
+        tuple(
+            {name: p * (1.0 if edge_weights is None else edge_weights[cell][edge]) for name, p in operations.items()}
+            for edge, operations in enumerate(probabilities[cell])
+        )
+        for cell in ("normal", "reduce")
+    )
+    return Genotype(limit_skips(normal, max_skips), derive_cell(reduce))

@@ -25,6 +25,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.pdarts.regularization import derive_genotype
+from pdarts_tune.pdarts.space import EDGES
 from pdarts_tune.results.manifest import DEFINITION, count_difference, definition_difference
 from pdarts_tune.results.schemas import PRIMARY_KEYS, SCHEMA_VERSION, SCHEMAS
 from pdarts_tune.results.storage import Storage
@@ -196,6 +199,23 @@ def chosen_epoch(trial: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
     ends = [by_place[row["stage"], row["derived_epoch"]] for row in epochs if row["derived_epoch"] is not None]
     key = "validation_accuracy" if trial["method"] == "random_search" else "stage"
     return max(sorted(ends, key=lambda row: row["stage"]), key=lambda row: row[key], default=None)  # of equals, the first
+
+
+def epoch_genotypes(study: Path | Storage, trial_id: str, max_skips: int) -> dict[tuple[int, int], Genotype]:
+    """The genotype that a search's alphas give after each epoch, by stage and epoch; none of a search without alphas."""
+    probabilities: dict[tuple[int, int], dict[str, list[dict[str, float]]]] = {}
+    weights: dict[tuple[int, int], dict[str, list[float | None]]] = {}
+    columns = ("stage", "epoch", "cell", "edge", "operation", "probability", "edge_weight")
+    for row in read_rows(study, "alphas", trial_id, columns):
+        place, cell, edge = (row["stage"], row["epoch"]), row["cell"], row["edge"]
+        edges = probabilities.setdefault(place, {name: [{} for _ in EDGES] for name in ("normal", "reduce")})
+        edges[cell][edge][row["operation"]] = row["probability"]
+        weights.setdefault(place, {name: [None] * len(EDGES) for name in edges})[cell][edge] = row["edge_weight"]
+    genotypes = {}
+    for place, edges in probabilities.items():
+        known: Any = None if None in weights[place]["normal"] else weights[place]
+        genotypes[place] = derive_genotype(edges, known, max_skips)
+    return genotypes
 
 
 def _find_studies(root: Storage) -> list[Storage]:

@@ -11,8 +11,8 @@ from pdarts_tune.config.methods import RandomSearch
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.cost import network_cost
 from pdarts_tune.networks.evaluation_network import CIFAR
-from pdarts_tune.pdarts.genotype import Genotype, derive_cell
-from pdarts_tune.pdarts.regularization import limit_skips
+from pdarts_tune.pdarts.genotype import Genotype
+from pdarts_tune.pdarts.regularization import derive_genotype
 from pdarts_tune.pdarts.space import EDGES, NUM_NODES, PRIMITIVES
 from pdarts_tune.search.diagnostics import Diagnostics, measure_probabilities
 
@@ -30,18 +30,8 @@ class Choice:
     edge_weights: Mapping[str, list[float]] | None  # by cell type and edge; None: the method has none
 
     def genotype(self, max_skips: int) -> Genotype:
-        """The genotype derived from this choice, with at most `max_skips` skip-connects in the normal cell.
-
-        Where edges have weights, the strength of an edge is its weight times its operation's (Xu et al., 2020, section 3.3).
-        """
-        normal, reduce = (
-            tuple(
-                {name: p * (1.0 if self.edge_weights is None else self.edge_weights[cell][edge]) for name, p in operations.items()}
-                for edge, operations in enumerate(self.probabilities[cell])
-            )
-            for cell in CELLS
-        )
-        return Genotype(limit_skips(normal, max_skips), derive_cell(reduce))
+        """The genotype derived from this choice, with at most `max_skips` skip-connects in the normal cell."""
+        return derive_genotype(self.probabilities, self.edge_weights, max_skips)
 
 
 @dataclass(frozen=True, kw_only=True)

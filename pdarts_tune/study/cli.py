@@ -62,7 +62,11 @@ class Arguments:
     first_seed: int = 0
     """Of the searches, so that parts of a study can run in several places."""
     evaluation_seeds: int | None = None
-    """Trainings from scratch per distinct genotype."""
+    """Trainings from scratch per distinct genotype; with an estimator also 0."""
+    estimator: str | None = None
+    """Also estimate each distinct genotype: nb301:FOLDER (or nb301:FOLDER@EPOCH) by NAS-Bench-301, table:FILE by known cells."""
+    estimate_every_epoch: bool = False
+    """With --estimator, also the cells that each search would end with after each of its epochs."""
     samples: int | None = None
     """Schedules that schedule_search.py tries."""
     reuse: str | None = None
@@ -222,6 +226,25 @@ def run_study(plan: Plan, settings: Arguments) -> int:
     return failed
 
 
+def _check_estimator(plan: Plan, settings: Arguments) -> None:
+    if settings.estimator is None:
+        if not plan.evaluation_seeds:
+            raise ConfigError("evaluation_seeds: 0 is wrong without --estimator, it must be at least 1")
+        if settings.estimate_every_epoch:
+            raise ConfigError("estimate_every_epoch: has no effect without --estimator")
+        return
+    if plan.study.adaptive:
+        raise ConfigError(f"estimator: {plan.study.name} chooses its schedules by trainings; leave it out")
+    from pdarts_tune.evaluation.estimates import open_estimator
+
+    estimator = open_estimator(settings.estimator)
+    for variant in plan.variants:
+        if isinstance(variant.search.method, Given):
+            reason = estimator.why_not(Genotype.parse(variant.search.method.genotype))
+            if reason is not None:
+                raise ConfigError(f"genotype: {variant.name} has no estimate, {reason}")
+
+
 def _complete(outcomes: Outcomes, definition: dict[str, Any]) -> None:
     """Marks the study as completed, if the tables hold all its trials. A command for a part of them may leave some out."""
     searches, evaluations = outcomes.missing_of(definition)
@@ -263,6 +286,7 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
         raise ConfigError(f"max_trials: {settings.max_trials} is wrong, it must be at least 1")
     if settings.max_failures < 0:
         raise ConfigError(f"max_failures: {settings.max_failures} is wrong, it must be at least 0")
+    _check_estimator(plan, settings)
     if plan.study.report and not Path(plan.study.report).exists():
         raise ConfigError(f"the report script {plan.study.report} is not there")
     results = Storage(settings.results)

@@ -23,6 +23,7 @@ from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, 
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, PDARTS_CIFAR100
 from pdarts_tune.results.manifest import stored_evaluations, stored_seeds
+from pdarts_tune.results.schemas import ESTIMATORS
 
 Kind = TypeVar("Kind")
 HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds none out to choose by
@@ -128,13 +129,15 @@ class Plan:
                 )
         for recipe in self.recipes:
             _check_name("recipe", recipe.recipe)
+            if recipe.recipe in ESTIMATORS:
+                raise ConfigError(f"recipe: {recipe.recipe!r} is an estimator's name, take another one")
             _check_seed(f"recipe {recipe.recipe}", recipe.seed, "--evaluation-seeds")
         if not self.recipes or len({(recipe.recipe_id, recipe.data) for recipe in self.recipes}) != len(self.recipes):
             listed = ", ".join(f"{recipe.recipe} on {recipe.data}" for recipe in self.recipes)
             raise ConfigError(f"evaluations: {listed or 'none'}; a study needs at least one, each once")
         if self.study.adaptive and self.evaluation.validation_fraction == 0:
             raise ConfigError("validation_fraction: 0 is wrong, schedules are chosen by the validation error of their evaluations")
-        for name, least in (("seeds", 1), ("evaluation_seeds", 1), ("samples", 1), ("first_seed", 0)):
+        for name, least in (("seeds", 1), ("evaluation_seeds", 0), ("samples", 1), ("first_seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: {getattr(self, name)} is wrong, it must be at least {least}")
 

@@ -27,12 +27,14 @@ from pdarts_tune.config.methods import paired_variant
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.manifest import planned_evaluations, planned_seeds
+from pdarts_tune.results.schemas import ESTIMATORS
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import ALL_ROWS, chosen_epoch, final_genotype, read_rows, read_study, write_rows
+from pdarts_tune.results.tables import ALL_ROWS, chosen_epoch, epoch_genotypes, final_genotype, read_rows, read_study, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial, search_id
 from pdarts_tune.study.shares import multi_process_service
 
 if TYPE_CHECKING:
+    from pdarts_tune.evaluation.estimates import Estimator
     from pdarts_tune.study.cli import Arguments
     from pdarts_tune.study.locking import Signals
 
@@ -142,14 +144,23 @@ class StudyState(Outcomes):
 
     Args:
         sources: studies whose finished trials are taken over as soon as they could run.
+        estimator: estimates each distinct genotype as soon as it is there.
+        every_epoch: it also estimates the cells that each epoch's alphas give, at the search's own skip limit.
 
     Raises:
         ConfigError: a table cannot be read.
     """
 
-    def __init__(self, plan: Plan, folder: Path | Storage, sources: Sequence[Source] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path | Storage,
+        sources: Sequence[Source] = (),
+        estimator: Estimator | None = None,
+        every_epoch: bool = False,
+    ) -> None:
         super().__init__(folder)
-        self.plan, self.sources = plan, sources
+        self.plan, self.sources, self.estimator, self.every_epoch = plan, sources, estimator, every_epoch
         self.searches = {trial.trial_id: trial for trial in plan.searches()}
         self.found: dict[str, EvalTrial] = {}  # every evaluation of the genotypes so far
         self.under_way: dict[str, Trial] = {}
@@ -241,14 +252,16 @@ class StudyState(Outcomes):
         """The variants so far: searches, validation accuracy of the search networks, evaluated cells and their test error.
 
         ± is the standard deviation over searches. The error is that of the first recipe, at the variant's own skip limit, a mean
-        over evaluation seeds.
+        over evaluation seeds; where nothing is trained, the estimated one.
         """
         from tabulate import tabulate
 
         self._read_accuracies()
-        errors, recipe = defaultdict(list), self.plan.evaluation
+        errors, recipe = defaultdict(list), (self.plan.evaluation.recipe_id, self.plan.evaluation.data)
+        if self.estimator is not None and not self.plan.evaluation_seeds:
+            recipe = self.estimator.recipe_id, self.estimator.settings["data"]
         for row in self.evaluations.values():
-            if row["status"] == "completed" and (row["recipe_id"], row["data"]) == (recipe.recipe_id, recipe.data):
+            if row["status"] == "completed" and (row["recipe_id"], row["data"]) == recipe:
                 errors[row["genotype_id"]].append(row["error_percent"])
         rows = []
         for variant in self.plan.variants:
@@ -259,7 +272,8 @@ class StudyState(Outcomes):
             means = [statistics.fmean(errors[cell]) for cell in cells if cell in errors]
             counts = f"{len(done)}/{len(names)}", f"{len(means)}/{len(names)}"
             rows.append((variant.name, counts[0], _spread(accuracies, 1), counts[1], _spread(means, 2)))
-        headers = ("variant", "searches", "search accuracy, %", "evaluated", "test error, %")
+        error = "test error, %" if self.plan.evaluation_seeds else "estimated error, %"
+        headers = ("variant", "searches", "search accuracy, %", "evaluated", error)
         align = ("left", "right", "right", "right", "right")
         return tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=align)
 
@@ -276,10 +290,24 @@ class StudyState(Outcomes):
                 if trial.trial_id not in self.found and not self._is_evaluated(trial.trial_id):
                     new[trial.trial_id] = trial, search.config.seed + trial.config.seed
                 self.found[trial.trial_id] = trial
+            self._estimate([Genotype.parse(text) for text in genotypes.values()])
+            if self.every_epoch:
+                self._estimate(epoch_genotypes(self.folder, name, self.trials[name]["max_skips"]).values())
         self._take_over([trial for trial, _ in new.values()])
         for name, (trial, seed) in new.items():
             if not self._is_evaluated(name):
                 self._wait(trial, seed)
+
+    def _estimate(self, genotypes: Iterable[Genotype]) -> None:
+        """Writes the rows of the genotypes that have none yet. A table may not know one; it then has no row."""
+        if self.estimator is None:
+            return
+        named = {f"{genotype.genotype_id}-{self.estimator.recipe_id}": genotype for genotype in genotypes}
+        new = [cell for name, cell in named.items() if not self._is_evaluated(name) and self.estimator.why_not(cell) is None]
+        for genotype, estimate in zip(new, self.estimator.estimate(new), strict=True):
+            row = self.estimator.row(genotype, estimate)
+            write_rows(self.folder, "evaluations", row["trial_id"], [row])
+            self.evaluations[row["trial_id"]] = {name: row[name] for name in _EVALUATIONS}
 
     def _is_evaluated(self, name: str) -> bool:
         return name in self.evaluations and self.evaluations[name]["status"] == "completed"
@@ -359,7 +387,8 @@ class Source:
     @cached_property
     def evaluations(self) -> dict[tuple[str, EvalConfig], str]:
         """The ids of completed evaluations by genotype id and configuration."""
-        rows = _read(self.folder, "evaluations", ("trial_id", "status", "genotype_id", "config"))
+        rows = _read(self.folder, "evaluations", ("trial_id", "status", "genotype_id", "config", "recipe"))
+        rows = [row for row in rows if row["recipe"] not in ESTIMATORS]  # made anew, in no time
         configs = {text: from_dict(EvalConfig, json.loads(text)) for text in {row["config"] for row in rows}}
         return {(row["genotype_id"], configs[row["config"]]): row["trial_id"] for row in rows if row["status"] == "completed"}
 
@@ -396,7 +425,12 @@ def open_sources(reuse: str | None, folder: Storage) -> list[Source]:
 
 def run_missing(plan: Plan, settings: Arguments, folder: Storage, signals: Signals) -> int:
     """Runs the trials that the tables lack, and returns how many failed. Ray and torch start only if there are some."""
-    state = StudyState(plan, folder, open_sources(settings.reuse, folder))
+    estimator = None
+    if settings.estimator:
+        from pdarts_tune.evaluation.estimates import open_estimator
+
+        estimator = open_estimator(settings.estimator)
+    state = StudyState(plan, folder, open_sources(settings.reuse, folder), estimator, settings.estimate_every_epoch)
     if state.is_done:
         print(f"{len(state.searches)} searches and {len(state.found)} evaluations, all of them done", flush=True)
         return 0
