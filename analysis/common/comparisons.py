@@ -185,7 +185,8 @@ def rank_table(study: StudyTables, measures: pd.DataFrame, columns: Mapping[str,
     completed = study.evaluations[study.evaluations["status"] == "completed"]
     seeds = completed.pivot_table(index="genotype_id", columns="seed", values="accuracy")  # nan where a seed is not there
     if not estimate_note(study):  # else both sides would be the same estimates
-        for recipe, known in study.estimates.groupby("recipe_id"):
+        for recipe in map(str, study.estimates["recipe_id"].unique()):
+            known = study.estimates[study.estimates["recipe_id"] == recipe]
             measures = measures.assign(**{recipe: measures["genotype_id"].map(known.set_index("genotype_id")["accuracy"])})
             columns = {**columns, recipe: f"estimate ({recipe})"}
     rows = []

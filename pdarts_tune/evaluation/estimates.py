@@ -83,6 +83,7 @@ class _Named:
     def __init__(self, data: str, epochs: int, *contents: bytes) -> None:
         digest = hashlib.sha256(b"\0".join([*contents, str(epochs).encode()])).hexdigest()
         self.recipe_id = f"{self.recipe}-{digest[:8]}"
+        self.data = data
         self.settings = {"recipe": self.recipe, "data": data, "epochs": epochs, "digest": digest}
 
     def row(self, genotype: Genotype, estimate: Estimate) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class _Named:
         return dict.fromkeys(SCHEMAS["evaluations"].names) | {
             "genotype_id": genotype.genotype_id,
             "trial_id": f"{genotype.genotype_id}-{self.recipe_id}",
-            "data": self.settings["data"],
+            "data": self.data,
             "recipe": self.recipe,
             "recipe_id": self.recipe_id,
             "config": json.dumps(self.settings),
@@ -118,6 +119,7 @@ class NasBench301(_Named):
     recipe = "nb301"
 
     def __init__(self, place: str) -> None:
+        self._place = place
         path, at, epoch = place.rpartition("@")
         folder = Path(path if at and epoch.lstrip("-").isdecimal() else place)
         self.epoch = int(epoch) if at and epoch.lstrip("-").isdecimal() else MOST_EPOCHS
@@ -127,6 +129,10 @@ class NasBench301(_Named):
         self._session = _open_model(folder / "model.onnx", contents[0])
         self._encoding = _check_encoding(folder / "encoding.json", contents[1])
         super().__init__("cifar10", self.epoch, *contents)
+
+    def __reduce__(self) -> tuple[type[NasBench301], tuple[str]]:
+        """Ray Tune saves the study's state, and onnxruntime's session cannot be saved: a copy opens the files again."""
+        return NasBench301, (self._place,)
 
     def why_not(self, genotype: Genotype) -> str | None:
         """Why there is no estimate of the genotype; None: there is one."""

@@ -169,6 +169,8 @@ def _forecast(plan: Plan, settings: Arguments) -> None:
             f"\n{len(same)} searches would be taken over from {settings.reuse}, and what it has evaluated of their "
             "genotypes; the forecast counts them as if they ran"
         )
+    if settings.estimator:
+        print(f"\neach distinct genotype is estimated by {settings.estimator}, which takes no time worth a forecast")
     from pdarts_tune.study.forecast import forecast_here
 
     print(f"\n{forecast_here(plan, settings.probe_seconds, state.missing, state.evaluations_left)}", flush=True)

@@ -259,7 +259,7 @@ class StudyState(Outcomes):
         self._read_accuracies()
         errors, recipe = defaultdict(list), (self.plan.evaluation.recipe_id, self.plan.evaluation.data)
         if self.estimator is not None and not self.plan.evaluation_seeds:
-            recipe = self.estimator.recipe_id, self.estimator.settings["data"]
+            recipe = self.estimator.recipe_id, self.estimator.data
         for row in self.evaluations.values():
             if row["status"] == "completed" and (row["recipe_id"], row["data"]) == recipe:
                 errors[row["genotype_id"]].append(row["error_percent"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,10 @@ def test_an_estimate_is_what_the_model_gives_for_the_codes_and_the_epoch(benchma
         accuracy, seconds = expected(PDARTS_CODES, epoch)
         assert (one.accuracy, one.training_seconds) == (pytest.approx(accuracy), pytest.approx(seconds))
         assert other.accuracy == pytest.approx(expected(encode(DARTS, ENCODING), epoch)[0]) != one.accuracy
-    assert open_estimator(f"{benchmark}@50").recipe_id != open_estimator(benchmark).recipe_id
+    estimator = open_estimator(f"{benchmark}@50")
+    assert estimator.recipe_id != open_estimator(benchmark).recipe_id
+    copy = pickle.loads(pickle.dumps(estimator))  # as Ray Tune saves a study's state
+    assert (copy.recipe_id, copy.estimate([PDARTS])) == (estimator.recipe_id, estimator.estimate([PDARTS]))
 
 
 def test_a_table_knows_its_cells_exactly_and_no_other(tmp_path):
