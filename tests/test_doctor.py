@@ -1,14 +1,17 @@
 """The self-test says what a machine has and lacks, a line each, and exits with 1 where a study could not run."""
 
 import json
+import re
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pdarts_tune import ConfigError, doctor
+from pdarts_tune import ConfigError, SearchConfig, Stage, doctor
 from pdarts_tune.doctor import Arguments, main
+from pdarts_tune.networks.cost import predict_stage_bytes
+from pdarts_tune.study.shares import HEADROOM, PROCESS_BYTES
 
 
 def run(capsys, *arguments):
@@ -75,12 +78,17 @@ def test_a_driver_that_is_too_old_is_named_with_the_build(monkeypatch, capsys):
 
 
 def test_a_card_that_is_too_small_is_told_which_stage_and_what_fits(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=620_000_000))
+    search = SearchConfig(stages=(Stage(3, 3, 0.4),), data="digits", channels=16, batch_size=96)
+    device = torch.device("cuda", 0)
+    needed = predict_stage_bytes(search, search.stages[0], 8, 10, 1, device=device)
+    total = PROCESS_BYTES + int(HEADROOM * needed / 2)  # for some 48 images
+    monkeypatch.setattr(doctor, "_search", lambda _: search)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=total))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "tiny")
-    findings = list(doctor._try_device(Arguments(preset="paper", data="digits"), torch.device("cuda", 0)))
-    assert [finding.state for finding in findings] == ["ok", "problem", "problem", "problem"]
-    assert findings[1].check == "cuda:0, stage 1"
-    assert "would fit" in findings[1].text
+    _, finding = doctor._try_device(Arguments(), device)
+    assert (finding.check, finding.state) == ("cuda:0, stage 1", "problem")
+    batch = int(re.search(r"a batch of (\d+) images would fit", finding.text)[1])
+    assert 24 < batch <= 48
 
 
 def test_an_unknown_preset_is_exit_2(capsys):
