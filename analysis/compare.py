@@ -177,7 +177,7 @@ def build(
         tables[f"by_{field}"] = shown if curve["line"].any() else shown.drop(columns="line")
     tables["cells"], pictures, captions = list_cells(study, figures)
     tables["searches"] = list_searches(parts)
-    tables["anytime"] = anytime_table(study)
+    tables |= anytime_table(study)
     lines = {setting: list_missing(part, parts[setting]) for setting, part in by_setting(study).items()}
     common = set.intersection(*map(set, lines.values()))  # the others are of evaluations in one setting
     missing = [line if line in common else f"{line} ({setting})" for setting, own in lines.items() for line in own]

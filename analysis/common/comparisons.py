@@ -204,13 +204,13 @@ def rank_table(study: StudyTables, measures: pd.DataFrame, columns: Mapping[str,
     return pd.DataFrame(rows).reindex(columns=names).astype(dict.fromkeys(names[3:], float))
 
 
-def anytime_table(study: StudyTables) -> pd.DataFrame:
-    """The estimated accuracy of the cell that would be derived after quarters of a search, with the seconds until then; by variant.
+def anytime_table(study: StudyTables) -> dict[str, pd.DataFrame]:
+    """`anytime`: the estimated accuracy of the cell that would be derived after quarters of a search, by variant.
 
-    Means over the searches with estimates of their epochs; no rows where there are none.
+    Means over the searches with estimates of their epochs; nothing where there are none.
     """
     if "estimated_accuracy" not in study.epochs:
-        return pd.DataFrame()
+        return {}
     epochs = study.epochs.assign(search_seconds=study.epochs.groupby("trial_id")["seconds"].cumsum())
     last = epochs.groupby("trial_id")["running_epoch"].transform("max")
     quarters = [epochs[epochs["running_epoch"] == (share * (last + 1)).round().clip(lower=1) - 1] for share in (0.25, 0.5, 0.75, 1)]
@@ -224,7 +224,7 @@ def anytime_table(study: StudyTables) -> pd.DataFrame:
         estimated_percent_sd=("estimated_percent", "std"),
     )
     order = list(study.trials["variant"].unique())
-    return table.sort_values("variant", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
+    return {"anytime": table.sort_values("variant", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)}
 
 
 def spread_table(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:
