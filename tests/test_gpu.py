@@ -63,6 +63,7 @@ def test_there_is_a_gpu_that_pytorch_can_use():
 @pytest.mark.parametrize("graph", ["auto", "off"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_step_of_a_search_waits_for_the_host(number, method, graph):
     """Its third step: the first makes the optimizers' state, the second may be a capture."""
     config = SearchConfig(batch_size=8, method=METHODS[method], execution=replace(PLAIN, graph=graph))
@@ -211,6 +212,7 @@ def test_the_bf16_recipes_cells_compile_without_breaks():
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated")  # in a module that the compiler imports
 def test_the_bf16_recipe_trains_as_a_graph():
     config = replace(
         RECIPES["cifar-bf16"],
