@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pdarts_tune.config.evaluation import ESTIMATORS
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_seeds, planned_seeds
-from pdarts_tune.results.schemas import ESTIMATORS, SCHEMAS
+from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.tables import epoch_genotypes, final_genotypes, read_table
 
 CELLS = ("normal", "reduce")

@@ -37,6 +37,7 @@ from pdarts_tune.config.serialize import (
 
 Stem = Literal["cifar", "imagenet"]
 STEMS: tuple[Stem, ...] = typing.get_args(Stem)
+ESTIMATORS = ("nb301", "table")  # recipes of rows of `evaluations` that no training made
 
 # Settings that do not count in `recipe_id`: data set, seeds, and what changes speed alone.
 _NOT_IN_RECIPE = ("seed", "split_seed", "data", "channels_last", "compile", "skip_bad_images", "cell_evaluation", "graph")

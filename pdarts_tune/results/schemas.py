@@ -14,7 +14,6 @@ from pdarts_tune.pdarts.space import PRIMITIVES
 
 SCHEMA_VERSION = 2
 # results/tables.py reads files of version 1 too. Their seconds and peaks hold the diagnostics; the reader takes the seconds off.
-ESTIMATORS = ("nb301", "table")  # recipes of rows of `evaluations` that no training made (evaluation/estimates.py)
 STATUSES = ("completed", "failed", "out_of_memory", "running")
 
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pdarts_tune.config.command_line import change_settings
-from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.evaluation import ESTIMATORS, EvalConfig
 from pdarts_tune.config.execution import CellEvaluation, Execution, cell_evaluation
 from pdarts_tune.config.methods import Given, RandomSampling, paired_variant
 from pdarts_tune.config.presets import PRESETS, Preset
@@ -23,7 +23,6 @@ from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, 
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, PDARTS_CIFAR100
 from pdarts_tune.results.manifest import stored_evaluations, stored_seeds
-from pdarts_tune.results.schemas import ESTIMATORS
 
 Kind = TypeVar("Kind")
 HELD_OUT = 0.1  # of the training images, where an adaptive study's recipe holds none out to choose by

@@ -22,12 +22,11 @@ from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdarts_tune.config.evaluation import EvalConfig
+from pdarts_tune.config.evaluation import ESTIMATORS, EvalConfig
 from pdarts_tune.config.methods import paired_variant
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.manifest import planned_evaluations, planned_seeds
-from pdarts_tune.results.schemas import ESTIMATORS
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import ALL_ROWS, chosen_epoch, epoch_genotypes, final_genotype, read_rows, read_study, write_rows
 from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial, search_id
