@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from pdarts_tune.config.evaluation import ESTIMATORS
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
@@ -43,7 +44,7 @@ class Estimate:
 def open_estimator(name: str) -> Estimator:
     """The estimator `nb301:FOLDER`, `nb301:FOLDER@EPOCH` or `table:FILE`. Raises ConfigError."""
     kind, _, place = name.partition(":")
-    if not place or kind not in ("nb301", "table"):
+    if not place or kind not in ESTIMATORS:
         raise ConfigError(f"estimator: {name!r} is wrong, it must be nb301:FOLDER, nb301:FOLDER@EPOCH or table:FILE")
     return Table(Path(place)) if kind == "table" else NasBench301(place)
 

@@ -49,8 +49,8 @@ def test_names_and_settings_tell_configurations_apart():
 
 def test_alternating_methods_run_in_three_stages_as_well_as_in_one():
     for method in (FirstOrder(), SecondOrder(), Snas(), PartialChannels(), RandomSampling()):
-        replace(SearchConfig(), method=method)
-        SearchConfig(method=method, stages=DARTS)
+        assert len(replace(SearchConfig(), method=method).stages) == 3
+        assert len(SearchConfig(method=method, stages=DARTS).stages) == 1
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def test_a_value_out_of_range_is_refused_in_one_line(remedy, message):
 
 def test_every_method_with_alphas_can_stop_at_skips_and_those_that_train_nothing_ignore_remedies():
     for method in (SecondOrder(), Snas(), PartialChannels()):
-        SearchConfig(remedies=(StopAtSkips(),), method=method)
-    SearchConfig(remedies=ALL, method=RandomSampling())
+        assert SearchConfig(remedies=(StopAtSkips(),), method=method).remedies == (StopAtSkips(),)
+    assert SearchConfig(remedies=ALL, method=RandomSampling()).method == RandomSampling()
 
 
 def test_spaces_are_read_by_name_or_by_edge_and_the_full_one_leaves_the_id():
