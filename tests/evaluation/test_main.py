@@ -184,6 +184,13 @@ def test_a_training_that_was_stopped_continues_at_the_next_epoch(tmp_path, capsy
     assert row(tmp_path)["attempts"] == 2
 
 
+def test_a_training_of_other_length_says_that_it_starts_anew(tmp_path, capsys):
+    run(tmp_path)
+    assert "starts anew" not in capsys.readouterr().out
+    run(tmp_path, "--epochs", "3")
+    assert "differs in epochs 2, now 3" in capsys.readouterr().out
+
+
 def test_several_genotypes_and_seeds_end_in_one_table_with_each_distinct_one_once(tmp_path, capsys):
     main(["--genotype", "PDARTS_C10", str(PDARTS), "random:0", *SHORT, "--epochs", "1", "--seeds", "2", "--results", str(tmp_path)])
     out = capsys.readouterr().out

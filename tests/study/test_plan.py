@@ -265,6 +265,11 @@ def test_differences_are_from_a_base_of_the_studys_own():
     assert not any("own base" in line for line in describe(make_plan(STUDY, "smoke", variants="flat"), "results").splitlines())
 
 
+def test_a_dry_run_names_the_memory_limit_where_there_is_one():
+    assert "memory limit: 1,000,000 bytes" in describe(make_plan(STUDY, "smoke", memory_limit=1_000_000), "results")
+    assert "memory limit" not in describe(make_plan(STUDY, "smoke"), "results")
+
+
 def test_a_dry_run_marks_the_searches_that_are_done():
     lines = describe(make_plan(STUDY, "smoke"), "results", {"flat-seed0"}).splitlines()
     assert lines[-2].startswith("        base-seed0")
