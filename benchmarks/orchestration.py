@@ -38,6 +38,7 @@ from pdarts_tune.pdarts.genotype import random_genotype  # noqa: E402
 from pdarts_tune.results.storage import Storage  # noqa: E402
 from pdarts_tune.study.cli import main  # noqa: E402
 from pdarts_tune.study.plan import (  # noqa: E402
+    Arguments,
     Study,
     Variant,
     make_plan,
@@ -53,7 +54,6 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
     """Seconds from the first trial's start to the last one's end, and those in which Ray starts and stops."""
     from pdarts_tune.results.tables import read_table
     from pdarts_tune.study import sweep
-    from pdarts_tune.study.cli import Arguments
     from pdarts_tune.study.run import StudyState
 
     def one_second(settings: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
         time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))
         row.write("completed", 1.0)
 
-    plan = make_plan(STUDY, "paper", seeds=SHORT_TRIALS)
+    plan = make_plan(STUDY, Arguments("paper", seeds=SHORT_TRIALS))
     storage = Storage(folder / "short" / "many")
     sweep.run_trial = one_second
     begun = time.perf_counter()
@@ -131,7 +131,7 @@ def make_many(folder: Path, count: int) -> None:
     from pdarts_tune.results.manifest import DEFINITION
     from pdarts_tune.study.plan import define
 
-    plan = make_plan(STUDY, "paper", data="digits", seeds=count)
+    plan = make_plan(STUDY, Arguments("paper", data="digits", seeds=count))
     parts = [list(range(start, min(start + 100, count))) for start in range(0, count, 100)]
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(2) as pool:
         (template,) = [make_study(Path(scratch), "many", {"all": plan.variants[0].search}, (0,), epochs=None, test_images=10_000)]
@@ -146,7 +146,7 @@ def make_many(folder: Path, count: int) -> None:
 
 def write_copies(template: Path, folder: Path, seeds: Sequence[int]) -> None:
     """The template's trial under other ids, with a genotype of its own for each seed."""
-    plan = make_plan(STUDY, "paper", data="digits")
+    plan = make_plan(STUDY, Arguments("paper", data="digits"))
     tables = {path.parent.name: pq.read_table(path) for path in sorted(template.glob("*/*.parquet"))}
     for table in tables:
         (folder / table).mkdir(parents=True, exist_ok=True)

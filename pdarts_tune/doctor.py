@@ -271,7 +271,7 @@ def check_cluster(settings: Arguments) -> Findings:
     if settings.address is None:
         yield Finding("cluster", "ok", "none asked for; the study starts Ray on this machine")
         return
-    from pdarts_tune.study.cli import Arguments as StudyArguments
+    from pdarts_tune.study.plan import Arguments as StudyArguments
     from pdarts_tune.study.sweep import open_sweep
 
     with tempfile.TemporaryDirectory() as folder:

@@ -13,23 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from pdarts_tune.config.command_line import NOBODY_READS, outlive_reader, parse
-from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.methods import Given
-from pdarts_tune.config.search import DEFAULT_EXECUTION
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.study.locking import STOPPED, ClusterLostError, exclusive, explain_storage_error, stop_on_signals
-from pdarts_tune.study.plan import Plan, Study, define, describe, make_plan
+from pdarts_tune.study.plan import Arguments, Plan, Study, define, describe, make_plan
 from pdarts_tune.study.shares import check_gpus_per_trial
 
 if TYPE_CHECKING:
@@ -39,92 +34,11 @@ SHOWN = 8  # trials that a line names
 COMPARISON = Path(__file__).parents[2] / "analysis" / "compare.py"  # of studies that name no report; it is in the checkout alone
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The command line of every study."""
-
-    preset: str = "laptop"
-    """How large: smoke, laptop, cifar-mini, paper, or a size of the study's own."""
-    results: str = "results"
-    """Folder for tables, report and MLflow store, or s3://BUCKET/FOLDER or another file system's; a study in it is continued."""
-    data: str | None = None
-    """Data set: digits, cifar10, cifar100, imagenet, folder:PATH (train/ and val/) or parquet:PATH (train and test files). Several,
-    separated by commas: searches are on the first, genotypes are evaluated on each."""
-    set: tuple[str, ...] = ()
-    """NAME=VALUE of any setting of the base search or of the evaluation: batch_size=64 stages.1.cells=8 evaluation.epochs=100."""
-    variants: str | None = None
-    """Run only these, separated by commas."""
-    genotypes: str | None = None
-    """Search nothing, evaluate these: published names, genotype files, random:SEED or folders of studies, separated by commas, each
-    as SOURCE or NAME=SOURCE."""
-    seeds: int | None = None
-    """Searches per variant."""
-    first_seed: int = 0
-    """Of the searches, so that parts of a study can run in several places."""
-    evaluation_seeds: int | None = None
-    """Trainings from scratch per distinct genotype; with an estimator also 0."""
-    estimator: str | None = None
-    """Also estimate each distinct genotype: nb301:FOLDER (or nb301:FOLDER@EPOCH) by NAS-Bench-301, table:FILE by known cells."""
-    estimate_every_epoch: bool = False
-    """With --estimator, also the cells that each search would end with after each of its epochs."""
-    samples: int | None = None
-    """Schedules that schedule_search.py tries."""
-    reuse: str | None = None
-    """Folders of studies, separated by commas, whose finished searches and evaluations of the same configuration are taken over
-    rather than run again, such as results/depth_gap: the base stands in most studies."""
-    gpus_per_trial: float | None = None
-    """GPUs for each trial where the cluster has any: 1/8, 1/4, 1/2 or a whole number; 0.5 puts two trials on one. Without it, as
-    follows from predicted memory and from the number of trials that are ready."""
-    mps: bool = False
-    """On this machine: trials that share a GPU use it at the same time, by NVIDIA's multi-process service, rather than in turn."""
-    max_trials: int | None = None
-    """How many trials run at a time, at most. Without it, as many as there is room for, on the CPUs that this process may use or
-    on the GPUs."""
-    max_failures: int = 2
-    """How often a trial that fails or loses its process is started again, from its last epoch."""
-    execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = DEFAULT_EXECUTION
-    memory_limit: int | None = None
-    """Bytes that a stage of a search may take, by prediction; a search that needs more ends as out_of_memory."""
-    image_size: int | None = None
-    """Stream images, cropped to so many pixels: for sets of larger images, or of several sizes."""
-    skip_bad_images: bool = False
-    """Leave out, and count, images that cannot be read; one such image is else an error."""
-    address: str | None = None
-    """A running Ray cluster, e.g. auto or ray://head:10001; without it, this machine."""
-    tracking_uri: str | None = None
-    """MLflow store or server; without it, a sqlite file in the results folder."""
-    keep_weights: bool = False
-    """Keep the weights that each trial ends with, in weights/; genotypes and alphas are in the tables anyway."""
-    dry_run: bool = False
-    """Print the trials, what each changes, and the bytes, seconds and disk that the study will take; then stop."""
-    probe_seconds: float = 120.0
-    """How long a dry run may time steps on this device; stages that it does not get to are scaled from the others. 0: no times."""
-    print_config: bool = False
-    """Print the whole study as it is resolved, as JSON, then stop."""
-
-
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     """The command line of a study. Exits with 0, 1 (a trial failed), 2 (bad input) or 130 (stopped by Ctrl-C or SIGTERM)."""
     settings = parse(Arguments, arguments, prog=f"{study.name}.py", description=study.question)
     try:
-        if settings.genotypes:
-            from pdarts_tune.evaluation.genotype_source import named_genotypes
-        plan = make_plan(
-            study,
-            settings.preset,
-            data=settings.data,
-            changes=settings.set,
-            variants=settings.variants,
-            memory_limit=settings.memory_limit,
-            image_size=settings.image_size,
-            skip_bad_images=settings.skip_bad_images,
-            execution=settings.execution,
-            genotypes=named_genotypes(settings.genotypes) if settings.genotypes else None,
-            seeds=settings.seeds,
-            first_seed=settings.first_seed,
-            evaluation_seeds=settings.evaluation_seeds,
-            samples=settings.samples,
-        )
+        plan = make_plan(study, settings)
         if settings.dry_run:
             _check_inputs(plan, settings)
             _forecast(plan, settings)

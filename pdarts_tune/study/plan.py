@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import tyro
 
 from pdarts_tune.config.command_line import change_settings
 from pdarts_tune.config.evaluation import ESTIMATORS, EvalConfig
@@ -60,6 +62,70 @@ class Study:
     evaluations: Callable[[EvalConfig, Sequence[str]], Sequence[EvalConfig]] | None = None
     presets: Mapping[str, Preset] = field(default_factory=dict)  # the study's own sizes, beside PRESETS
     adaptive: bool = False  # results choose the next schedules (study/schedule_search.py), in place of variants times seeds
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line of every study."""
+
+    preset: str = "laptop"
+    """How large: smoke, laptop, cifar-mini, paper, or a size of the study's own."""
+    results: str = "results"
+    """Folder for tables, report and MLflow store, or s3://BUCKET/FOLDER or another file system's; a study in it is continued."""
+    data: str | None = None
+    """Data set: digits, cifar10, cifar100, imagenet, folder:PATH (train/ and val/) or parquet:PATH (train and test files). Several,
+    separated by commas: searches are on the first, genotypes are evaluated on each."""
+    set: tuple[str, ...] = ()
+    """NAME=VALUE of any setting of the base search or of the evaluation: batch_size=64 stages.1.cells=8 evaluation.epochs=100."""
+    variants: str | None = None
+    """Run only these, separated by commas."""
+    genotypes: str | None = None
+    """Search nothing, evaluate these: published names, genotype files, random:SEED or folders of studies, separated by commas, each
+    as SOURCE or NAME=SOURCE."""
+    seeds: int | None = None
+    """Searches per variant."""
+    first_seed: int = 0
+    """Of the searches, so that parts of a study can run in several places."""
+    evaluation_seeds: int | None = None
+    """Trainings from scratch per distinct genotype; with an estimator also 0."""
+    estimator: str | None = None
+    """Also estimate each distinct genotype: nb301:FOLDER (or nb301:FOLDER@EPOCH) by NAS-Bench-301, table:FILE by known cells."""
+    estimate_every_epoch: bool = False
+    """With --estimator, also the cells that each search would end with after each of its epochs."""
+    samples: int | None = None
+    """Schedules that schedule_search.py tries."""
+    reuse: str | None = None
+    """Folders of studies, separated by commas, whose finished searches and evaluations of the same configuration are taken over
+    rather than run again, such as results/depth_gap: the base stands in most studies."""
+    gpus_per_trial: float | None = None
+    """GPUs for each trial where the cluster has any: 1/8, 1/4, 1/2 or a whole number; 0.5 puts two trials on one. Without it, as
+    follows from predicted memory and from the number of trials that are ready."""
+    mps: bool = False
+    """On this machine: trials that share a GPU use it at the same time, by NVIDIA's multi-process service, rather than in turn."""
+    max_trials: int | None = None
+    """How many trials run at a time, at most. Without it, as many as there is room for, on the CPUs that this process may use or
+    on the GPUs."""
+    max_failures: int = 2
+    """How often a trial that fails or loses its process is started again, from its last epoch."""
+    execution: Annotated[Execution, tyro.conf.OmitArgPrefixes] = DEFAULT_EXECUTION
+    memory_limit: int | None = None
+    """Bytes that a stage of a search may take, by prediction; a search that needs more ends as out_of_memory."""
+    image_size: int | None = None
+    """Stream images, cropped to so many pixels: for sets of larger images, or of several sizes."""
+    skip_bad_images: bool = False
+    """Leave out, and count, images that cannot be read; one such image is else an error."""
+    address: str | None = None
+    """A running Ray cluster, e.g. auto or ray://head:10001; without it, this machine."""
+    tracking_uri: str | None = None
+    """MLflow store or server; without it, a sqlite file in the results folder."""
+    keep_weights: bool = False
+    """Keep the weights that each trial ends with, in weights/; genotypes and alphas are in the tables anyway."""
+    dry_run: bool = False
+    """Print the trials, what each changes, and the bytes, seconds and disk that the study will take; then stop."""
+    probe_seconds: float = 120.0
+    """How long a dry run may time steps on this device; stages that it does not get to are scaled from the others. 0: no times."""
+    print_config: bool = False
+    """Print the whole study as it is resolved, as JSON, then stop."""
 
 
 @dataclass(frozen=True)
@@ -230,43 +296,25 @@ _BY_OPTION = {
 }
 
 
-def make_plan(
-    study: Study,
-    preset: str,
-    *,
-    data: str | None = None,
-    changes: Sequence[str] = (),
-    variants: str | None = None,
-    seeds: int | None = None,
-    first_seed: int = 0,
-    evaluation_seeds: int | None = None,
-    samples: int | None = None,
-    memory_limit: int | None = None,
-    image_size: int | None = None,
-    skip_bad_images: bool = False,
-    execution: Execution = DEFAULT_EXECUTION,
-    genotypes: Mapping[str, tuple[str, Genotype]] | None = None,
-) -> Plan:
+def make_plan(study: Study, options: Arguments) -> Plan:
     """The study at the size of a preset, with what the command line overrides.
-
-    Args:
-        data: data sets, separated by commas. Searches are on the first; every genotype is evaluated on each of them.
-        changes: NAME=VALUE of the base search, evaluation.NAME=VALUE of the recipe (`change_settings`).
-        image_size: stream images, cropped to so many pixels, in the searches and the evaluations.
-        skip_bad_images: in the searches and the evaluations leave out, and count, images that cannot be used.
-        genotypes: by variant name, with where they are from: evaluate these in place of the study's variants.
 
     Raises:
         ConfigError: an unknown preset or variant, a configuration that makes no sense, or a change without an effect.
     """
-    size: Preset = _choose("preset", preset, {**PRESETS, **study.presets})
+    size: Preset = _choose("preset", options.preset, {**PRESETS, **study.presets})
     if not isinstance(size, Preset):
-        raise ConfigError(f"presets of {study.name}: {preset} is a {type(size).__name__}, it must be a Preset")
-    sets = (size.search.data,) if data is None else tuple(map(absolute_name, data.split(",")))
-    start = replace(size.search, data=sets[0], memory_limit=memory_limit, image_size=image_size, execution=execution)
-    settings = to_dict(replace(start, skip_bad_images=skip_bad_images))
+        raise ConfigError(f"presets of {study.name}: {options.preset} is a {type(size).__name__}, it must be a Preset")
+    sets = (size.search.data,) if options.data is None else tuple(map(absolute_name, options.data.split(",")))
+    own = {name: getattr(options, name) for name in ("memory_limit", "image_size", "execution", "skip_bad_images")}
+    settings = to_dict(replace(size.search, data=sets[0], **own))
     settings["evaluation"] = to_dict(replace(size.evaluation, data=sets[0]))
-    names = [item.partition("=")[0] for item in changes]
+    given = {}
+    if options.genotypes:
+        from pdarts_tune.evaluation.genotype_source import named_genotypes
+
+        given = named_genotypes(options.genotypes)
+    names = [item.partition("=")[0] for item in options.set]
     for name in names:
         if name in _BY_OPTION:
             raise ConfigError(f"set: {name} is set by {_BY_OPTION[name]}")
@@ -283,36 +331,32 @@ def make_plan(
         if study.evaluations is not None:
             recipes = _make(study, "evaluations", EvalConfig, evaluation, sets)
         recipes = [
-            replace(recipe, skip_bad_images=skip_bad_images or recipe.skip_bad_images, image_size=image_size or recipe.image_size)
+            replace(
+                recipe,
+                skip_bad_images=options.skip_bad_images or recipe.skip_bad_images,
+                image_size=options.image_size or recipe.image_size,
+            )
             for recipe in recipes
         ]
-        every = given_variants(genotypes, base) if genotypes else _make(study, "variants", Variant, base)
-        if variants is not None:
+        every = given_variants(given, base) if given else _make(study, "variants", Variant, base)
+        if options.variants is not None:
             named = {variant.name: variant for variant in every}
-            every = [_choose("variants", name, named) for name in dict.fromkeys(variants.split(","))]
+            every = [_choose("variants", name, named) for name in dict.fromkeys(options.variants.split(","))]
         return base, evaluation, every, recipes
 
-    resolved = resolve(changes)
-    for item in changes:
+    resolved = resolve(options.set)
+    for item in options.set:
         try:
-            without = resolve([other for other in changes if other != item])
+            without = resolve([other for other in options.set if other != item])
         except ConfigError:
             continue  # another change needs this one
         if without[:2] != resolved[:2] and without[2:] == resolved[2:]:
             where = "recipe" if item.startswith("evaluation.") else "variant"
             raise ConfigError(f"set: {item} would have no effect, {study.name} sets it in every {where}")
     base, _, chosen, recipes = resolved
-    return Plan(
-        study=study,
-        variants=tuple(chosen),
-        recipes=tuple(recipes),
-        base=base,
-        seeds=size.seeds if seeds is None else seeds,
-        evaluation_seeds=size.evaluation_seeds if evaluation_seeds is None else evaluation_seeds,
-        samples=size.samples if samples is None else samples,
-        first_seed=first_seed,
-        changes=tuple(changes),
-    )
+    counts = {name: getattr(options, name) for name in ("seeds", "evaluation_seeds", "samples")}
+    counts = {name: getattr(size, name) if count is None else count for name, count in counts.items()}
+    return Plan(study, tuple(chosen), tuple(recipes), base, **counts, first_seed=options.first_seed, changes=tuple(options.set))
 
 
 def _make(study: Study, what: str, kind: type[Kind], *arguments: Any) -> Sequence[Kind]:

@@ -29,12 +29,11 @@ from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.manifest import planned_evaluations, planned_seeds
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import ALL_ROWS, chosen_epoch, epoch_genotypes, final_genotype, read_rows, read_study, write_rows
-from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial, search_id
+from pdarts_tune.study.plan import Arguments, EvalTrial, Plan, SearchTrial, search_id
 from pdarts_tune.study.shares import multi_process_service
 
 if TYPE_CHECKING:
     from pdarts_tune.evaluation.estimates import Estimator
-    from pdarts_tune.study.cli import Arguments
     from pdarts_tune.study.locking import Signals
 
 Trial = SearchTrial | EvalTrial

@@ -39,13 +39,12 @@ from pdarts_tune.results.storage import Storage, open_filesystem
 from pdarts_tune.results.tables import read_rows, write_rows
 from pdarts_tune.study.forecast import predict_need, refuse_large
 from pdarts_tune.study.locking import ClusterLostError
-from pdarts_tune.study.plan import EvalTrial, SearchTrial
+from pdarts_tune.study.plan import Arguments, EvalTrial, SearchTrial
 from pdarts_tune.study.progress import Progress
 from pdarts_tune.study.shares import gpu_share, memory_share
 from pdarts_tune.study.trainable import PRETEND, TrialRow, TrialSpec, evaluation_job, run_trial, spent_so_far
 
 if TYPE_CHECKING:
-    from pdarts_tune.study.cli import Arguments
     from pdarts_tune.study.run import StudyState
 
 

@@ -15,7 +15,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.progressive_depth import with_skip_dropout
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant, make_plan
+from pdarts_tune.study.plan import Arguments, Study, Variant, make_plan
 from synthetic import make_planned, make_study
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "compare.md"
@@ -144,7 +144,7 @@ def two_recipes(base, data):
 def test_an_own_study_with_two_recipes_and_skip_limits_comes_from_its_tables_to_a_page_at_its_end(tmp_path, capfd):
     study = Study("own", "Does width matter?", own_variants, evaluations=two_recipes)
     folder, options = tmp_path / "own", ["--preset", "smoke", "--seeds", "3", "--results", str(tmp_path)]
-    make_planned(folder, make_plan(study, "smoke", seeds=3))  # all that there is to run
+    make_planned(folder, make_plan(study, Arguments("smoke", seeds=3)))  # all that there is to run
     with pytest.raises(SystemExit, match="0"):
         main(study, options)
     assert "| wide_plain" in capfd.readouterr().out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pdarts_tune.config.methods import PartialChannels, Snas
 from pdarts_tune.config.presets import PRESETS, PUBLISHED_SEARCHES
-from pdarts_tune.study.plan import make_plan, stage_columns
+from pdarts_tune.study.plan import Arguments, make_plan, stage_columns
 
 
 def load_study():
@@ -18,7 +18,7 @@ def load_study():
 
 
 def paper_arms(**options):
-    plan = make_plan(load_study().STUDY, "paper", **options)
+    plan = make_plan(load_study().STUDY, Arguments("paper", **options))
     return {variant.name: variant.search for variant in plan.variants}
 
 

@@ -10,7 +10,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.cell_figures import draw_alphas
 from pdarts_tune.results.queries import alphas, best
 from pdarts_tune.results.tables import read_table
-from pdarts_tune.study.plan import Study, Variant, define, make_plan
+from pdarts_tune.study.plan import Arguments, Study, Variant, define, make_plan
 from synthetic import make_planned
 
 DEPTH_GAP = Path(__file__).parents[2] / "docs" / "results" / "depth_gap"
@@ -35,7 +35,7 @@ def two_recipes(tmp_path):
         lambda base: [Variant("a", base), Variant("b", replace(base, channels=8))],
         evaluations=lambda base, _: [base, replace(base, recipe="longer", epochs=9)],
     )
-    plan = make_plan(study, "smoke", seeds=2)
+    plan = make_plan(study, Arguments("smoke", seeds=2))
     make_planned(tmp_path / "example", plan)
     (tmp_path / "example" / "study.json").write_text(json.dumps(define(plan)))
     return tmp_path / "example", plan

@@ -22,7 +22,7 @@ from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.schemas import PRIMARY_KEYS, SCHEMAS
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows, read_study, read_table, table_file, write_rows
-from pdarts_tune.study.plan import Study, Variant, make_plan
+from pdarts_tune.study.plan import Arguments, Study, Variant, make_plan
 from pdarts_tune.study.run import Source, StudyState
 from synthetic import make_planned, make_study, make_trial
 
@@ -390,7 +390,7 @@ def test_the_final_genotypes_are_those_of_the_last_stage_of_completed_trials_at_
 
 
 STUDY = Study("depth_gap", "?", lambda base: [Variant("a", base)])
-PLAN = make_plan(STUDY, "smoke", seeds=2)
+PLAN = make_plan(STUDY, Arguments("smoke", seeds=2))
 
 
 @pytest.fixture(scope="module")

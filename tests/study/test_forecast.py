@@ -28,7 +28,7 @@ from pdarts_tune.study.forecast import (
     probe_stage,
     refuse_large,
 )
-from pdarts_tune.study.plan import EvalTrial, make_plan
+from pdarts_tune.study.plan import Arguments, EvalTrial, make_plan
 from studies import approximation, depth_gap, transfer
 
 DIGITS = DatasetInfo(1, 8, 10, 1437, 360)
@@ -73,7 +73,7 @@ def test_diagnostics_are_forecast_apart_as_often_as_they_are_asked_for(clock):
     candidate = Stage(3, 8, epochs=2, warmup_epochs=2)
     config = replace(LAPTOP.search, stages=(candidate,), method=RandomSearch(2))
     assert Forecaster(torch.device("cpu"), 10.0).search_stage(config, candidate, DIGITS).diagnostic_seconds == 0
-    text = forecast_here(make_plan(approximation.STUDY, "laptop", seeds=2, variants="lowest_dropped"), 10.0)
+    text = forecast_here(make_plan(approximation.STUDY, Arguments("laptop", seeds=2, variants="lowest_dropped")), 10.0)
     assert f"of which diagnostics take {2 * 3 * 3.8:.3g} seconds" in text
 
 
@@ -85,7 +85,7 @@ def test_bytes_are_those_that_a_stage_is_predicted_to_take(monkeypatch):
 
 
 def test_stages_of_one_shape_are_probed_once(clock):
-    plan = make_plan(depth_gap.STUDY, "smoke", variants="progressive,progressive_all_operations")
+    plan = make_plan(depth_gap.STUDY, Arguments("smoke", variants="progressive,progressive_all_operations"))
     forecast_here(plan, 1000.0)
     assert clock == [(3, 8), (4, 5), (5, 3), (4, 8), (5, 8)]
 
@@ -103,7 +103,7 @@ def test_what_probing_has_no_time_for_is_scaled_by_its_work(clock):
 
 
 def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(clock):
-    plan = make_plan(approximation.STUDY, "laptop", seeds=2, variants="lowest_dropped,random_dropped,random")
+    plan = make_plan(approximation.STUDY, Arguments("laptop", seeds=2, variants="lowest_dropped,random_dropped,random"))
     text = forecast_here(plan, 10.0)
     for variant in plan.variants:
         assert f"  {variant.name} " in text
@@ -116,16 +116,16 @@ def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(cloc
 
 
 def test_a_gpu_that_is_too_small_is_told(clock):
-    plan = make_plan(approximation.STUDY, "laptop", variants="lowest_dropped,nothing_dropped")
+    plan = make_plan(approximation.STUDY, Arguments("laptop", variants="lowest_dropped,nothing_dropped"))
     text = forecast(plan, Forecaster(torch.device("cpu"), 10.0), 640_000_000)
     assert "one GPU of this GPU (640 MB): 0 trials (nothing_dropped) to 1 (lowest_dropped) at a time" in text
     assert "too large for it: nothing_dropped" in text
 
 
 def test_what_trials_need_is_predicted_for_searches_and_evaluations():
-    plan = make_plan(transfer.STUDY, "smoke", variants="pdarts_c10")
+    plan = make_plan(transfer.STUDY, Arguments("smoke", variants="pdarts_c10"))
     cell = {"a": str(PUBLISHED["PDARTS_C10"].genotype)}
-    search = make_plan(approximation.STUDY, "smoke", variants="lowest_dropped").searches()
+    search = make_plan(approximation.STUDY, Arguments("smoke", variants="lowest_dropped")).searches()
     trials = [*plan.searches(), *plan.evaluations(cell), *search]
     needs = {trial.trial_id: predict_need(trial) for trial in trials}
     assert needs["pdarts_c10-seed0"] == 0
@@ -189,7 +189,7 @@ def test_other_recipes_have_no_limit(tmp_path, imagenet):
 
 
 def test_a_gpu_smaller_than_the_smallest_stage_is_refused_with_what_would_fit():
-    searches = make_plan(approximation.STUDY, "laptop", variants="lowest_dropped,nothing_dropped").searches()
+    searches = make_plan(approximation.STUDY, Arguments("laptop", variants="lowest_dropped,nothing_dropped")).searches()
     check_gpu(searches, 80 * 10**9)
     with pytest.raises(
         ConfigError, match=r"^address: the smallest stage, \d of lowest_dropped, takes [\d.]+ MB .* has 640 MB; a batch"

@@ -10,10 +10,9 @@ from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, to_dict
 from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, PDARTS_CIFAR100, Stage, with_depths
-from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.manifest import check_definition, planned_seeds
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant, define, describe, differences, make_plan
+from pdarts_tune.study.plan import Arguments, Study, Variant, define, describe, differences, make_plan
 
 
 def two_variants(base):
@@ -24,13 +23,13 @@ STUDY = Study("example", "Does it matter?", two_variants)
 
 
 def test_a_plan_is_variants_times_seeds_with_seeds_outermost():
-    plan = make_plan(STUDY, "smoke", seeds=2)
+    plan = make_plan(STUDY, Arguments("smoke", seeds=2))
     assert [trial.trial_id for trial in plan.searches()] == ["base-seed0", "flat-seed0", "base-seed1", "flat-seed1"]
     assert [trial.config.seed for trial in plan.searches()] == [0, 0, 1, 1]
 
 
 def test_each_distinct_genotype_is_evaluated_once_per_evaluation_seed():
-    plan = make_plan(STUDY, "smoke", evaluation_seeds=2)
+    plan = make_plan(STUDY, Arguments("smoke", evaluation_seeds=2))
     trials = plan.evaluations({"aaa": "Genotype A", "bbb": "Genotype B"})
     assert [(trial.genotype, trial.config.seed) for trial in trials] == [
         ("Genotype A", 0),
@@ -59,8 +58,8 @@ def test_the_paper_preset_is_the_papers_setting():
 
 
 def test_the_resolution_and_what_becomes_of_bad_images_hold_for_searches_and_every_recipe():
-    plain = make_plan(STUDY, "smoke", data="imagenet,parquet:b")
-    sized = make_plan(STUDY, "smoke", data="imagenet,parquet:b", image_size=64, skip_bad_images=True)
+    plain = make_plan(STUDY, Arguments("smoke", data="imagenet,parquet:b"))
+    sized = make_plan(STUDY, Arguments("smoke", data="imagenet,parquet:b", image_size=64, skip_bad_images=True))
     for config in (sized.base, *(variant.search for variant in sized.variants), *sized.recipes):
         assert (config.image_size, config.skip_bad_images) == (64, True)
     assert not any(config.image_size or config.skip_bad_images for config in (plain.base, *plain.recipes))
@@ -68,14 +67,14 @@ def test_the_resolution_and_what_becomes_of_bad_images_hold_for_searches_and_eve
 
 
 def test_the_data_set_replaces_that_of_search_and_evaluation():
-    plan = make_plan(STUDY, "smoke", data="parquet:/somewhere")
+    plan = make_plan(STUDY, Arguments("smoke", data="parquet:/somewhere"))
     assert plan.base.data == plan.evaluation.data == "parquet:/somewhere"
     assert {variant.search.data for variant in plan.variants} == {"parquet:/somewhere"}
 
 
 def test_data_in_files_are_named_by_their_whole_path_since_trials_start_in_other_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = make_plan(STUDY, "smoke", data="parquet:../images,digits,folder:here")
+    plan = make_plan(STUDY, Arguments("smoke", data="parquet:../images,digits,folder:here"))
     assert plan.base.data == f"parquet:{tmp_path.parent}/images"
     assert [recipe.data for recipe in plan.recipes] == [plan.base.data, "digits", f"folder:{tmp_path}/here"]
 
@@ -91,7 +90,7 @@ def test_data_in_files_are_named_by_their_whole_path_since_trials_start_in_other
 )
 def test_a_wrong_request_is_refused_with_what_would_be_right(settings, message):
     with pytest.raises(ConfigError) as caught:
-        make_plan(STUDY, **settings)
+        make_plan(STUDY, Arguments(**settings))
     assert message in str(caught.value)
 
 
@@ -110,12 +109,12 @@ def test_a_random_control_of_no_search_is_refused(pair):
 
     says = "skips_of: variant control draws as many skip-connects as the searches of 'pair' find, which must be one of the study's"
     with pytest.raises(ConfigError, match=says):
-        make_plan(Study("example", "?", variants), "smoke")
+        make_plan(Study("example", "?", variants), Arguments("smoke"))
 
 
 def test_two_variants_of_one_name_are_refused():
     twice = Study("example", "?", lambda base: [Variant("base", base)])
-    plan = make_plan(twice, "smoke")
+    plan = make_plan(twice, Arguments("smoke"))
     with pytest.raises(ConfigError, match="base, base"):
         replace(plan, variants=plan.variants * 2)
 
@@ -130,7 +129,7 @@ def test_the_difference_names_just_the_fields_that_differ():
 
 
 def test_a_dry_run_shows_every_trial_and_what_it_changes(tmp_path):
-    text = describe(make_plan(STUDY, "smoke", seeds=2), tmp_path)
+    text = describe(make_plan(STUDY, Arguments("smoke", seeds=2)), tmp_path)
     assert "2 variants x 2 seeds = 4 searches on digits" in text
     assert "flat-seed1" in text
     assert "depths 5-5-5 (base: 3-4-5)" in text
@@ -145,17 +144,17 @@ def check_folder(plan, folder):
 
 
 def test_seeds_and_variants_may_be_added_to_a_results_folder(tmp_path):
-    write_definition(make_plan(STUDY, "smoke", variants="base"), tmp_path)
-    merged = check_folder(make_plan(STUDY, "smoke", variants="flat", seeds=5), tmp_path)
+    write_definition(make_plan(STUDY, Arguments("smoke", variants="base")), tmp_path)
+    merged = check_folder(make_plan(STUDY, Arguments("smoke", variants="flat", seeds=5)), tmp_path)
     assert list(merged["variants"]) == ["base", "flat"]
     assert merged["seeds"] == {"base": 1, "flat": 5}
 
 
 def test_anything_else_in_a_results_folder_may_not_change(tmp_path):
-    write_definition(make_plan(STUDY, "smoke"), tmp_path)
+    write_definition(make_plan(STUDY, Arguments("smoke")), tmp_path)
     with pytest.raises(ConfigError, match=r"evaluation.recipe was 'smoke', is 'laptop'"):
-        check_folder(make_plan(STUDY, "laptop"), tmp_path)
-    plan = make_plan(STUDY, "smoke")
+        check_folder(make_plan(STUDY, Arguments("laptop")), tmp_path)
+    plan = make_plan(STUDY, Arguments("smoke"))
     wider = replace(plan, variants=(Variant("base", replace(plan.base, channels=32)),))
     with pytest.raises(ConfigError, match=r"channels was 4, is 32 \(base\); name another folder"):
         check_folder(wider, tmp_path)
@@ -165,7 +164,7 @@ def test_anything_else_in_a_results_folder_may_not_change(tmp_path):
 
 
 def test_a_setting_that_joined_later_is_no_difference_in_any_part_of_a_definition(tmp_path):
-    plan = make_plan(STUDY, "smoke", data="digits,cifar10,cifar100")
+    plan = make_plan(STUDY, Arguments("smoke", data="digits,cifar10,cifar100"))
     older = check_definition(define(plan), None, "")
     configs = [*older["variants"].values(), older["evaluation"], *older["further_evaluations"]]
     assert len(configs) == 5
@@ -185,44 +184,46 @@ def test_recipes_may_be_added_to_a_results_folder_but_the_first_stays_the_first(
     def study(*names):
         return Study("example", "?", two_variants, evaluations=lambda base, _: [replace(base, recipe=name) for name in names])
 
-    write_definition(make_plan(study("one", "two"), "smoke"), tmp_path)
-    merged = check_folder(make_plan(study("one", "three"), "smoke"), tmp_path)
+    write_definition(make_plan(study("one", "two"), Arguments("smoke")), tmp_path)
+    merged = check_folder(make_plan(study("one", "three"), Arguments("smoke")), tmp_path)
     assert [recipe["recipe"] for recipe in merged["further_evaluations"]] == ["two", "three"]
-    assert check_folder(make_plan(study("one"), "smoke"), tmp_path) == check_folder(
-        make_plan(study("one", "two"), "smoke"), tmp_path
+    assert check_folder(make_plan(study("one"), Arguments("smoke")), tmp_path) == check_folder(
+        make_plan(study("one", "two"), Arguments("smoke")), tmp_path
     )
     with pytest.raises(ConfigError, match=r"study.json is .*: evaluation.recipe was 'one', is 'two'; name another folder"):
-        check_folder(make_plan(study("two", "one"), "smoke"), tmp_path)
+        check_folder(make_plan(study("two", "one"), Arguments("smoke")), tmp_path)
 
 
 def test_a_refusal_names_two_differences_and_is_short(tmp_path):
-    write_definition(make_plan(STUDY, "smoke"), tmp_path)
+    write_definition(make_plan(STUDY, Arguments("smoke")), tmp_path)
     with pytest.raises(ConfigError, match=r"/study.json is of another .*; and \d+ more; name another folder") as caught:
-        check_folder(make_plan(STUDY, "paper"), tmp_path)
+        check_folder(make_plan(STUDY, Arguments("paper")), tmp_path)
     assert len(str(caught.value)) < 400
-    one_stage = replace(make_plan(STUDY, "smoke"), variants=(Variant("base", replace(PRESETS["smoke"].search, stages=DARTS)),))
+    one_stage = replace(
+        make_plan(STUDY, Arguments("smoke")), variants=(Variant("base", replace(PRESETS["smoke"].search, stages=DARTS)),)
+    )
     with pytest.raises(ConfigError) as caught:
         check_folder(one_stage, tmp_path)
     assert len(str(caught.value)) < 400
 
 
 def test_seeds_may_start_anywhere_and_the_folder_remembers_which_there_are(tmp_path):
-    later = make_plan(STUDY, "smoke", seeds=2, first_seed=3)
+    later = make_plan(STUDY, Arguments("smoke", seeds=2, first_seed=3))
     assert [trial.trial_id for trial in later.searches()][:3] == ["base-seed3", "flat-seed3", "base-seed4"]
     assert define(later)["seeds"] == {"base": [3, 4], "flat": [3, 4]}
-    write_definition(make_plan(STUDY, "smoke", seeds=2), tmp_path)
+    write_definition(make_plan(STUDY, Arguments("smoke", seeds=2)), tmp_path)
     apart = check_folder(later, tmp_path)
     assert apart["seeds"] == {"base": [0, 1, 3, 4], "flat": [0, 1, 3, 4]}
     assert planned_seeds(apart)["base"] == [0, 1, 3, 4]
-    assert check_folder(make_plan(STUDY, "smoke", seeds=1, first_seed=2), tmp_path)["seeds"] == {"base": 3, "flat": 3}
+    assert check_folder(make_plan(STUDY, Arguments("smoke", seeds=1, first_seed=2)), tmp_path)["seeds"] == {"base": 3, "flat": 3}
 
 
 def test_changes_reach_the_base_and_the_recipe_and_every_variant():
-    plan = make_plan(STUDY, "smoke", changes=["batch_size=64", "evaluation.epochs=9"])
+    plan = make_plan(STUDY, Arguments("smoke", set=["batch_size=64", "evaluation.epochs=9"]))
     assert {variant.search.batch_size for variant in plan.variants} == {64}
     assert (plan.evaluation.epochs, plan.evaluation.batch_size) == (9, 48)
     assert "set: batch_size=64 evaluation.epochs=9" in describe(plan, "results")
-    assert make_plan(STUDY, "smoke", changes=["batch_size=48"]).variants == make_plan(STUDY, "smoke").variants
+    assert make_plan(STUDY, Arguments("smoke", set=["batch_size=48"])).variants == make_plan(STUDY, Arguments("smoke")).variants
 
 
 @pytest.mark.parametrize(
@@ -243,41 +244,43 @@ def test_a_change_without_an_effect_is_refused(changes, says):
         evaluations=lambda base, _: [replace(base, epochs=2)],
     )
     with pytest.raises(ConfigError, match=says):
-        make_plan(study, "smoke", changes=changes)
+        make_plan(study, Arguments("smoke", set=changes))
 
 
 def test_a_studys_own_sizes_are_presets_too():
     tiny = replace(PRESETS["smoke"], seeds=5)
     study = Study("own", "?", two_variants, presets={"tiny": tiny})
-    assert make_plan(study, "tiny").seeds == 5
+    assert make_plan(study, Arguments("tiny")).seeds == 5
     with pytest.raises(ConfigError, match="preset: 'huge' is unknown, known are smoke, laptop, cifar-mini, paper, tiny"):
-        make_plan(study, "huge")
+        make_plan(study, Arguments("huge"))
 
 
 def test_differences_are_from_a_base_of_the_studys_own():
     def wide(base):
         return [Variant(name, replace(base, channels=8, batch_size=size)) for name, size in (("b48", 48), ("b64", 64))]
 
-    plan = make_plan(Study("own", "?", wide), "smoke", variants="b64")
+    plan = make_plan(Study("own", "?", wide), Arguments("smoke", variants="b64"))
     lines = describe(plan, "results").splitlines()
     assert "the study's own base, which the differences below are from: channels 8 (base: 4)" in lines
     assert lines[-1].endswith("  batch_size 64 (base: 48)")
-    assert not any("own base" in line for line in describe(make_plan(STUDY, "smoke", variants="flat"), "results").splitlines())
+    assert not any(
+        "own base" in line for line in describe(make_plan(STUDY, Arguments("smoke", variants="flat")), "results").splitlines()
+    )
 
 
 def test_a_dry_run_names_the_memory_limit_where_there_is_one():
-    assert "memory limit: 1,000,000 bytes" in describe(make_plan(STUDY, "smoke", memory_limit=1_000_000), "results")
-    assert "memory limit" not in describe(make_plan(STUDY, "smoke"), "results")
+    assert "memory limit: 1,000,000 bytes" in describe(make_plan(STUDY, Arguments("smoke", memory_limit=1_000_000)), "results")
+    assert "memory limit" not in describe(make_plan(STUDY, Arguments("smoke")), "results")
 
 
 def test_a_dry_run_marks_the_searches_that_are_done():
-    lines = describe(make_plan(STUDY, "smoke"), "results", {"flat-seed0"}).splitlines()
+    lines = describe(make_plan(STUDY, Arguments("smoke")), "results", {"flat-seed0"}).splitlines()
     assert lines[-2].startswith("        base-seed0")
     assert lines[-1].startswith("  done  flat-seed0")
 
 
 def test_a_setting_that_an_older_release_let_into_a_definition_is_named_with_the_way_on(tmp_path):
-    plan = make_plan(STUDY, "smoke")
+    plan = make_plan(STUDY, Arguments("smoke"))
     poisoned = check_definition(define(plan), None, "")
     poisoned["variants"]["flat"]["dropping"] = "randm"
     (tmp_path / "study.json").write_text(json.dumps(poisoned))
@@ -291,7 +294,7 @@ def test_a_setting_that_an_older_release_let_into_a_definition_is_named_with_the
 def test_a_definition_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(ConfigError, match=r"study.json: not readable as JSON"):
-        check_folder(make_plan(STUDY, "smoke"), tmp_path)
+        check_folder(make_plan(STUDY, Arguments("smoke")), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -419,23 +422,22 @@ def refuse(study, said, tmp_path, capsys, options):
 def test_a_mistake_in_a_studys_code_keeps_its_traceback():
     study = Study("own", "Does it?", lambda base: [Variant("wrong", base + 1)])
     with pytest.raises(TypeError, match="unsupported operand"):
-        make_plan(study, "smoke")
+        make_plan(study, Arguments("smoke"))
 
 
 def test_a_method_is_told_by_its_name_and_settings_and_a_given_genotype_by_its_source():
     base = SearchConfig()
-    cell = PUBLISHED["DARTS_V1"].genotype
-    given = make_plan(STUDY, "paper", genotypes={"darts": ("DARTS_V1", cell)}).variants[0].search
+    given = make_plan(STUDY, Arguments("paper", genotypes="darts=DARTS_V1")).variants[0].search
     assert differences(given, base) == ["method given (source DARTS_V1) (base: first_order)", "max_skips 3 (base: 2)"]
     exactly = replace(base, method=RandomSampling(exactly=True))
     assert differences(exactly, base) == ["method random (exactly True) (base: first_order)"]
 
 
 def test_a_plan_on_cifar100_says_that_its_dropout_is_that_of_cifar10():
-    plan = make_plan(STUDY, "paper", data="cifar100")
+    plan = make_plan(STUDY, Arguments("paper", data="cifar100"))
     says = "for CIFAR-100 it has --set stages.0.skip_dropout=0.1 stages.1.skip_dropout=0.2 stages.2.skip_dropout=0.3"
     assert says in describe(plan, "results")
-    taken = make_plan(STUDY, "paper", data="cifar100", changes=plan.note.split("--set ")[1].split())
+    taken = make_plan(STUDY, Arguments("paper", data="cifar100", set=plan.note.split("--set ")[1].split()))
     assert taken.base.stages == PDARTS_CIFAR100
-    for other in (taken, make_plan(STUDY, "paper"), make_plan(STUDY, "smoke", data="cifar100")):
+    for other in (taken, make_plan(STUDY, Arguments("paper")), make_plan(STUDY, Arguments("smoke", data="cifar100"))):
         assert other.note is None

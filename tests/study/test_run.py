@@ -22,7 +22,7 @@ from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study import forecast
 from pdarts_tune.study import run as study_run
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import SearchTrial, Study, Variant, define, make_plan
+from pdarts_tune.study.plan import Arguments, SearchTrial, Study, Variant, define, make_plan
 from pdarts_tune.study.run import Outcomes, Source, StudyState
 from studies import depth_gap, regularization
 from synthetic import make_planned, make_planned_evaluation, make_trial
@@ -34,7 +34,7 @@ OPTIONS = ("--preset", "smoke", "--seeds", "2")
 @pytest.fixture
 def finished(tmp_path):
     """The results folder of a study whose searches and evaluations are all in the tables, and its plan."""
-    plan = make_plan(STUDY, "smoke", seeds=2)
+    plan = make_plan(STUDY, Arguments("smoke", seeds=2))
     folder = tmp_path / "ready"
     make_planned(folder, plan)
     return tmp_path, plan
@@ -171,7 +171,7 @@ def kinds(order):
 
 
 def test_evaluations_start_when_their_search_has_ended_and_before_the_searches_of_the_next_seed(tmp_path):
-    plan = make_plan(STUDY, "smoke", seeds=2, evaluation_seeds=2)
+    plan = make_plan(STUDY, Arguments("smoke", seeds=2, evaluation_seeds=2))
     order = kinds(run(StudyState(plan, tmp_path), tmp_path, slots=1))
     assert order == [
         *("a-seed0", "evaluation-seed0", "b-seed0", "evaluation-seed0"),
@@ -182,7 +182,7 @@ def test_evaluations_start_when_their_search_has_ended_and_before_the_searches_o
 
 
 def test_the_first_rows_of_a_study_of_many_seeds_are_whole_after_its_first_searches(tmp_path):
-    plan = make_plan(depth_gap.STUDY, "smoke", seeds=8, variants="progressive,shallow,random")
+    plan = make_plan(depth_gap.STUDY, Arguments("smoke", seeds=8, variants="progressive,shallow,random"))
     order = run(StudyState(plan, tmp_path), tmp_path)
     assert order[:2] == ["progressive-seed0", "shallow-seed0"]
     assert kinds(order[2:4]) == ["evaluation-seed0"] * 2
@@ -190,7 +190,7 @@ def test_the_first_rows_of_a_study_of_many_seeds_are_whole_after_its_first_searc
 
 
 def test_a_study_killed_anywhere_goes_on_with_the_rest(tmp_path):
-    plan = make_plan(STUDY, "smoke", seeds=2)
+    plan = make_plan(STUDY, Arguments("smoke", seeds=2))
     whole = run(StudyState(plan, tmp_path / "whole"), tmp_path / "whole")
     state = StudyState(plan, tmp_path / "killed")
     first = state.take()
@@ -202,7 +202,7 @@ def test_a_study_killed_anywhere_goes_on_with_the_rest(tmp_path):
 
 def test_a_genotype_that_two_searches_find_is_evaluated_once(tmp_path):
     alike = Study("alike", "?", lambda base: [Variant("one", base), Variant("other", replace(base, learning_rate=0.02))])
-    plan = make_plan(alike, "smoke", seeds=1, evaluation_seeds=2)
+    plan = make_plan(alike, Arguments("smoke", seeds=1, evaluation_seeds=2))
     state = StudyState(plan, tmp_path)
     assert state.most_evaluations == 4
     for trial in plan.searches():
@@ -260,7 +260,7 @@ def drawn(base):
 def earlier(tmp_path):
     """The folder of a study that is finished with two seeds."""
     folder = tmp_path / "earlier"
-    make_planned(folder, make_plan(EARLIER, "smoke", seeds=2))
+    make_planned(folder, make_plan(EARLIER, Arguments("smoke", seeds=2)))
     return folder
 
 
@@ -272,7 +272,7 @@ def rows_of(folder, trial_id, table):
 
 
 def test_rows_are_taken_over_whole_and_named_as_the_study_names_them(earlier, tmp_path):
-    plan = make_plan(LATER, "smoke", seeds=2)
+    plan = make_plan(LATER, Arguments("smoke", seeds=2))
     folder = Storage(tmp_path / "later")
     assert not StudyState(plan, folder, [Source(earlier)]).missing
     for seed in (0, 1):
@@ -291,11 +291,11 @@ def test_rows_are_taken_over_whole_and_named_as_the_study_names_them(earlier, tm
 )
 def test_a_search_of_another_configuration_is_not_taken_over(earlier, changed):
     other = Study("other", "?", lambda base: [Variant("base", replace(base, **changed))])
-    assert not any(map(Source(earlier).find, make_plan(other, "smoke", seeds=2).searches()))
+    assert not any(map(Source(earlier).find, make_plan(other, Arguments("smoke", seeds=2)).searches()))
 
 
 def test_a_seed_that_the_source_lacks_is_left_to_run(earlier):
-    same = [Source(earlier).find(trial) for trial in make_plan(LATER, "smoke", seeds=3).searches()]
+    same = [Source(earlier).find(trial) for trial in make_plan(LATER, Arguments("smoke", seeds=3)).searches()]
     assert same == ["drawn-seed0", "base-seed0", "drawn-seed1", "base-seed1", None, None]
 
 
@@ -304,7 +304,7 @@ def test_what_the_docs_say_the_paper_s_studies_share_is_shared():
         name: importlib.import_module(f"studies.{name}").STUDY
         for name in ("depth_gap", "approximation", "regularization", "baselines")
     }
-    plans = {name: make_plan(study, "paper", data="cifar10") for name, study in scripts.items()}
+    plans = {name: make_plan(study, Arguments("paper", data="cifar10")) for name, study in scripts.items()}
     there = {config_id(trial.config) for trial in plans.pop("depth_gap").searches()}
     base = PRESETS["paper"].search.stages
     shared = {name: [trial.config for trial in plan.searches() if config_id(trial.config) in there] for name, plan in plans.items()}
@@ -317,7 +317,7 @@ def test_what_the_docs_say_the_paper_s_studies_share_is_shared():
 def test_what_did_not_end_well_is_not_taken_over(earlier, status):
     (row,) = read_rows(earlier, "trials", "base-seed1")
     write_rows(earlier, "trials", "base-seed1", [row | {"status": status}])
-    plan = make_plan(EARLIER, "smoke", seeds=2)
+    plan = make_plan(EARLIER, Arguments("smoke", seeds=2))
     assert [Source(earlier).find(trial) for trial in plan.searches()] == ["base-seed0", "drawn-seed0", None, "drawn-seed1"]
     first, *others = StudyState(plan, earlier).found.values()
     make_planned_evaluation(earlier, first, status=status)
@@ -325,7 +325,7 @@ def test_what_did_not_end_well_is_not_taken_over(earlier, status):
 
 
 def test_an_evaluation_by_another_recipe_or_seed_is_not_taken_over(earlier):
-    plan = make_plan(EARLIER, "smoke", seeds=2)
+    plan = make_plan(EARLIER, Arguments("smoke", seeds=2))
     first, *_ = StudyState(plan, earlier).found.values()
     longer = replace(first, config=replace(first.config, epochs=first.config.epochs + 1))
     seeded = replace(first, config=replace(first.config, seed=99))
@@ -336,21 +336,21 @@ def test_a_published_copy_is_a_source_too(earlier, tmp_path):
     (earlier / COMPLETED).write_text("{}")
     (earlier / "study.json").write_text("{}")
     publish(earlier, tmp_path / "copy" / "earlier", "")
-    plan = make_plan(LATER, "smoke", seeds=2)
+    plan = make_plan(LATER, Arguments("smoke", seeds=2))
     folder = Storage(tmp_path / "later")
     assert StudyState(plan, folder, [Source(tmp_path / "copy" / "earlier")]).is_done
     assert rows_of(folder, "p_darts-seed0", "alphas") == rows_of(earlier, "base-seed0", "alphas")
 
 
 def test_a_published_copy_has_the_same_data_if_its_folder_has_the_same_name(tmp_path):
-    make_planned(tmp_path / "earlier", make_plan(EARLIER, "smoke", seeds=1, data="parquet:/theirs/photos"))
+    make_planned(tmp_path / "earlier", make_plan(EARLIER, Arguments("smoke", seeds=1, data="parquet:/theirs/photos")))
     (tmp_path / "earlier" / COMPLETED).write_text("{}")
     (tmp_path / "earlier" / "study.json").write_text("{}")
     publish(tmp_path / "earlier", tmp_path / "copy" / "earlier", "")
     copy, unpublished = Source(tmp_path / "copy" / "earlier"), Source(tmp_path / "earlier")
     for data in ("parquet:/ours/drawings", "folder:/ours/photos"):
-        assert not any(map(copy.find, make_plan(LATER, "smoke", seeds=1, data=data).searches()))
-    plan, folder = make_plan(LATER, "smoke", seeds=1, data="parquet:/ours/photos"), Storage(tmp_path / "later")
+        assert not any(map(copy.find, make_plan(LATER, Arguments("smoke", seeds=1, data=data)).searches()))
+    plan, folder = make_plan(LATER, Arguments("smoke", seeds=1, data="parquet:/ours/photos")), Storage(tmp_path / "later")
     assert not any(map(unpublished.find, plan.searches()))
     assert StudyState(plan, folder, [copy]).is_done
     assert set(read_table(folder, "evaluations").data) == {"parquet:/ours/photos"}
@@ -407,7 +407,7 @@ def main_exits(code, options):
 
 def test_a_random_control_is_drawn_when_its_pair_is_finished_and_is_not_taken_over(tmp_path):
     """The same search elsewhere says nothing of what the pair found here."""
-    plan = make_plan(regularization.STUDY, "smoke", seeds=2, variants="random_same_skips,dropout,no_dropout")
+    plan = make_plan(regularization.STUDY, Arguments("smoke", seeds=2, variants="random_same_skips,dropout,no_dropout"))
     first, second = tmp_path / "first" / "regularization", tmp_path / "second" / "regularization"
     order = [name for name in run(StudyState(plan, first), first, slots=6) if "smoke" not in name]
     searches = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("dropout", "no_dropout")]
@@ -418,7 +418,7 @@ def test_a_random_control_is_drawn_when_its_pair_is_finished_and_is_not_taken_ov
 
 
 def test_evaluations_are_taken_over_as_soon_as_their_search_has_ended(tmp_path, capsys):
-    plan = make_plan(EARLIER, "smoke", seeds=1)
+    plan = make_plan(EARLIER, Arguments("smoke", seeds=1))
     make_planned(tmp_path / "there", plan)
     for trial in plan.searches():  # of these only the evaluations are there
         Storage(tmp_path / "there").remove(f"trials/{trial.trial_id}.parquet")
@@ -465,7 +465,7 @@ def test_keep_weights_says_which_finished_trials_have_none(finished, capsys):
 def test_a_recipe_that_joins_a_finished_study_runs_its_evaluations_alone(finished):
     results, _ = finished
     longer = replace(STUDY, evaluations=lambda base, _: [base, replace(base, recipe="longer", epochs=9)])
-    state = StudyState(make_plan(longer, "smoke", seeds=2), results / "ready")
+    state = StudyState(make_plan(longer, Arguments("smoke", seeds=2)), results / "ready")
     assert not state.missing
     missing = [trial for name, trial in state.found.items() if name not in state.completed]
     assert {trial.config.recipe for trial in missing} == {"longer"}

@@ -17,7 +17,7 @@ from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import epoch_genotypes, read_rows, read_table
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant, make_plan
+from pdarts_tune.study.plan import Arguments, Study, Variant, make_plan
 from pdarts_tune.study.run import Source, StudyState
 from synthetic import make_planned
 
@@ -32,7 +32,7 @@ def benchmark(tmp_path_factory):
 @pytest.fixture
 def searched(tmp_path):
     """A study whose searches are done and whose genotypes nobody has trained."""
-    plan = make_plan(STUDY, "smoke", seeds=2, evaluation_seeds=0)
+    plan = make_plan(STUDY, Arguments("smoke", seeds=2, evaluation_seeds=0))
     make_planned(tmp_path / "ready", plan)
     return tmp_path, plan
 
@@ -96,7 +96,7 @@ def test_every_epochs_cell_is_that_of_its_alphas_and_is_estimated(searched, benc
 def test_estimates_are_no_trainings(searched, benchmark):
     """A study with trainings still trains every genotype, compares them alone, and gives no estimate to another study."""
     results, _ = searched
-    plan = make_plan(STUDY, "smoke", seeds=2)
+    plan = make_plan(STUDY, Arguments("smoke", seeds=2))
     state = StudyState(plan, results / "ready", (), open_estimator(benchmark))
     assert not state.is_done
     assert "0/2" in state.table()
@@ -129,6 +129,6 @@ def test_bad_input_is_refused_before_anything_is_written(benchmark, tmp_path, ca
         assert match in err
         assert err.count("\n") == 1
     assert not (tmp_path / "results").exists()
-    recipe = replace(make_plan(STUDY, "smoke").evaluation, recipe="nb301")
+    recipe = replace(make_plan(STUDY, Arguments("smoke")).evaluation, recipe="nb301")
     with pytest.raises(ConfigError, match="'nb301' is an estimator's name"):
-        replace(make_plan(STUDY, "smoke"), recipes=(recipe,))
+        replace(make_plan(STUDY, Arguments("smoke")), recipes=(recipe,))

@@ -26,7 +26,7 @@ from pdarts_tune.evaluation.training import Evaluation
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
 from pdarts_tune.study import schedule_search, sweep, trainable
-from pdarts_tune.study.plan import define, make_plan
+from pdarts_tune.study.plan import Arguments, define, make_plan
 from pdarts_tune.study.schedule_search import depth_range, point_of, suggest_schedule
 from pdarts_tune.study.trainable import TrialSpec
 from studies import schedule_search as study
@@ -101,7 +101,7 @@ def test_the_front_is_what_no_other_beats_in_everything():
 
 
 def test_schedules_are_not_chosen_by_test_images():
-    plan = make_plan(study.STUDY, "paper")
+    plan = make_plan(study.STUDY, Arguments("paper"))
     assert plan.evaluation.validation_fraction == 0.1  # the paper itself trains on everything
     with pytest.raises(ConfigError, match="validation_fraction: 0 is wrong, schedules are chosen by the validation error"):
         replace(plan, recipes=(replace(plan.evaluation, validation_fraction=0.0),))
@@ -124,7 +124,7 @@ def test_a_schedule_over_its_memory_limit_is_the_worst_there_is(tmp_path, monkey
     told = []
     monkeypatch.setattr(trainable.tune, "report", told.append)
     monkeypatch.setattr("pdarts_tune.study.trainable.ray.get_gpu_ids", list)  # which would start Ray
-    plan = make_plan(study.STUDY, "smoke", memory_limit=1000)
+    plan = make_plan(study.STUDY, Arguments("smoke", memory_limit=1000))
     (search,) = plan.searches()
     spec = asdict(TrialSpec("schedule-x", "s", "x", str(tmp_path), to_dict(search.config), "", 1, ""))
     trainable.run_schedule({"trial": spec, "evaluation": to_dict(plan.evaluation)})
@@ -134,7 +134,7 @@ def test_a_schedule_over_its_memory_limit_is_the_worst_there_is(tmp_path, monkey
 
 
 def schedule_settings(folder):
-    plan = make_plan(study.STUDY, "smoke")
+    plan = make_plan(study.STUDY, Arguments("smoke"))
     tiny = replace(SMOKE.search, stages=(Stage(3, 8, epochs=1, warmup_epochs=0),), channels=2, train_images=60)
     evaluation = replace(plan.evaluation, epochs=2, cells=3, channels=4, train_images=60, test_images=30)
     spec = TrialSpec("schedule-x", "s", "x", str(folder), to_dict(tiny), "", 1, "")
@@ -193,7 +193,7 @@ def test_a_schedule_that_failed_is_asked_for_again_until_it_is_complete():
 
 def test_the_report_has_the_front_and_says_what_was_stopped_early(tmp_path):
     folder = tmp_path / "schedule_search"
-    plan = make_plan(study.STUDY, "smoke")
+    plan = make_plan(study.STUDY, Arguments("smoke"))
     names = [config_id(SMOKE.search), "aaa", "bbb"]
     for name, config in zip(
         names, (SMOKE.search, replace(SMOKE.search, channels=6), replace(SMOKE.search, channels=8)), strict=True
@@ -253,7 +253,7 @@ def test_a_killed_schedule_search_goes_on_and_ends_with_a_pareto_front(tmp_path)
     assert states.count("COMPLETE") == 3
     assert set(states) <= {"COMPLETE", "FAIL"}
     definition = json.loads((tmp_path / "schedule_search" / "study.json").read_text())
-    assert definition == define(make_plan(study.STUDY, "smoke"))
+    assert definition == define(make_plan(study.STUDY, Arguments("smoke")))
     assert from_dict(SearchConfig, definition["variants"]["base"]) == SMOKE.search
     report = (tmp_path / "schedule_search" / "report" / "schedule_search.md").read_text()
     assert "Pareto front" in report

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pdarts_tune.results.tables import read_table
-from pdarts_tune.study.plan import make_plan
+from pdarts_tune.study.plan import Arguments, make_plan
 from studies import approximation, regularization, transfer
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ def test_a_study_runs_from_its_command_to_its_report(tmp_path, module):
     command = [sys.executable, f"studies/{study.name}.py", "--preset", "smoke", "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    plan = make_plan(study, "smoke")
+    plan = make_plan(study, Arguments("smoke"))
     trials, genotypes, evaluations = (read_table(tmp_path, table) for table in ("trials", "genotypes", "evaluations"))
     assert set(trials["trial_id"]) == {trial.trial_id for trial in plan.searches()}
     assert set(trials["status"]) == set(evaluations["status"]) == {"completed"}

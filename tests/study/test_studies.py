@@ -16,7 +16,7 @@ from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import search_work
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.manifest import check_definition
-from pdarts_tune.study.plan import define, differences, make_plan
+from pdarts_tune.study.plan import Arguments, define, differences, make_plan
 from studies import approximation, baselines, depth_gap, regularization, remedies, transfer
 
 STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines, remedies)]
@@ -24,20 +24,20 @@ IMAGENET = DatasetInfo(3, 224, 1000, 1_281_167, 50_000)
 
 
 def arms(study, preset="paper"):
-    return {variant.name: variant for variant in make_plan(study, preset).variants}
+    return {variant.name: variant for variant in make_plan(study, Arguments(preset)).variants}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_every_study_has_every_preset_and_no_two_variants_are_one(study, preset):
-    plan = make_plan(study, preset)
+    plan = make_plan(study, Arguments(preset))
     assert len({variant.search for variant in plan.variants}) == len(plan.variants)
     assert len({trial.trial_id for trial in plan.searches()}) == len(plan.searches())
 
 
 @pytest.mark.parametrize("study", STUDIES[:3], ids=lambda study: study.name)
 def test_a_variant_changes_one_thing(study):
-    plan = make_plan(study, "paper")
+    plan = make_plan(study, Arguments("paper"))
     assert plan.variants[0].search == plan.base
     for variant in plan.variants[1:]:
         changes = differences(variant.search, plan.base)
@@ -87,7 +87,7 @@ def test_equal_memory_is_compared_at_about_equal_steps():
 
 
 def test_a_study_of_an_earlier_definition_of_a_variant_is_told_which_and_how_to_go_on():
-    plan = make_plan(approximation.STUDY, "laptop")
+    plan = make_plan(approximation.STUDY, Arguments("laptop"))
     before = define(plan)
     for stage in before["variants"]["nothing_dropped_same_memory"]["stages"]:
         stage |= {"epochs": 7, "warmup_epochs": 3, "dropout_decay": 0.75}  # the base's: about twice the steps
@@ -95,19 +95,21 @@ def test_a_study_of_an_earlier_definition_of_a_variant_is_told_which_and_how_to_
     says = rf"epochs was 7, is 4 \(nothing_dropped_same_memory\); .* go on there with .*: --variants {rest}$"
     with pytest.raises(ConfigError, match=says):
         check_definition(define(plan), json.dumps(before).encode(), "results/approximation")
-    kept = check_definition(define(make_plan(approximation.STUDY, "laptop", variants=rest)), json.dumps(before).encode(), "there")
+    kept = check_definition(
+        define(make_plan(approximation.STUDY, Arguments("laptop", variants=rest))), json.dumps(before).encode(), "there"
+    )
     assert kept["variants"] == before["variants"]
 
 
 def test_a_sweep_over_the_skip_limit_takes_no_further_searches():
-    plan = make_plan(regularization.STUDY, "smoke", variants="dropout,no_dropout")
+    plan = make_plan(regularization.STUDY, Arguments("smoke", variants="dropout,no_dropout"))
     assert len(plan.searches()) == 2
     assert plan.most_genotypes == 8
     assert arms(regularization.STUDY)["dropout"].limits == (0, 1, 2, 3, 4, 8)
 
 
 def test_transfer_searches_nothing_and_trains_by_two_recipes_on_each_data_set():
-    plan = make_plan(transfer.STUDY, "paper")
+    plan = make_plan(transfer.STUDY, Arguments("paper"))
     assert {variant.search.method.name for variant in plan.variants} == {"given", "random"}
     assert [(recipe.recipe, recipe.data) for recipe in plan.recipes] == [
         ("cifar", "cifar10"),
@@ -120,14 +122,14 @@ def test_transfer_searches_nothing_and_trains_by_two_recipes_on_each_data_set():
     ids = [trial.trial_id for trial in plan.evaluations({"abc": "text"})]
     assert len(set(ids)) == 6
     assert ids[2].endswith("-imagenet-seed0")
-    own = make_plan(transfer.STUDY, "paper", data="cifar10,parquet:/a,folder:/b")
+    own = make_plan(transfer.STUDY, Arguments("paper", data="cifar10,parquet:/a,folder:/b"))
     assert [recipe.recipe for recipe in own.recipes[:3]] == ["cifar", "cifar", "imagenet-mobile"]
     assert [recipe.data for recipe in own.recipes[:3]] == ["cifar10", "parquet:/a", "folder:/b"]
 
 
 def test_published_cells_are_evaluated_in_place_of_a_studys_searches():
     cell = PUBLISHED["DARTS_V1"].genotype
-    plan = make_plan(depth_gap.STUDY, "smoke", seeds=3, genotypes={"darts": ("DARTS_V1", cell)})
+    plan = make_plan(depth_gap.STUDY, Arguments("smoke", seeds=3, genotypes="darts=DARTS_V1"))
     (trial,) = plan.searches()
     assert Genotype.parse(trial.config.method.genotype) == cell
     assert trial.config.max_skips == cell.normal.skips == 3
@@ -152,8 +154,8 @@ def test_every_study_says_how_it_is_run():
 
 
 def test_other_stages_of_the_paper_s_size_are_p_darts_stages_alone_among_the_baselines():
-    plan = make_plan(baselines.STUDY, "paper", changes=["stages.0.skip_dropout=0.1"])
-    before = {variant.name: variant.search for variant in make_plan(baselines.STUDY, "paper").variants}
+    plan = make_plan(baselines.STUDY, Arguments("paper", set=["stages.0.skip_dropout=0.1"]))
+    before = {variant.name: variant.search for variant in make_plan(baselines.STUDY, Arguments("paper")).variants}
     changed = [variant.name for variant in plan.variants if variant.search != before[variant.name]]
     assert changed == ["pdarts", "random"]
 
@@ -161,7 +163,7 @@ def test_other_stages_of_the_paper_s_size_are_p_darts_stages_alone_among_the_bas
 @pytest.mark.parametrize("changes", [["stages.2.epochs=30"], ["stages.epochs=20", "batch_size=64", "train_images=2400"]])
 def test_the_baselines_of_the_paper_s_preset_are_no_miniatures_whatever_its_settings_are_changed_to(changes):
     def methods(preset, *changes):
-        return {variant.name: variant.search for variant in make_plan(baselines.STUDY, preset, changes=changes).variants}
+        return {variant.name: variant.search for variant in make_plan(baselines.STUDY, Arguments(preset, set=changes)).variants}
 
     assert methods("paper", *changes)["pc_darts"].method.k == 4
     assert methods("paper", *changes)["darts_first"].stages == methods("paper")["darts_first"].stages
@@ -169,7 +171,7 @@ def test_the_baselines_of_the_paper_s_preset_are_no_miniatures_whatever_its_sett
 
 
 def test_each_remedy_stands_alone_in_p_darts_stages_without_its_own():
-    plan = make_plan(remedies.STUDY, "paper")
+    plan = make_plan(remedies.STUDY, Arguments("paper"))
     variants = {variant.name: variant.search for variant in plan.variants}
     none = variants["none"]
     assert [stage.skip_dropout for stage in none.stages] == [0.0, 0.0, 0.0]

@@ -29,7 +29,7 @@ from pdarts_tune.study import cli as study_module
 from pdarts_tune.study import run as study_run
 from pdarts_tune.study import sweep
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant, define, make_plan
+from pdarts_tune.study.plan import Arguments, Study, Variant, define, make_plan
 from pdarts_tune.study.run import Outcomes, StudyState
 from pdarts_tune.study.sweep import Grants, trial_resources
 from studies.depth_gap import STUDY as DEPTH_GAP
@@ -134,7 +134,7 @@ def test_a_study_whose_variant_makes_no_sense_is_refused_before_anything_starts(
 def test_a_results_folder_of_another_definition_is_refused_and_left_alone(tmp_path, capsys):
     folder = tmp_path / "example"
     folder.mkdir()
-    plan = make_plan(STUDY, "laptop")
+    plan = make_plan(STUDY, Arguments("laptop"))
     (folder / "study.json").write_text(json.dumps(define(plan)))
     code, output = run_main(["--preset", "smoke", "--results", str(tmp_path)], capsys)
     assert code == 2
@@ -144,7 +144,7 @@ def test_a_results_folder_of_another_definition_is_refused_and_left_alone(tmp_pa
 
 def test_two_drivers_that_add_variants_at_the_same_time_lose_none(tmp_path, capsys, monkeypatch):
     study = Study("example", "?", lambda base: [Variant("base", base), Variant("wide", replace(base, channels=8))])
-    make_planned(tmp_path / "example", make_plan(study, "smoke", seeds=1))
+    make_planned(tmp_path / "example", make_plan(study, Arguments("smoke", seeds=1)))
     take_lock = study_module.exclusive
 
     def drive(variant):
@@ -169,7 +169,7 @@ def test_two_drivers_that_add_variants_at_the_same_time_lose_none(tmp_path, caps
 
 def test_every_difference_from_the_folder_is_named_and_what_all_variants_share_is_named_once():
     study = Study("example", "?", lambda base: [Variant("base", base), Variant("wide", replace(base, channels=8))])
-    ours = json.loads(json.dumps(define(make_plan(study, "smoke"))))
+    ours = json.loads(json.dumps(define(make_plan(study, Arguments("smoke")))))
     assert definition_difference(ours, ours) is None
     theirs = json.loads(json.dumps(ours))
     theirs["evaluation"]["epochs"] += 1
@@ -246,7 +246,7 @@ def test_the_share_of_a_gpu_follows_from_predicted_memory_unless_it_is_given():
 def test_the_whole_study_is_printed_as_it_is_resolved(tmp_path, capsys):
     main(STUDY, ["--preset", "smoke", "--seeds", "2", "--results", str(tmp_path / "results"), "--print-config"])
     printed = json.loads(capsys.readouterr().out)
-    plan = make_plan(STUDY, "smoke", seeds=2)
+    plan = make_plan(STUDY, Arguments("smoke", seeds=2))
     assert printed == define(plan) | {"seeds": 2, "evaluation_seeds": 1}
     assert not (tmp_path / "results").exists()
 
@@ -329,7 +329,7 @@ def test_a_killed_study_continues_with_every_row_once(killed_and_continued):
 def test_a_killed_search_ends_with_the_alphas_of_an_undisturbed_one(killed_and_continued):
     results, before, _ = killed_and_continued
     trial_id = before.trial_id.iloc[0]
-    plan = make_plan(DEPTH_GAP, "smoke", variants=VARIANTS)
+    plan = make_plan(DEPTH_GAP, Arguments("smoke", variants=VARIANTS))
     (config,) = (trial.config for trial in plan.searches() if trial.trial_id == trial_id)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -352,7 +352,7 @@ def test_every_genotype_parses_obeys_its_limit_and_the_last_ones_are_evaluated(k
     assert (genotypes.skips <= genotypes.max_skips).all()
     for text in genotypes.genotype.unique():
         Genotype.parse(text)
-    state = StudyState(make_plan(DEPTH_GAP, "smoke", variants=VARIANTS), results / "depth_gap")
+    state = StudyState(make_plan(DEPTH_GAP, Arguments("smoke", variants=VARIANTS)), results / "depth_gap")
     assert sorted(evaluations.trial_id) == sorted(state.found)
     assert evaluations.genotype_id.is_unique
     assert set(evaluations.status) == {"completed"}
@@ -399,7 +399,7 @@ def test_a_stopped_study_says_how_to_continue(tmp_path, stop):
 
 
 def test_a_search_over_its_memory_limit_is_not_run_again_and_has_nothing_to_evaluate(tmp_path):
-    plan = make_plan(STUDY, "smoke", seeds=2, memory_limit=10**9)
+    plan = make_plan(STUDY, Arguments("smoke", seeds=2, memory_limit=10**9))
     over = {"status": "out_of_memory", "error": "MemoryLimitError: stage 3: takes 2 bytes by prediction, memory_limit is 1"}
     for trial, state in zip(plan.searches(), (over, over | {"error": "StageMemoryError: stage 3"}), strict=True):
         make_trial(tmp_path, trial.trial_id, trial.variant, trial.config, status="out_of_memory")
@@ -445,12 +445,12 @@ import sys
 from pathlib import Path
 sys.path[:0] = ["tests", "."]
 from pdarts_tune.study.cli import main
-from pdarts_tune.study.plan import Study, Variant, make_plan
+from pdarts_tune.study.plan import Arguments, Study, Variant, make_plan
 from synthetic import make_planned
 study = Study("example", "?", lambda base: [Variant("base", base)], report=Path(sys.argv.pop()))
 folder = Path(sys.argv[sys.argv.index("--results") + 1]) / "example"
 if not folder.exists():
-    make_planned(folder, make_plan(study, "smoke", seeds=1))
+    make_planned(folder, make_plan(study, Arguments("smoke", seeds=1)))
 main(study)
 """
 

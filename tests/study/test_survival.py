@@ -22,7 +22,7 @@ from pdarts_tune.results.tables import read_table
 from pdarts_tune.search.loop import Search
 from pdarts_tune.search.records import alpha_rows
 from pdarts_tune.study import locking, sweep
-from pdarts_tune.study.plan import make_plan
+from pdarts_tune.study.plan import Arguments, make_plan
 from pdarts_tune.study.progress import Progress
 from survival_study import STUDY
 
@@ -38,7 +38,7 @@ def undisturbed():
 
     def search(variant, seed):
         if (variant, seed) not in known:
-            plan = make_plan(STUDY, "smoke", variants=variant, seeds=seed + 1)
+            plan = make_plan(STUDY, Arguments("smoke", variants=variant, seeds=seed + 1))
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             records = Search(plan.searches()[-1].config, torch.device("cpu")).epochs()

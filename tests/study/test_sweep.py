@@ -13,8 +13,7 @@ from pdarts_tune.config.serialize import ConfigError, to_dict
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import read_rows
 from pdarts_tune.study import sweep
-from pdarts_tune.study.cli import Arguments
-from pdarts_tune.study.plan import Study, Variant, make_plan
+from pdarts_tune.study.plan import Arguments, Study, Variant, make_plan
 from pdarts_tune.study.progress import Progress
 from pdarts_tune.study.run import StudyState
 from pdarts_tune.study.sweep import (
@@ -41,7 +40,7 @@ def make_queue(tmp_path, monkeypatch):
 
     def make(resources, refuse=False, needs=None, seeds=8, **settings):
         monkeypatch.setattr(sweep.ray, "cluster_resources", lambda: resources)
-        state = StudyState(make_plan(STUDY, "smoke", seeds=seeds), tmp_path)
+        state = StudyState(make_plan(STUDY, Arguments("smoke", seeds=seeds)), tmp_path)
         grants = Grants([resources], None, 16 * GIGABYTE if "GPU" in resources else None)
 
         monkeypatch.setattr(sweep, "refuse_large", lambda trial, _: "too large" if refuse and "smoke" in trial.trial_id else None)
