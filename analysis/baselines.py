@@ -1,33 +1,26 @@
-"""Does P-DARTS find better cells than the methods it builds on? Reads the tables of the study baselines.
+"""Does P-DARTS find better cells than the methods it builds on?
 
 python analysis/baselines.py --results results
 
-Writes baselines.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/baselines/report` and prints the main table and what
-it supports. `analysis/diagnostics.py` shows the searches themselves.
+Reads the tables of the study baselines. `analysis/diagnostics.py` shows the searches themselves.
 """
 
 from __future__ import annotations
-
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from common import comparisons
-from common.comparisons import compare_variants, summarize, tradeoff_frame
-from common.figures import draw_curves, draw_search, draw_tradeoff
+from common.comparisons import compare_variants, summarize
+from common.figures import draw_costs, draw_curves, draw_search
 from common.published_figures import METHOD_NOTES, published_methods
-from common.section import NOTHING, Section, run_script
+from common.question import Answer, Question
+from common.section import NOTHING
 from common.statistics import mcnemar
 from common.study_tables import Configs, StudyTables
-from compare import open_question
 from pdarts_tune.config.methods import RandomSampling, trains_alphas
 from pdarts_tune.results.tables import read_rows
-
-STUDY = "baselines"
 
 RANKED = {"search_accuracy": "search network", "inherited_accuracy": "inherited weights"}
 
@@ -50,36 +43,30 @@ search and evaluation seed that both have. It speaks of these two networks, not 
 }
 
 
-def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
-    """The comparison of methods; None where `results` has no data for it. Takes and raises what `open_question` does."""
-    question = open_question(results, STUDY, lambda study: study.trials["method"].nunique() > 2, **choice)
-    if question is None:
-        return None
-    study, configs, measures, rng, missing = question.study, question.configs, question.measures, question.rng, question.missing
+def fill(answer: Answer) -> None:
+    study, configs, measures, rng, tables = answer.study, answer.configs, answer.measures, answer.rng, answer.tables
     baseline = next((name for name, config in configs.items() if trains_alphas(config.method) and len(config.stages) > 1), None)
     random = next((name for name, config in configs.items() if isinstance(config.method, RandomSampling)), None)
-    tables = {"methods": list_methods(measures, configs, random)}
-    conclusion: tuple[str, ...] = ("No search runs in several stages, so there is no P-DARTS to compare with.",)
+    tables["methods"] = list_methods(measures, configs, random)
     if baseline is None:
-        missing.insert(0, "no trial of a search in several stages")
+        answer.conclusion.append("No search runs in several stages, so there is no P-DARTS to compare with.")
+        answer.missing.insert(0, "no trial of a search in several stages")
     else:
         tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
         hypothesis = "P-DARTS finds better or worse cells than another method"
-        conclusion = comparisons.conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
+        answer.conclusion += comparisons.conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
         tables["same_images"] = compare_images(study, measures, baseline)
     if random is None:
-        missing.insert(0, "no cells drawn at random, so nothing says what searching adds")
+        answer.missing.insert(0, "no cells drawn at random, so nothing says what searching adds")
     else:
         tables["against_random"] = compare_random(measures, tables.get("error_differences"), baseline, random, rng)
-        conclusion += conclude_random(tables["against_random"], random)
+        answer.conclusion += conclude_random(tables["against_random"], random)
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
     tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_methods()
     costs = {"search_seconds": "seconds of search"}
-    pictures = draw_tradeoff(tradeoff_frame(measures, rng, *costs), costs) if figures else {}
-    pictures |= draw_curves(study, "learning_curves") | draw_search(study, baseline) if figures else {}
-    title = "Does P-DARTS find better cells than the methods it builds on?"
-    return question.section("baselines", title, tables, conclusion, NOTES, pictures)
+    answer.figures |= draw_costs(measures, rng, costs)
+    answer.figures |= draw_curves(study, "learning_curves") | draw_search(study, baseline)
 
 
 def list_methods(measures: pd.DataFrame, configs: Configs, random: str | None) -> pd.DataFrame:
@@ -151,7 +138,8 @@ def conclude_random(table: pd.DataFrame, random: str) -> tuple[str, ...]:
     return (f"Shown to find cells that are {'; '.join(parts)}.",)
 
 
-main = partial(run_script, build, STUDY, __doc__)
+QUESTION = Question("baselines", "baselines", __doc__, NOTES, lambda study: study.trials["method"].nunique() > 2, fill)
+build, main = QUESTION.build, QUESTION.main
 
 if __name__ == "__main__":
     main()

@@ -5,20 +5,20 @@ python analysis/compare.py --results results/width --baseline wide --measure err
 python analysis/compare.py --results results/width other/width     # two studies: the searches that both have, second minus first
 
 Writes compare.md (compare_two.md), tables (CSV, LaTeX) and figures (PNG, SVG) to the study's folder `report`. A study without a
-question of its own gets this page at its end. The scripts of the questions add what only they ask; see `open_question`.
+question of its own gets this page at its end. The scripts of the questions add what only they ask; see `common/question.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from common.comparisons import (
     COMPARISON_NOTES,
@@ -31,7 +31,8 @@ from common.comparisons import (
     summarize,
 )
 from common.figures import CURVES, SEARCH_NOTES, draw_curves, draw_depth_gap, draw_search, draw_sweep, gap_frame
-from common.section import NOTHING, UNITS, Section, show, show_answer
+from common.question import RNG_SEED
+from common.section import NOTHING, UNITS, Draw, Section, show, show_answer
 from common.study_tables import (
     MEASURES,
     OF_EVALUATIONS,
@@ -44,7 +45,6 @@ from common.study_tables import (
     differences,
     estimate_note,
     find_studies,
-    find_study,
     keep_one_device,
     list_missing,
     list_settings,
@@ -58,7 +58,6 @@ from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows
 
-RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
 LONG = ("method.genotype",)  # settings whose values no table has room for
 
 NOTES = SEARCH_NOTES | {
@@ -78,68 +77,9 @@ Mean over seeds with its 95 % bootstrap interval (none with fewer than 3). Varia
 are those of the differences above: a curve is not tested."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """A study on one data set and by one recipe, and what every answer starts from."""
-
-    study: StudyTables
-    configs: Configs
-    measures: pd.DataFrame  # of measure_trials
-    missing: list[str]  # of list_missing; the question adds what else its answer lacks
-    rng: np.random.Generator
-
-    def section(
-        self,
-        name: str,
-        title: str,
-        tables: Mapping[str, pd.DataFrame],
-        conclusion: Sequence[str],
-        notes: Mapping[str, str],
-        figures: Mapping[str, Figure],
-    ) -> Section:
-        about = describe_study(self.study)
-        title += estimate_note(self.study)
-        return Section(name, title, tables, figures, tuple(conclusion), tuple(self.missing), SEARCH_NOTES | dict(notes), about)
-
-
-def open_question(
-    results: Path,
-    name: str,
-    is_about: Callable[[StudyTables], bool],
-    *,
-    read: Read = read_study,
-    recipe: str | None = None,
-    data: str | None = None,
-) -> Question | None:
-    """The study of a question: of that name in `results`, or `results` itself if it is one that the question `is_about`.
-
-    It has the evaluations by the first of its recipes on the first of its data sets, or by those given.
-
-    Raises:
-        ConfigError: the study cannot be read, has no such recipe or data set, or a configuration is unknown.
-    """
-    folder = find_study(results, name)
-    if folder is None:
-        return None
-    several = choose_settings(read(folder), recipe, data)
-    (setting, study), *others = by_setting(several).items()
-    if folder.name != name and not is_about(study):
-        return None
-    study, other_devices = keep_one_device(study)
-    measures = measure_trials(study)
-    missing = list_missing(study, measures) + other_devices
-    if others:
-        known = "; ".join(name for name, _ in others)
-        missing.append(
-            f"the answer is on {setting} alone; --data and --recipe choose others ({known}), compare.py shows all of them"
-        )
-    return Question(study, read_configs(study.trials), measures, missing, np.random.default_rng(RNG_SEED))
-
-
 def build(
     results: Path,
     *,
-    figures: bool = True,
     read: Read = read_study,
     recipe: str | None = None,
     data: str | None = None,
@@ -175,7 +115,7 @@ def build(
     for field, curve in curves.items():
         shown = curve.assign(**{field: curve[field].map("{:g}".format)})
         tables[f"by_{field}"] = shown if curve["line"].any() else shown.drop(columns="line")
-    tables["cells"], pictures, captions = list_cells(study, figures)
+    tables["cells"], pictures, captions = list_cells(study)
     tables["searches"] = list_searches(parts)
     tables |= anytime_table(study)
     lines = {setting: list_missing(part, parts[setting]) for setting, part in by_setting(study).items()}
@@ -183,14 +123,13 @@ def build(
     missing = [line if line in common else f"{line} ({setting})" for setting, own in lines.items() for line in own]
     notes = NOTES | captions | {f"by_{field}": SWEEP_NOTE for field in curves}
     notes |= {f"{name}_differences": OTHER_NOTE for name in families if name != "error"}
-    if figures:
-        first = next(iter(columns.values()))[0]
-        pictures = draw(study, parts, baseline) | {f"by_{f}": draw_sweep(c, f, first) for f, c in curves.items()} | pictures
+    first = next(iter(columns.values()))[0]
+    swept = {f"by_{field}": partial(draw_sweep, curve, field, first) for field, curve in curves.items()}
     return Section(
         name="compare",
         title=f"{folder.name}: its variants compared with {baseline}{estimate_note(study)}",
         tables=tables,
-        figures=pictures,
+        figures=draw(study, parts, baseline) | swept | pictures,
         conclusion=conclude_all(families, baseline),
         missing=(*dict.fromkeys(missing), *other_devices),
         notes=notes,
@@ -310,9 +249,11 @@ def sweep(parts: Mapping[str, pd.DataFrame], configs: Configs, field: str, colum
     return points[["line", field, "variant", "n", column, "ci_low", "ci_high"]]
 
 
-def list_cells(study: StudyTables, figures: bool) -> tuple[pd.DataFrame, dict[str, Figure], dict[str, str]]:
+def list_cells(study: StudyTables) -> tuple[pd.DataFrame, dict[str, Draw], dict[str, str]]:
     """Of each variant the cell that its first completed search ended with: a table, pictures, and what they show."""
-    rows, pictures, captions = [], {}, {}
+    rows: list[dict[str, Any]] = []
+    pictures: dict[str, Draw] = {}
+    captions = {}
     last = final_genotypes(study.cells, study.trials)
     completed = study.trials[study.trials["status"] == "completed"].sort_values(["seed", "split_seed"])
     for variant, trials in completed.groupby("variant", sort=False):
@@ -324,10 +265,9 @@ def list_cells(study: StudyTables, figures: bool) -> tuple[pd.DataFrame, dict[st
         row = {"variant": variant, "trial": first["trial_id"], "searches": len(trials), "different_cells": different}
         row |= {name: genotype[name] for name in ("skips", "depth", "width")} | {"params_millions": genotype["params"] / 1e6}
         rows.append(row | {"genotype": genotype["genotype"]})
-        if figures:
-            name = f"cell_{len(rows)}"
-            pictures[name] = draw_genotype(Genotype.parse(genotype["genotype"]), f"{variant}: {first['trial_id']}")
-            captions[name] = f"Both cells of the first completed search of {variant}."
+        name = f"cell_{len(rows)}"
+        pictures[name] = partial(draw_genotype, Genotype.parse(genotype["genotype"]), f"{variant}: {first['trial_id']}")
+        captions[name] = f"Both cells of the first completed search of {variant}."
     return pd.DataFrame(rows), pictures, captions
 
 
@@ -342,9 +282,9 @@ def list_searches(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return table.assign(genotype=first["genotype_id"])
 
 
-def draw(study: StudyTables, parts: Mapping[str, pd.DataFrame], baseline: str) -> dict[str, Figure]:
+def draw(study: StudyTables, parts: Mapping[str, pd.DataFrame], baseline: str) -> dict[str, Draw]:
     frames = {f"accuracies{f'_{n}' if n > 1 else ''}": gap_frame(measures) for n, measures in enumerate(parts.values(), start=1)}
-    figures = {name: draw_depth_gap(frame) for name, frame in frames.items() if len(frame)}
+    figures = {name: partial(draw_depth_gap, frame) for name, frame in frames.items() if len(frame)}
     searched = draw_search(study, baseline)
     searched.pop("cells", None)  # shown with those of the other variants
     return figures | draw_curves(study, *CURVES) | searched

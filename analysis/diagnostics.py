@@ -1,26 +1,24 @@
-"""What the searches of a study looked like from inside: one figure a variant, from the table `epochs`.
+"""What the searches looked like
 
 python analysis/diagnostics.py --results results               # of the study baselines
 python analysis/diagnostics.py --results results/depth_gap     # of any study
 
-Writes diagnostics.md, a table (CSV, LaTeX) and figures (PNG, SVG) to the study's folder `report`: skip-connects and operations'
-entropy, the Hessian's eigenvalue, the agreement between cells, and the accuracy of the derived cell in inherited weights, each
-against the epoch, a line per seed. The table is of the epochs that cells were taken from.
+A figure a variant, from the table `epochs`: skip-connects and operations' entropy, the Hessian's eigenvalue, the agreement between
+cells, and the accuracy of the derived cell in inherited weights, each against the epoch, a line per seed. The table is of the
+epochs that cells were taken from.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.section import Section, run_script
-from common.study_tables import StudyTables, chosen_epochs, read_study
-from compare import open_question
+from common.question import Answer, Question
+from common.study_tables import StudyTables, chosen_epochs
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.search.diagnostics import COLLAPSED_SKIPS
 
@@ -55,8 +53,10 @@ _PANELS = (  # title, limits of the axis (None: from the figures, and 0), and li
         ),
     ),
 )
-COLUMNS = ["phase", "reduce_skip_count", "alpha_entropy", "alpha_margin", "normal_agreement", "normal_first_last"]
-COLUMNS += ["reduce_agreement", "inherited_accuracy", "diagnostic_seconds"]
+COLUMNS = (
+    *("phase", "reduce_skip_count", "alpha_entropy", "alpha_margin", "normal_agreement", "normal_first_last"),
+    *("reduce_agreement", "inherited_accuracy", "diagnostic_seconds"),
+)
 MEANS = {
     "normal_skip_count": "skip_connects",
     "alpha_entropy": "entropy",
@@ -64,10 +64,12 @@ MEANS = {
     "normal_agreement": "agreement",
 }
 MEANS |= {"validation_accuracy": "search_accuracy", "inherited_accuracy": "inherited_accuracy"}
-NOTE = """\
+NOTES = {
+    "chosen_epochs": """\
 Means over completed searches, of the epochs that they took their cells from. *eigenvalue growth*: the last over the first of the
 epochs of the last stage that train alphas. *looking*: the time of the diagnostics in percent of that of training and validation, as
 often as this study asks for them."""
+}
 
 
 def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
@@ -134,22 +136,18 @@ def list_collapses(epochs: pd.DataFrame) -> list[str]:
     ]
 
 
-def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
-    """The section; None where there is no study. Raises what `open_question` does, and ConfigError where it has no epochs."""
-    question = open_question(results, "baselines", lambda _: True, read=partial(read_study, epoch_columns=COLUMNS), **choice)
-    if question is None:
-        return None
-    study = question.study
+def fill(answer: Answer) -> None:
+    study = answer.study
     if study.epochs.empty:
         raise ConfigError(f"{study.folder}: holds no epochs yet")
-    by_variant = study.epochs.groupby("variant", sort=False)
-    pictures = {str(name): draw_diagnostics(rows, f"{study.folder.name}: {name}") for name, rows in by_variant if figures}
-    conclusion = list_collapses(study.epochs) or ["No normal cell collapsed to skip-connects."]
-    tables = {"chosen_epochs": summarize_epochs(study)}
-    return question.section("diagnostics", "What the searches looked like", tables, conclusion, {"chosen_epochs": NOTE}, pictures)
+    for name, epochs in study.epochs.groupby("variant", sort=False):
+        answer.figures[str(name)] = partial(draw_diagnostics, epochs, f"{study.folder.name}: {name}")
+    answer.conclusion += list_collapses(study.epochs) or ["No normal cell collapsed to skip-connects."]
+    answer.tables["chosen_epochs"] = summarize_epochs(study)
 
 
-main = partial(run_script, build, "baselines", __doc__)
+QUESTION = Question("diagnostics", "baselines", __doc__, NOTES, lambda _: True, fill, epoch_columns=COLUMNS)
+build, main = QUESTION.build, QUESTION.main
 
 if __name__ == "__main__":
     main()

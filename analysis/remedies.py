@@ -2,30 +2,23 @@
 
 python analysis/remedies.py --results results
 
-Reads the tables of the study remedies, writes rq3b.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/remedies/report`
-and prints the main table and what it supports. Configurations say which variant has which remedy in which space, so any study will
-do that has a variant without any.
+Reads the tables of the study remedies. Configurations say which variant has which remedy in which space, so any study will do that
+has a variant without any.
 """
 
 from __future__ import annotations
 
 import json
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 from common import comparisons
 from common.comparisons import compare_pairs, conclude, pair_up, summarize
 from common.figures import draw_curves, draw_search
 from common.published_figures import SPACE_NOTES, published_spaces
-from common.section import Section, run_script
-from common.study_tables import Configs, has_skip_dropout
-from compare import open_question
+from common.question import Answer, Question
+from common.study_tables import Configs, StudyTables, has_skip_dropout
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.config.search import SearchConfig
 from rq3_regularization import count_collapses, count_skips
-
-STUDY = "remedies"
 
 NOTES = {
     "variants": """\
@@ -43,19 +36,15 @@ any epoch. Intervals: Wilson, 95 %.""",
 }
 
 
-def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
-    """The answer to RQ3b; None where `results` has no data for it. Takes and raises what `open_question` does."""
+def has_remedies(study: StudyTables) -> bool:
+    return any(json.loads(text).get("remedies") for text in study.trials["config"].unique())
 
-    def is_about(study: Any) -> bool:
-        return any(json.loads(text).get("remedies") for text in study.trials["config"].unique())
 
-    question = open_question(results, STUDY, is_about, **choice)
-    if question is None:
-        return None
-    study, configs, measures, rng = question.study, question.configs, question.measures, question.rng
+def fill(answer: Answer) -> None:
+    study, configs, measures, rng = answer.study, answer.configs, answer.measures, answer.rng
     references = find_references(configs)
     for space in dict.fromkeys(name_space(configs[name]) for name in configs if name not in references):
-        question.missing.insert(0, f"space {space}: no variant without any remedy, so its variants are compared with nothing")
+        answer.missing.insert(0, f"space {space}: no variant without any remedy, so its variants are compared with nothing")
     table = summarize(measures, "error_percent", "skips", "search_seconds")
     shown = [configs[variant] for variant in table["variant"]]
     table.insert(1, "space", [name_space(config) for config in shown])
@@ -69,10 +58,11 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
         for column in ("error_percent", "derived_skips")
     }
     what = "any remedy changes"
-    conclusion = conclude(families["error_percent"], "no remedy", "evaluation error", f"{what} the evaluation error") + conclude(
+    answer.conclusion += conclude(families["error_percent"], "no remedy", "evaluation error", f"{what} the evaluation error")
+    answer.conclusion += conclude(
         families["derived_skips"], "no remedy", "skip-connects", f"{what} the number of skip-connects", unit="skip-connects"
     )
-    tables = {
+    answer.tables |= {
         "variants": table,
         "error_differences": families["error_percent"],
         "skip_differences": families["derived_skips"],
@@ -80,12 +70,8 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
         "published": published_spaces(),
     }
     if study.epochs["hessian_eigenvalue"].isna().all():
-        question.missing.append("the Hessian's largest eigenvalue was not measured (eigenvalue_every is 0): no curves of it")
-    pictures = {}
-    if figures:
-        pictures = draw_curves(study, "skips", "eigenvalue", "learning_curves") | draw_search(study, next(iter(configs)))
-    title = "RQ3b: what do P-DARTS' own remedies against collapse do beside those of others?"
-    return question.section("rq3b", title, tables, conclusion, NOTES, pictures)
+        answer.missing.append("the Hessian's largest eigenvalue was not measured (eigenvalue_every is 0): no curves of it")
+    answer.figures |= draw_curves(study, "skips", "eigenvalue", "learning_curves") | draw_search(study, next(iter(configs)))
 
 
 def name_space(config: SearchConfig) -> str:
@@ -106,7 +92,8 @@ def find_references(configs: Configs) -> dict[str, str]:
     return references
 
 
-main = partial(run_script, build, STUDY, __doc__)
+QUESTION = Question("rq3b", "remedies", __doc__, NOTES, has_remedies, fill)
+build, main = QUESTION.build, QUESTION.main
 
 if __name__ == "__main__":
     main()

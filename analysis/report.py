@@ -24,7 +24,6 @@ import matplotlib
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 from PIL import Image
 
 import baselines
@@ -36,21 +35,22 @@ import rq3_regularization
 import rq4_transfer
 import schedule_search
 from checklist import SOURCE, StudyFacts, fill_checklist
-from common.section import NOTHING, NOTHING_MISSING, Arguments, Section, as_text, heading, write_text
+from common.question import Arguments, Question
+from common.section import NOTHING, NOTHING_MISSING, Draw, Section, as_text, heading, write_text
 from common.study_tables import find_studies, find_study, first_line, read_study
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.tables import read_table
 
-QUESTIONS = {
-    "RQ1": rq1_depth_gap,
-    "RQ2": rq2_approximation,
-    "RQ3": rq3_regularization,
-    "RQ3b": remedies,
-    "RQ4": rq4_transfer,
-    "Baselines": baselines,
-    "Schedules": schedule_search,
+QUESTIONS: Mapping[str, Question] = {
+    "RQ1": rq1_depth_gap.QUESTION,
+    "RQ2": rq2_approximation.QUESTION,
+    "RQ3": rq3_regularization.QUESTION,
+    "RQ3b": remedies.QUESTION,
+    "RQ4": rq4_transfer.QUESTION,
+    "Baselines": baselines.QUESTION,
+    "Schedules": schedule_search.QUESTION,
 }
 MOST_ROWS = 2000  # of a table on the page; the tables themselves have all
 MOST_TEXT = 20_000  # characters of one error
@@ -83,20 +83,20 @@ class Failure:
     text: str
 
 
-def build_page(results: Path, *, figures: bool = True, recipe: str | None = None, data: str | None = None) -> dict[str, Any]:
+def build_page(results: Path, *, recipe: str | None = None, data: str | None = None) -> dict[str, Any]:
     """Everything that the page shows, by the names of its template.
 
     Raises:
         ConfigError: there is no study, a table cannot be read, or no study has the recipe or the data set.
     """
     facts = [read_facts(folder) for folder in find_studies(results)]
-    choice: dict[str, Any] = {"figures": figures, "read": lru_cache(_KEPT)(read_study), "recipe": recipe, "data": data}
+    choice: dict[str, Any] = {"read": lru_cache(_KEPT)(read_study), "recipe": recipe, "data": data}
     parts, answered = [], set()
     for name, question in QUESTIONS.items():
         part = _try(name, name, partial(question.build, results, **choice))
         if part is not None:
             parts.append(part)
-            answered.add(find_study(results, question.STUDY))
+            answered.add(find_study(results, question.study))
     for study in facts:
         part = _try(study.name, study.name, partial(compare.build, study.folder, **choice))
         if part is not None and part.section is not None and study.folder in answered:  # whose own section has the other figures
@@ -206,9 +206,9 @@ def lay_out(table: pd.DataFrame) -> dict[str, Any]:
     return {"headers": list(zip(headers, numeric, strict=True)), "rows": rows, "left_out": max(0, len(table) - MOST_ROWS)}
 
 
-def picture(figure: Figure) -> str:
+def picture(draw: Draw) -> str:
     """A figure as a data address: SVG with its text as text and tenths of a point, or a PNG where that would be large."""
-    buffer = io.BytesIO()
+    figure, buffer = draw(), io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "0", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     kind, content = "svg+xml", _LONG_NUMBER.sub(lambda number: f"{float(number[0]):.1f}".encode(), buffer.getvalue())

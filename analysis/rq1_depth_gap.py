@@ -1,16 +1,13 @@
-"""RQ1: does growing the search depth close the gap between search and evaluation? Reads the tables of the study depth_gap.
+"""RQ1: does growing the search depth close the gap between search and evaluation?
 
 python analysis/rq1_depth_gap.py --results results
 
-Writes rq1.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/depth_gap/report`, in seconds and without a GPU, and prints
-the main table and what it supports. It works on unfinished studies too and says what they lack.
+Reads the tables of the study depth_gap.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +16,12 @@ from common import comparisons
 from common.comparisons import compare_variants, summarize
 from common.figures import draw_curves, draw_depth_gap, draw_search, gap_frame
 from common.published_figures import PUBLISHED_NOTES, published_cifar
-from common.section import NOTHING, Section, run_script, show
+from common.question import Answer, Question
+from common.section import NOTHING, show
 from common.study_tables import Configs, StudyTables, at_stage, depths, evaluate_cells, grows, operations, stage_ends
-from compare import open_question
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.pdarts.progressive_depth import search_work
 
-STUDY = "depth_gap"
 ALIKE = 0.1  # planned costs of whole epochs cannot be matched better in short searches
 
 VARIANT_NOTES = f"""\
@@ -70,24 +66,21 @@ SHOWN = (
 )
 
 
-def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
-    """The answer to RQ1; None where `results` has no data for it. Takes and raises what `open_question` does."""
-    question = open_question(results, STUDY, lambda study: study.trials["depths"].nunique() > 1, **choice)
-    if question is None:
-        return None
-    study, configs, measures, rng = question.study, question.configs, question.measures, question.rng
+def fill(answer: Answer) -> None:
+    study, configs, measures, rng, tables = answer.study, answer.configs, answer.measures, answer.rng, answer.tables
     baseline = next((name for name, config in configs.items() if grows(config)), None)
-    tables = {"variants": summarize(measures, *SHOWN)}
-    conclusion: tuple[str, ...] = ("No search grows in depth, so there is nothing to compare the others with.",)
+    tables["variants"] = summarize(measures, *SHOWN)
+    answer.notes["variants"] = "\n".join(filter(None, (VARIANT_NOTES, describe_precision(configs, measures))))
     if baseline is None:
-        question.missing.insert(0, "no trial of a search that grows in depth, so there is nothing to compare the others with")
+        answer.missing.insert(0, "no trial of a search that grows in depth, so there is nothing to compare the others with")
+        answer.conclusion.append("No search grows in depth, so there is nothing to compare the others with.")
     else:
         errors = tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
         tables["gap_differences"] = compare_variants(measures, "gap_points", baseline, rng)
         tables["equal_budget"] = find_equal_budgets(errors, configs, measures, baseline)
         hypothesis = "growing the depth during search finds better cells"
-        conclusion = comparisons.conclude(errors, baseline, "evaluation error", hypothesis)
-        conclusion += conclude_budget(tables["equal_budget"], baseline, errors)
+        answer.conclusion += comparisons.conclude(errors, baseline, "evaluation error", hypothesis)
+        answer.conclusion += conclude_budget(tables["equal_budget"], baseline, errors)
     tables["gap_by_depth"] = gap_by_depth(measures, configs, rng)
     tables["stages"] = summarize_stages(study)
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
@@ -95,11 +88,9 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
     tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_cifar()
     gaps = gap_frame(measures)
-    pictures = {"depth_gap": draw_depth_gap(gaps)} if figures and len(gaps) else {}
-    pictures |= draw_curves(study, "learning_curves", "skips", "estimates") | draw_search(study, baseline) if figures else {}
-    notes = NOTES | {"variants": "\n".join(filter(None, (VARIANT_NOTES, describe_precision(configs, measures))))}
-    title = "RQ1: does growing the search depth close the gap between search and evaluation?"
-    return question.section("rq1", title, tables, conclusion, notes, pictures)
+    if len(gaps):
+        answer.figures["depth_gap"] = partial(draw_depth_gap, gaps)
+    answer.figures |= draw_curves(study, "learning_curves", "skips", "estimates") | draw_search(study, baseline)
 
 
 def describe_precision(configs: Configs, measures: pd.DataFrame) -> str:
@@ -171,7 +162,8 @@ def summarize_stages(study: StudyTables) -> pd.DataFrame:
     return cells.groupby(["variant", "stage", "cells"], sort=False, as_index=False)[columns].mean()
 
 
-main = partial(run_script, build, STUDY, __doc__)
+QUESTION = Question("rq1", "depth_gap", __doc__, NOTES, lambda study: study.trials["depths"].nunique() > 1, fill)
+build, main = QUESTION.build, QUESTION.main
 
 if __name__ == "__main__":
     main()

@@ -1,34 +1,29 @@
-"""RQ2: does search space approximation keep quality while it cuts memory and time? Reads the tables of the study approximation.
+"""RQ2: does search space approximation keep quality while it cuts memory and time?
 
 python analysis/rq2_approximation.py --results results
 
-Writes rq2.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/approximation/report` and prints the main table and what it
-supports. Configurations say which variant drops what, so any study of other numbers of operations will do.
+Reads the tables of the study approximation. Configurations say which variant drops what, so any study of other numbers of
+operations will do.
 """
 
 from __future__ import annotations
 
 import itertools
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from common import comparisons
-from common.comparisons import adjust, compare_variants, pair_up, summarize, tradeoff_frame
-from common.figures import draw_curves, draw_search, draw_tradeoff
+from common.comparisons import adjust, compare_variants, pair_up, summarize
+from common.figures import draw_costs, draw_curves, draw_search
 from common.published_figures import PUBLISHED_NOTES, published_cifar
-from common.section import NOTHING, Section, run_script, show
+from common.question import Answer, Question
+from common.section import NOTHING, show
 from common.statistics import NON_INFERIORITY_LEVEL, non_inferiority, smallest_p
 from common.study_tables import CELLS, Configs, StudyTables, at_stage, drops, operations, read_candidates, stage_ends
-from compare import open_question
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.space import PRIMITIVES
-
-STUDY = "approximation"
 
 # In points of test error, chosen before any result: about twice the standard deviation of Yang et al. (ICLR 2020) between runs of
 # one method on CIFAR-10 (0.13 to 0.20), and less than what most papers of the field claim as progress.
@@ -57,17 +52,13 @@ are compared along with dropping. "Not shown" is not "worse".""",
 }
 
 
-def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
-    """The answer to RQ2; None where `results` has no data for it. Takes and raises what `open_question` does."""
-    question = open_question(results, STUDY, lambda study: study.trials["operations"].nunique() > 1, **choice)
-    if question is None:
-        return None
-    study, configs, measures, rng, missing = question.study, question.configs, question.measures, question.rng, question.missing
+def fill(answer: Answer) -> None:
+    study, configs, measures, rng, tables = answer.study, answer.configs, answer.measures, answer.rng, answer.tables
     baseline = next((name for name, config in configs.items() if drops(config) and config.dropping == "lowest"), None)
-    tables = {"variants": list_variants(measures, configs)}
-    conclusion: tuple[str, ...] = ("No search drops its least probable operations, so there is nothing to compare.",)
+    tables["variants"] = list_variants(measures, configs)
     if baseline is None:
-        missing.insert(0, "no trial of a search that drops its least probable operations between stages")
+        answer.conclusion.append("No search drops its least probable operations, so there is nothing to compare.")
+        answer.missing.insert(0, "no trial of a search that drops its least probable operations between stages")
     else:
         tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
         tables["non_inferiority"] = judge_dropping(measures, configs, rng)
@@ -77,21 +68,21 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
         tables["peak_differences"] = compare_variants(searched, "peak_mebibytes", costed, rng)
         tables["seconds_differences"] = compare_variants(searched, "search_seconds", costed, rng)
         if costed != baseline:
-            missing.append(f"costs are compared with those of {costed}, since those of {baseline} are of another device")
+            answer.missing.append(f"costs are compared with those of {costed}, since those of {baseline} are of another device")
         hypothesis = "dropping other operations than the least probable ones, or none, finds better or worse cells"
-        conclusion = comparisons.conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
-        conclusion += conclude_dropping(tables["non_inferiority"])
-        conclusion += conclude_costs(tables["peak_differences"], tables["seconds_differences"], costed)
+        answer.conclusion += comparisons.conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
+        answer.conclusion += conclude_dropping(tables["non_inferiority"])
+        answer.conclusion += conclude_costs(tables["peak_differences"], tables["seconds_differences"], costed)
     if measures["peak_mebibytes"].isna().all():
-        missing.append("peak memory was not measured on this device, so nothing is said about it")
+        answer.missing.append("peak memory was not measured on this device, so nothing is said about it")
     elif study.trials["device"].str.startswith("cpu").all():
-        missing.append("peak memory on a CPU is that of the whole process, libraries included, so variants hardly differ in it")
+        answer.missing.append(
+            "peak memory on a CPU is that of the whole process, libraries included, so variants hardly differ in it"
+        )
     tables |= {"stages": summarize_stages(study), "dropped": count_dropped(study), "published": published_cifar()}
     costs = {"peak_mebibytes": "peak memory of search, MiB", "search_seconds": "seconds of search"}
-    pictures = draw_tradeoff(tradeoff_frame(measures, rng, *costs), costs) if figures else {}
-    pictures |= draw_curves(study, "learning_curves") | draw_search(study, baseline) if figures else {}
-    title = "RQ2: does search space approximation keep quality while it cuts memory and time?"
-    return question.section("rq2", title, tables, conclusion, NOTES, pictures)
+    answer.figures |= draw_costs(measures, rng, costs)
+    answer.figures |= draw_curves(study, "learning_curves") | draw_search(study, baseline)
 
 
 def list_variants(measures: pd.DataFrame, configs: Configs) -> pd.DataFrame:
@@ -196,7 +187,8 @@ def count_dropped(study: StudyTables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-main = partial(run_script, build, STUDY, __doc__)
+QUESTION = Question("rq2", "approximation", __doc__, NOTES, lambda study: study.trials["operations"].nunique() > 1, fill)
+build, main = QUESTION.build, QUESTION.main
 
 if __name__ == "__main__":
     main()

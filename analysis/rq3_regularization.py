@@ -2,17 +2,14 @@
 
 python analysis/rq3_regularization.py --results results
 
-Reads the tables of the study regularization, writes rq3.md, tables (CSV, LaTeX) and figures (PNG, SVG) to
-`<results>/regularization/report` and prints the main table and what it supports. Configurations and tables say which variant has
-dropout, and at which limits M its cells were evaluated, so any study of them will do.
+Reads the tables of the study regularization. Configurations and tables say which variant has dropout, and at which limits M its
+cells were evaluated, so any study of them will do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,14 +19,13 @@ from common import comparisons
 from common.comparisons import LEVEL, compare_pairs, compare_variants, mean_intervals, summarize
 from common.figures import draw_curves, draw_search, draw_sweep
 from common.published_figures import PUBLISHED_NOTES, published_cifar
-from common.section import Section, run_script, show
+from common.question import Answer, Question
+from common.section import show
 from common.statistics import brown_forsythe, mean_sd, proportion_interval
 from common.study_tables import Configs, StudyTables, chosen_epochs, differences, evaluate_cells, has_skip_dropout
-from compare import open_question
 from pdarts_tune.config.methods import trains_alphas
 from pdarts_tune.results.tables import final_genotypes
 
-STUDY = "regularization"
 UNLIMITED = 8  # skip-connects that a cell of four nodes can have: refinement at this limit changes nothing
 DERIVED = ", as derived"  # after a variant's name: its cells without refinement
 
@@ -70,18 +66,13 @@ seeds (none with fewer than 3).""",
 }
 
 
-def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | None:
-    """The answer to RQ3; None where `results` has no data for it. Takes and raises what `open_question` does."""
-    question = open_question(results, STUDY, is_about_regularization, **choice)
-    if question is None:
-        return None
-    study, configs, measures, rng, missing = question.study, question.configs, question.measures, question.rng, question.missing
+def fill(answer: Answer) -> None:
+    study, configs, measures, rng, tables = answer.study, answer.configs, answer.measures, answer.rng, answer.tables
+    conclusion, missing = answer.conclusion, answer.missing
     limits, partial_limits = measure_limits(study)
     missing += partial_limits
     baseline = next((name for name, config in configs.items() if has_skip_dropout(config)), None)
     plain = find_plain(configs, baseline)
-    tables: dict[str, pd.DataFrame] = {}
-    conclusion: tuple[str, ...] = ()
     others, among = measures, "variant"
     hypothesis = "other dropout rates, or another limit, find better or worse cells"
     if baseline is None or plain is None:
@@ -99,7 +90,7 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
             hypothesis = "any of these finds better or worse cells"
         if idle:
             unchanged = f"Refinement to {refined} skip-connects changed none of these cells, since none had more"
-            conclusion += (f"{unchanged}: of its effect, and of an interaction with dropout, these data say nothing.",)
+            conclusion.append(f"{unchanged}: of its effect, and of an interaction with dropout, these data say nothing.")
         if not (limits["max_skips"] == UNLIMITED).any():
             missing.append(f"no cell was evaluated at M = {UNLIMITED}, so refinement cannot be judged")
     tables["variants"] = list_variants(measures)
@@ -118,17 +109,14 @@ def build(results: Path, *, figures: bool = True, **choice: Any) -> Section | No
     tables["collapse"] = count_collapses(study)
     tables["spread"] = comparisons.spread_table(study, measures)
     tables["published"] = published_cifar()
-    pictures = {}
-    if figures:
-        several = limits[limits.groupby("variant")["max_skips"].transform("nunique") > 1]
-        points = [mean_intervals(cells, "error_percent", rng).assign(M=limit) for limit, cells in several.groupby("max_skips")]
-        if points:
-            columns = {"variant": "line", "mean": "error_percent"}
-            pictures["limits"] = draw_sweep(pd.concat(points).rename(columns=columns), "M", "error_percent")
-        pictures |= draw_curves(study, "skips", "learning_curves", "eigenvalue", "estimates") | draw_search(study, baseline)
-    conclusion = conclusion or ("No variant has dropout on skip-connects, so there is nothing to compare.",)
-    title = "RQ3: do dropout and a limit on skip-connects stabilise the search and improve what it finds?"
-    return question.section("rq3", title, tables, conclusion, NOTES, pictures)
+    several = limits[limits.groupby("variant")["max_skips"].transform("nunique") > 1]
+    points = [mean_intervals(cells, "error_percent", rng).assign(M=limit) for limit, cells in several.groupby("max_skips")]
+    if points:
+        columns = {"variant": "line", "mean": "error_percent"}
+        answer.figures["limits"] = partial(draw_sweep, pd.concat(points).rename(columns=columns), "M", "error_percent")
+    answer.figures |= draw_curves(study, "skips", "learning_curves", "eigenvalue", "estimates") | draw_search(study, baseline)
+    if not conclusion:
+        conclusion.append("No variant has dropout on skip-connects, so there is nothing to compare.")
 
 
 def is_about_regularization(study: StudyTables) -> bool:
@@ -308,7 +296,8 @@ def count_collapses(study: StudyTables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-main = partial(run_script, build, STUDY, __doc__)
+QUESTION = Question("rq3", "regularization", __doc__, NOTES, is_about_regularization, fill)
+build, main = QUESTION.build, QUESTION.main
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,9 @@
-"""RQ4: do cells found on CIFAR transfer to ImageNet (mobile setting), and is their ranking stable under other recipes?
+"""RQ4: do cells found on CIFAR transfer to ImageNet, and is their ranking stable under other recipes?
 
 python analysis/rq4_transfer.py --results results
 
-Reads the tables of the study transfer, writes rq4.md, tables (CSV, LaTeX) and figures (PNG, SVG) to `<results>/transfer/report` and
-prints the main table and what it supports. A setting is a data set with a recipe; figures of two settings are correlated and never
-averaged.
+Reads the tables of the study transfer; ImageNet is in its mobile setting. A setting is a data set with a recipe. Figures of two
+settings are correlated and never averaged.
 """
 
 from __future__ import annotations
@@ -12,33 +11,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from common.comparisons import LEVEL, adjust
 from common.figures import draw_transfer
 from common.published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
+from common.question import Answer, Question
 from common.ranks import kendall_tau, minimum_detectable_tau, partial_correlation
-from common.section import NOTHING, Section, run_script, show, show_interval
+from common.section import NOTHING, Draw, show, show_interval
 from common.statistics import mean_sd
-from common.study_tables import (
-    Read,
-    StudyTables,
-    choose_settings,
-    describe_study,
-    estimate_note,
-    find_study,
-    first_line,
-    read_study,
-)
+from common.study_tables import StudyTables, first_line
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.tables import final_genotypes, read_rows
 
-STUDY = "transfer"
 Errors = Mapping[str, pd.DataFrame]  # by setting, as `table_of` has them
 GATE_MILLIONS = 600.0  # of the mobile setting (Chen et al., 2019, section 4.4)
 
@@ -64,26 +52,14 @@ Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the pa
 }
 
 
-def build(
-    results: Path, *, figures: bool = True, read: Read = read_study, recipe: str | None = None, data: str | None = None
-) -> Section | None:
-    """The answer to RQ4, from all settings or those chosen; None where `results` has no data for it.
-
-    Raises:
-        ConfigError: the study cannot be read, or has no such recipe or data set.
-    """
-    folder = find_study(results, STUDY)
-    if folder is None:
-        return None
-    study = choose_settings(read(folder), recipe, data)
+def fill(answer: Answer) -> None:
+    study, tables = answer.study, answer.tables
     evaluations, settings = study.evaluations, study.settings
-    if folder.name != STUDY and len(settings) < 2:
-        return None
     cells = name_cells(study)
     finished = evaluations[evaluations["status"] == "completed"]
     errors = {name: table_of(finished, name) for name in settings}
     correlations = correlate(errors, cells)
-    tables = {"cells": summarize(cells, errors)}
+    tables["cells"] = summarize(cells, errors)
     mobile = [name for name in settings if (evaluations.loc[evaluations["setting"] == name, "stem"] == "imagenet").all()]
     if mobile:
         tables["imagenet"] = summarize_mobile(cells, evaluations[evaluations["setting"].isin(mobile)])
@@ -91,20 +67,10 @@ def build(
     tables["size"] = correlate_size(errors, cells)
     tables["published_imagenet"] = published_imagenet()
     tables["published"] = published_cifar()
-    missing = list_missing(study, cells, evaluations) + list_unpaired(errors, cells)
-    if not mobile:
-        missing.insert(0, "no evaluation in the mobile setting, so nothing is said about ImageNet itself")
-    return Section(
-        name="rq4",
-        title="RQ4: do cells found on CIFAR transfer to ImageNet, and is their ranking stable under other recipes?"
-        + estimate_note(study),
-        tables=tables,
-        figures=draw(study, cells, errors) if figures else {},
-        conclusion=conclude(correlations, settings),
-        missing=tuple(missing),
-        notes=NOTES,
-        about=describe_study(study),
-    )
+    answer.missing += [] if mobile else ["no evaluation in the mobile setting, so nothing is said about ImageNet itself"]
+    answer.missing += list_missing(study, cells, evaluations) + list_unpaired(errors, cells)
+    answer.figures |= draw(study, cells, errors)
+    answer.conclusion += conclude(correlations, settings)
 
 
 def name_cells(study: StudyTables) -> pd.DataFrame:
@@ -169,9 +135,9 @@ def correlate(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:
             tau = kendall_tau(one.mean(axis=1), other.to_numpy())
             row |= {"tau": tau.tau, "ci_low": tau.ci_low, "ci_high": tau.ci_high, "p": tau.p_value}
             row |= {"seed_tau": tau.seed_tau, "disattenuated": tau.disattenuated}
-            partial = partial_correlation(one.mean(axis=1), other.mean(axis=1), sizes.loc[one.index].to_numpy())
+            rest = partial_correlation(one.mean(axis=1), other.mean(axis=1), sizes.loc[one.index].to_numpy())
             if len(one) > 5:
-                row |= {"partial": partial.correlation, "partial_p": partial.p_value, "partial_low": partial.ci_low}
+                row |= {"partial": rest.correlation, "partial_p": rest.p_value, "partial_low": rest.ci_low}
         rows.append(row)
     names = ["setting", "with", "n", "seeds", "tau", "ci_low", "ci_high", "p", "p_holm", "seed_tau", "disattenuated"]
     names += ["partial", "partial_low", "partial_p", "partial_p_holm"]
@@ -265,21 +231,22 @@ def list_unpaired(errors: Errors, cells: pd.DataFrame) -> list[str]:
     return lines
 
 
-def draw(study: StudyTables, cells: pd.DataFrame, errors: Errors) -> dict[str, Figure]:
-    figures = {}
+def draw(study: StudyTables, cells: pd.DataFrame, errors: Errors) -> dict[str, Draw]:
+    figures: dict[str, Draw] = {}
     for index, (first, second) in enumerate(itertools.combinations(errors, 2), start=1):
         one, other = (side.mean(axis=1) for side in pair_seeds(errors[first], errors[second], pd.Index(cells["genotype_id"])))
         points = cells.assign(x=cells["genotype_id"].map(one), y=cells["genotype_id"].map(other)).dropna(subset=["x", "y"])
         if len(points):
-            figures[f"transfer_{index}"] = draw_transfer(points, first, second)
+            figures[f"transfer_{index}"] = partial(draw_transfer, points, first, second)
     for cell in cells.head(1).to_dict("records"):
         rows = read_rows(study.folder, "genotypes", cell["trial_id"])
         text = next(row["genotype"] for row in rows if row["genotype_id"] == cell["genotype_id"])
-        figures["first_cell"] = draw_genotype(Genotype.parse(text), cell["name"])
+        figures["first_cell"] = partial(draw_genotype, Genotype.parse(text), cell["name"])
     return figures
 
 
-main = partial(run_script, build, STUDY, __doc__)
+QUESTION = Question("rq4", "transfer", __doc__, NOTES, lambda study: len(study.settings) > 1, fill, across_settings=True)
+build, main = QUESTION.build, QUESTION.main
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,10 @@
-"""Which schedules are worth having? The Pareto front of error, search time and memory, over all schedules that were tried.
+"""Schedule search
 
 python analysis/schedule_search.py --results results
 
-Schedules were chosen by the error on validation images, and so is the front; the error on test images stands beside it, read once
-for each schedule. A schedule whose training from scratch was stopped early has neither and cannot be on the front.
+Which schedules are worth having? The Pareto front of error, search time and memory, over all schedules that were tried. They were
+chosen by the error on validation images, and so is the front; the error on test images stands beside it, read once for each
+schedule. A schedule whose training from scratch was stopped early has neither and cannot be on the front.
 """
 
 from __future__ import annotations
@@ -15,44 +16,30 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common.comparisons import find_front
-from common.section import Section, run_script
-from common.study_tables import Read, choose_settings, find_study, read_definition, read_study
+from common.question import Answer, Question
+from common.study_tables import read_definition
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import config_id, from_dict
 from pdarts_tune.results.tables import read_table
 
-STUDY = "schedule_search"
 OBJECTIVES = ["validation_error_percent", "search_seconds", "peak_mebibytes"]
 SHOWN = ["schedule", "depths", "operations", "skip_dropout", "max_skips", *OBJECTIVES, "test_error_percent"]
 
 
-def build(
-    results: Path, *, figures: bool = True, read: Read = read_study, recipe: str | None = None, data: str | None = None
-) -> Section | None:
-    """The front of all schedules, which have one recipe and data set; None where `results` has no schedule search.
+NOTES = {"pareto_front": "No schedule is at least as good in all three and better in one. Errors are of one seed each."}
 
-    Raises:
-        ConfigError: the study cannot be read, or has another recipe or data set.
-    """
-    folder = find_study(results, STUDY)
-    if folder is None or folder.name != STUDY:  # another study's folder, of which --results was the path
-        return None
-    if recipe or data:
-        choose_settings(read(folder), recipe, data)
-    schedules = measure_schedules(folder)
+
+def fill(answer: Answer) -> None:
+    schedules = measure_schedules(answer.study.folder)
     finished = schedules.dropna(subset=OBJECTIVES)
     front = finished[find_front(finished[OBJECTIVES].to_numpy(dtype=float))].sort_values(OBJECTIVES[0])
     unfinished = schedules.loc[schedules["status"] != "evaluated", ["schedule", "status"]]
-    return Section(
-        name=STUDY,
-        title="Schedule search",
-        tables={"pareto_front": front[SHOWN], "all_schedules": schedules[[*SHOWN, "status"]]},
-        figures={"pareto_front": draw_front(finished, front)} if figures and len(finished) else {},
-        conclusion=conclude(schedules, front, find_base(folder)),
-        missing=tuple(f"{name}: {status}" for name, status in unfinished.itertuples(index=False)),
-        notes={"pareto_front": "No schedule is at least as good in all three and better in one. Errors are of one seed each."},
-        about=f"{len(schedules)} schedules, {len(finished)} of them evaluated to the end.",
-    )
+    answer.tables |= {"pareto_front": front[SHOWN], "all_schedules": schedules[[*SHOWN, "status"]]}
+    if len(finished):
+        answer.figures["pareto_front"] = partial(draw_front, finished, front)
+    answer.conclusion += conclude(schedules, front, find_base(answer.study.folder))
+    answer.missing += [f"{name}: {status}" for name, status in unfinished.itertuples(index=False)]
+    answer.about = f"{len(schedules)} schedules, {len(finished)} of them evaluated to the end."
 
 
 def measure_schedules(folder: Path) -> pd.DataFrame:
@@ -107,7 +94,8 @@ def draw_front(finished: pd.DataFrame, front: pd.DataFrame) -> Figure:
     return figure
 
 
-main = partial(run_script, build, STUDY, __doc__)
+QUESTION = Question("schedule_search", "schedule_search", __doc__, NOTES, lambda _: False, fill, across_settings=True)
+build, main = QUESTION.build, QUESTION.main
 
 if __name__ == "__main__":
     main()

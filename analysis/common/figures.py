@@ -6,6 +6,7 @@ Functions that take a frame raise ValueError, in one line, if a column is missin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.study_tables import StudyTables, at_stage
+from common.comparisons import tradeoff_frame
+from common.section import Draw
+from common.study_tables import CELLS, StudyTables, at_stage
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import (
     COLOURS,
@@ -71,9 +74,9 @@ def draw_depth_gap(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_tradeoff(points: pd.DataFrame, costs: Mapping[str, str], label: str = "test error, %") -> dict[str, Figure]:
+def draw_tradeoff(points: pd.DataFrame, costs: Mapping[str, str], label: str = "test error, %") -> Figure:
     """Error against each cost that is known: a point a variant with the ranges over its seeds, and the front of those that no other
-    variant beats in both. Nothing where no error or no cost is known.
+    variant beats in both.
 
     Args:
         points: one row a variant: variant, mean, low, high (the error's), and for each cost `<cost>`, `<cost>_low`,
@@ -82,9 +85,6 @@ def draw_tradeoff(points: pd.DataFrame, costs: Mapping[str, str], label: str = "
     """
     needed = [f"{cost}{part}" for cost in costs for part in ("", "_low", "_high", "_front")]
     require(points, ("variant", "mean", "low", "high", *needed), "draw_tradeoff")
-    costs = {cost: words for cost, words in costs.items() if points[cost].notna().any()}
-    if not costs or points["mean"].isna().all():
-        return {}
     figure = Figure(figsize=(max(7.6, 4.6 * len(costs)), 4.8), layout="constrained")  # one panel is as wide as the legend needs
     variants = list(points["variant"].unique())
     for panel, (cost, name) in zip(figure.subplots(1, len(costs), squeeze=False, sharey=True)[0], costs.items(), strict=True):
@@ -110,7 +110,16 @@ def draw_tradeoff(points: pd.DataFrame, costs: Mapping[str, str], label: str = "
     ]
     keys.append(Line2D([], [], color=PALE, linewidth=6, alpha=0.6, label="front: nothing is better in both"))
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return {"tradeoff": figure}
+    return figure
+
+
+def draw_costs(measures: pd.DataFrame, rng: np.random.Generator, costs: Mapping[str, str]) -> dict[str, Draw]:
+    """`tradeoff`: the error of completed searches against those of the costs that are known; nothing where none is, or no error."""
+    searched = measures[measures["status"] == "completed"]
+    known = {cost: label for cost, label in costs.items() if searched[cost].notna().any()}
+    if not known or searched["error_percent"].isna().all():
+        return {}
+    return {"tradeoff": lambda: draw_tradeoff(tradeoff_frame(searched, rng, *known), known)}
 
 
 def draw_sweep(points: pd.DataFrame, across: str, column: str) -> Figure:
@@ -257,9 +266,9 @@ SEARCH_NOTES = {
 }
 
 
-def draw_curves(study: StudyTables, *names: str) -> dict[str, Figure]:
+def draw_curves(study: StudyTables, *names: str) -> dict[str, Draw]:
     """Those of CURVES that the searches have values for: mean, lowest and highest over the seeds of a variant."""
-    figures = {}
+    figures: dict[str, Draw] = {}
     for name in names:
         column, label, scale = CURVES[name]
         if column not in study.epochs:
@@ -268,7 +277,7 @@ def draw_curves(study: StudyTables, *names: str) -> dict[str, Figure]:
         if len(epochs):
             grouped = epochs.groupby(["variant", "stage", "running_epoch"], sort=False, as_index=False)
             curves = grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))
-            figures[name] = draw_learning_curves(curves, label, scale)
+            figures[name] = partial(draw_learning_curves, curves, label, scale)
     return figures
 
 
@@ -283,18 +292,18 @@ def gap_frame(measures: pd.DataFrame) -> pd.DataFrame:
     return long.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
 
 
-def draw_search(study: StudyTables, variant: str | None) -> dict[str, Figure]:
+def draw_search(study: StudyTables, variant: str | None) -> dict[str, Draw]:
     """The stage timeline of all variants, and cells and alphas of the first completed search of `variant`."""
-    figures = {"timeline": draw_timeline(time_stages(study))} if len(study.epochs) else {}
+    figures: dict[str, Draw] = {"timeline": lambda: draw_timeline(time_stages(study))} if len(study.epochs) else {}
     completed = study.trials[(study.trials["variant"] == variant) & (study.trials["status"] == "completed")]
     for _, row in completed.sort_values(["seed", "split_seed"]).head(1).iterrows():
         trial: dict[str, Any] = {str(name): value for name, value in row.items()}
         genotype = final_genotype(trial, read_rows(study.folder, "genotypes", trial["trial_id"]))
         if genotype is not None:
-            figures["cells"] = draw_genotype(Genotype.parse(genotype["genotype"]), trial["trial_id"])
+            figures["cells"] = partial(draw_genotype, Genotype.parse(genotype["genotype"]), trial["trial_id"])
         alphas = pd.DataFrame(read_rows(study.folder, "alphas", trial["trial_id"]))
         if len(alphas):
-            figures |= {f"alphas_{cell}": draw_alpha_evolution(alphas, cell) for cell in ("normal", "reduce")}
+            figures |= {f"alphas_{cell}": partial(draw_alpha_evolution, alphas, cell) for cell in CELLS}
     return figures
 
 

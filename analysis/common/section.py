@@ -1,8 +1,5 @@
 """A question's answer: a section of tables, figures and sentences, and the files that it becomes.
 
-Each question's script has `build(results) -> Section | None`, None where the folder holds no data for its question, and a command
-line `--results DIR [--out DIR]` that writes the section and prints its main table and its conclusion.
-
 A table is a frame of plain numbers, which the CSV holds in full. A column's name decides how readers see it: the suffix is the unit
 (see `_DIGITS`), `x` with `x_sd` becomes mean ± standard deviation, `ci_low` with `ci_high` an interval.
 """
@@ -19,8 +16,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from common.study_tables import find_study
-from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.cell_figures import save_figure
 
@@ -36,6 +31,9 @@ _COLUMNS = {"p_holm": "p (Holm)", "min_p": "smallest p"}
 _SIGNED = ("difference", "interaction", "gap", "change")
 
 
+Draw = Callable[[], Figure]  # called where the figure is written or shown, and not before
+
+
 @dataclass(frozen=True)
 class Section:
     """The answer to one question, as far as a results folder gives it."""
@@ -43,7 +41,7 @@ class Section:
     name: str  # of its files, such as "rq1"
     title: str
     tables: Mapping[str, pd.DataFrame]  # by name; the first is the main table
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Draw]
     conclusion: tuple[str, ...]  # sentences
     missing: tuple[str, ...]  # what the figures lack, one line each
     notes: Mapping[str, str] = field(default_factory=dict)  # how to read a table or a figure, by its name
@@ -165,44 +163,11 @@ def write_section(section: Section, out: Path) -> Path:
     for name, table in section.tables.items():
         write_text(out / f"{section.name}_{name}.csv", table.to_csv(index=False))
         write_text(out / f"{section.name}_{name}.tex", to_latex(*as_text(table)))
-    for name, figure in section.figures.items():
-        save_figure(figure, out / f"{section.name}_{name}")
+    for name, draw in section.figures.items():
+        save_figure(draw(), out / f"{section.name}_{name}")
     path = out / f"{section.name}.md"
     write_text(path, to_text(section))
     return path
-
-
-@dataclass(frozen=True)
-class Arguments:
-    results: Path = Path("results")
-    """The results folder, which holds one folder a study; or the folder of one study."""
-    out: Path | None = None
-    """Where the files go; the study's own folder `report` if not given."""
-    recipe: str | None = None
-    """Evaluations by this recipe alone, given by its name or id."""
-    data: str | None = None
-    """Evaluations on this data set alone."""
-
-
-def run_script(
-    build: Callable[..., Section | None], study: str, description: str | None, arguments: Sequence[str] | None = None
-) -> None:
-    """The command line of a question's script. Exit code 2, after one line, where the folder cannot be read or has no data."""
-    settings = parse(Arguments, arguments, description=description or "")
-
-    def answer() -> tuple[Section, Path]:
-        section = build(settings.results, recipe=settings.recipe, data=settings.data)
-        folder = find_study(settings.results, study)
-        if folder is None:
-            raise ConfigError(f"{settings.results}: holds no study {study}; --results is the folder that holds one folder a study")
-        if section is None:
-            raise ConfigError(
-                f"{settings.results}: nothing that this question is about differs between the variants of the study "
-                f"{folder.name}; analysis/compare.py compares whatever differs"
-            )
-        return section, settings.out or folder / "report"
-
-    show_answer(answer)
 
 
 def show_answer(answer: Callable[[], tuple[Section, Path]]) -> None:

@@ -72,7 +72,7 @@ class StudyTables:
         return list(self.evaluations["setting"].unique())
 
 
-Read = Callable[[Path], StudyTables]  # read_study, or a function that keeps its results
+Read = Callable[..., StudyTables]  # read_study, or a function that keeps its results
 Configs = Mapping[str, SearchConfig]  # by variant
 
 

@@ -33,7 +33,7 @@ def study(root, seeds, names=NAMES, **accuracy):
 def eight(tmp_path_factory):
     root = tmp_path_factory.mktemp("eight")
     folder = study(root, 8, pdarts=0.97, darts_first=0.97)
-    return folder, baselines.build(root, figures=False)
+    return folder, baselines.build(root)
 
 
 def test_planted_differences_are_found_and_a_planted_null_is_not(eight):
@@ -62,7 +62,7 @@ def test_p_darts_against_random_is_tested_once_and_stands_in_one_family(eight):
 
 def test_a_planted_null_is_reported_as_null(tmp_path):
     study(tmp_path, 6)
-    section = baselines.build(tmp_path, figures=False)
+    section = baselines.build(tmp_path)
     assert not section.tables["against_random"]["claimed"].any()
     null, power = section.conclusion[-1].split(": ")
     assert null == "No method is shown to find better or worse cells than random ones (n = 6)"
@@ -97,7 +97,7 @@ def test_the_same_images_are_compared_by_what_each_network_gets_right(eight):
 
 def test_without_random_cells_or_p_darts_the_report_says_what_it_lacks(tmp_path):
     study(tmp_path, 1, names=("darts_first",))
-    section = baselines.build(tmp_path, figures=False)
+    section = baselines.build(tmp_path)
     assert section.conclusion[0].startswith("No search runs in several stages")
     assert any("no cells drawn at random" in line for line in section.missing)
 

@@ -34,7 +34,7 @@ def batches(tmp_path_factory):
 
 def test_the_page_of_a_planted_effect_and_a_planted_null_is_the_golden_one(batches):
     """Its words are the same; its numbers, which rest on random draws of NumPy and SciPy, are close."""
-    text = to_text(compare.build(batches, figures=False, measures=("error", "seconds")))
+    text = to_text(compare.build(batches, measures=("error", "seconds")))
     text = text[: text.index("## Cells")] + text[text.index("## What is missing") :]
     golden = GOLDEN.read_text(encoding="utf-8")
     assert _NUMBER.sub("0", text).split() == _NUMBER.sub("0", golden).split()
@@ -43,7 +43,7 @@ def test_the_page_of_a_planted_effect_and_a_planted_null_is_the_golden_one(batch
 
 
 def test_the_planted_effect_is_claimed_with_its_size_and_the_null_is_not(batches):
-    section = compare.build(batches, figures=False)
+    section = compare.build(batches)
     errors = section.tables["error_differences"].set_index("variant")
     assert errors["claimed"].to_dict() == {"batch_32": False, "batch_64": False, "batch_128": True}
     assert errors.loc["batch_128", "difference"] == pytest.approx(4, abs=0.5)
@@ -57,19 +57,19 @@ def test_the_planted_effect_is_claimed_with_its_size_and_the_null_is_not(batches
 
 
 def test_every_measure_is_a_family_in_its_own_unit(batches):
-    section = compare.build(batches, figures=False, baseline="batch_64")
+    section = compare.build(batches, baseline="batch_64")
     names = {name.removesuffix("_differences") for name in section.tables if name.endswith("_differences")}
     assert names == {"error", "gap", "search", "skips", "depth", "params", "seconds", "peak"}
     trials = read_table(batches, "trials").pivot(index="seed", columns="variant", values="seconds")
     seconds = section.tables["seconds_differences"].set_index("variant")
     assert seconds.loc["batch_32", "difference"] == pytest.approx((trials["batch_32"] - trials["batch_64"]).mean())
-    only = compare.build(batches, figures=False, measures=("skips",))
+    only = compare.build(batches, measures=("skips",))
     assert [name for name in only.tables if name.endswith("_differences")] == ["skips_differences"]
     assert "skip-connects" in only.conclusion[0]
 
 
 def test_the_curve_has_each_value_once_with_its_interval_and_is_made_unasked_of_a_study_that_sweeps_one_number(batches):
-    section = compare.build(batches, figures=False, measures=("error",))
+    section = compare.build(batches, measures=("error",))
     curve = section.tables["by_batch_size"]
     assert list(curve["batch_size"]) == ["32", "64", "96", "128"]
     means = section.tables["variants"].set_index("variant")["error_percent"]
@@ -85,13 +85,13 @@ GRID = {
 def test_variants_that_differ_in_other_settings_are_lines_of_their_own(tmp_path):
     odd = {"odd": replace(BASE, channels=4, learning_rate=1.0), "more": replace(BASE, channels=32, dropping="random")}
     folder = make_study(tmp_path, "grid", GRID | odd, range(2), epochs=1, evaluation_seeds=(0,))
-    curve = compare.build(folder, figures=False, by=("learning_rate",)).tables["by_learning_rate"]
+    curve = compare.build(folder, by=("learning_rate",)).tables["by_learning_rate"]
     lines = curve.groupby("line")["variant"].agg(list).to_dict()
     assert lines == {
         "channels 16, dropping lowest": ["lr0.01_c16", "lr0.1_c16"],
         "channels 8, dropping lowest": ["lr0.01_c8", "lr0.1_c8"],
     }
-    section = compare.build(folder, figures=False)
+    section = compare.build(folder)
     assert not any(name.startswith("by_") for name in section.tables)  # which one is meant is not said
 
 
@@ -169,7 +169,7 @@ def test_an_own_study_with_two_recipes_and_skip_limits_comes_from_its_tables_to_
     ]
     assert (differences["n"] == 3).all()
     assert "cannot reach 0.05" in text
-    one = compare.build(folder, figures=False, recipe="longer")
+    one = compare.build(folder, recipe="longer")
     assert list(one.tables["error_differences"]["variant"]) == ["wide", "wide_plain"]
 
 
@@ -178,7 +178,7 @@ def test_search_accuracy_on_other_data_than_the_evaluation_is_no_gap(tmp_path):
     for evaluation in read_table(folder, "evaluations")["trial_id"]:
         (row,) = read_rows(folder, "evaluations", evaluation)
         write_rows(folder, "evaluations", evaluation, [row | {"data": "cifar100"}])
-    variants = compare.build(folder, figures=False).tables["variants"]
+    variants = compare.build(folder).tables["variants"]
     assert variants["error_percent"].notna().all()
     assert "gap_points" not in variants
 
@@ -191,7 +191,7 @@ def test_what_one_setting_lacks_is_said_of_that_setting_and_what_the_searches_la
             write_rows(folder, "evaluations", f"{evaluation}-short", [row | {"trial_id": f"{evaluation}-short", "recipe": "short"}])
         else:
             write_rows(folder, "evaluations", evaluation, [row | {"status": "failed", "accuracy": None}])
-    missing = compare.build(folder, figures=False).missing
+    missing = compare.build(folder).missing
     assert "a, seed 0: 1 of 2 evaluations finished (cifar10, cifar)" in missing
     assert sum("b, seed 1: search failed" in line for line in missing) == 1
     assert not any(line.endswith("(cifar10, short)") for line in missing)

@@ -40,10 +40,10 @@ def study(tmp_path, estimator, every_epoch=False, **settings):
 
 def test_a_page_on_estimates_alone_says_so_in_its_first_line_and_has_their_figures(tmp_path, estimator):
     folder, accuracies = study(tmp_path, estimator, evaluation_seeds=())
-    for section in (rq1_depth_gap.build(tmp_path, figures=False), compare.build(folder, figures=False)):
+    for section in (rq1_depth_gap.build(tmp_path), compare.build(folder)):
         first, *_ = to_text(section).splitlines()
         assert first.endswith(f"(errors are estimates by {estimator.recipe_id}: nothing was trained)")
-    section = rq1_depth_gap.build(tmp_path, figures=False)
+    section = rq1_depth_gap.build(tmp_path)
     cells = read_study(folder).cells
     last = cells[(cells["stage"] == cells.groupby("trial_id")["stage"].transform("max")) & (cells["variant"] == "pdarts")]
     expected = [100 * (1 - accuracies[name]) for name in last["genotype_id"]]
@@ -56,7 +56,7 @@ def test_a_page_on_estimates_alone_says_so_in_its_first_line_and_has_their_figur
 def test_beside_trainings_estimates_change_no_error_and_have_a_rank_agreement(tmp_path, estimator):
     without = make_study(tmp_path / "without", **STUDY, epochs=4)
     folder, accuracies = study(tmp_path / "with", estimator)
-    old, new = (rq1_depth_gap.build(path.parent, figures=False) for path in (without, folder))
+    old, new = (rq1_depth_gap.build(path.parent) for path in (without, folder))
     assert old.title == new.title
     assert old.main_table.equals(new.main_table)
     assert old.conclusion == new.conclusion
@@ -79,7 +79,7 @@ def test_beside_trainings_estimates_change_no_error_and_have_a_rank_agreement(tm
 def test_estimates_of_every_epoch_are_an_anytime_curve_against_epochs_and_seconds(tmp_path, estimator):
     folder, accuracies = study(tmp_path, estimator, every_epoch=True, evaluation_seeds=())
     assert set(draw_curves(read_study(folder), "skips", "estimates")) == {"skips", "estimates"}
-    table = rq1_depth_gap.build(tmp_path, figures=False).tables["anytime"]
+    table = rq1_depth_gap.build(tmp_path).tables["anytime"]
     rows = table[table["variant"] == "pdarts"]
     assert list(rows["epochs"]) == [3, 6, 9, 12]
     epochs = read_study(folder).epochs

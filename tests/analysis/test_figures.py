@@ -209,7 +209,7 @@ def test_timeline_has_a_bar_a_stage_in_place_and_labels_where_they_fit():
 
 
 def test_tradeoff_has_a_point_a_variant_with_its_ranges_and_the_front():
-    figure = draw_tradeoff(tradeoff(), {"bytes": "peak, MiB"})["tradeoff"]
+    figure = draw_tradeoff(tradeoff(), {"bytes": "peak, MiB"})
     (panel,) = figure.axes
     front = panel.lines[0]
     assert (list(front.get_xdata()), list(front.get_ydata())) == ([10.0, 20.0], [3.0, 2.5])
@@ -302,7 +302,7 @@ def test_the_legend_of_a_tradeoff_lies_in_the_picture(costs):
     points = pd.DataFrame(
         {"variant": names, "mean": 1.0, "low": 1.0, "high": 1.0, "seconds_front": True, "peak_front": True} | columns
     )
-    figure = draw_tradeoff(points, costs)["tradeoff"]
+    figure = draw_tradeoff(points, costs)
     figure.draw_without_rendering()
     (legend,) = figure.legends
     extent = legend.get_window_extent()

@@ -5,7 +5,6 @@ none, and the other way round. Their words must be the same; their numbers, whic
 SciPy, must be close.
 """
 
-import importlib
 import re
 from dataclasses import replace
 from html import unescape
@@ -13,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-from analysis import report, rq1_depth_gap, rq2_approximation, rq3_regularization
+import report
+import rq1_depth_gap
+import rq2_approximation
+import rq3_regularization
+from common.section import to_text
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, with_depths, with_operations
 from pdarts_tune.results.tables import read_rows, read_table, write_rows
@@ -55,30 +57,16 @@ def other_texts(tmp_path_factory):
 
 
 def write_reports(root, planted, limits, seeds=8):
-    """What report.html says, and rq1.md, rq2.md and rq3.md, without their figures, which other tests draw."""
+    """What report.html says without its pictures, which other tests draw, and what rq1.md, rq2.md and rq3.md say."""
     accuracy = dict.fromkeys([*DEPTHS, *DROPPING], 0.96) | planted
     settings = {"epochs": 1, "evaluation_seeds": (0,), "test_images": 2000, "accuracy": accuracy}
     make_study(root, "depth_gap", DEPTHS, range(seeds), **settings)
     make_study(root, "approximation", DROPPING, range(seeds), **settings)
     make_limits_study(root, seeds, limits)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (rq1_depth_gap, rq2_approximation, rq3_regularization):
-            leave_out_figures(patch, module)
-            module.main(["--results", str(root), "--out", str(root / "out")])
-        compare = importlib.import_module("compare")  # as the report imports it
-        patch.setattr(compare, "draw", lambda *_: {})
-        patch.setattr(compare, "draw_genotype", lambda *_: Figure())
-        report.main(["--results", str(root)])
-    html = (root / "report.html").read_text(encoding="utf-8")
-    markdown = "".join((root / "out" / f"{name}.md").read_text(encoding="utf-8") for name in ("rq1", "rq2", "rq3"))
-    return html, markdown
-
-
-def leave_out_figures(patch, module):
-    for draw in ("draw_search", "draw_curves", "draw_tradeoff"):
-        patch.setattr(module, draw, lambda *_: {}, raising=False)
-    patch.setattr(module, "draw_depth_gap", lambda *_: Figure(), raising=False)
-    patch.setattr(module, "draw_sweep", lambda *_: Figure(), raising=False)
+        patch.setattr(report, "picture", lambda _: "")
+        html = report.render(report.build_page(root))
+    return html, "".join(to_text(script.build(root)) for script in (rq1_depth_gap, rq2_approximation, rq3_regularization))
 
 
 def answers(html):
@@ -158,10 +146,7 @@ def write_ranks(root, agreement, offset):
             (row,) = read_rows(folder, "evaluations", evaluation_id)
             accuracy = 0.8 + (quality + 0.2 * noise if agreement else noise) + place * offset[1]
             write_rows(folder, "evaluations", evaluation_id, [row | {"accuracy": accuracy, "error_percent": 100 * (1 - accuracy)}])
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_figures(patch, rq1_depth_gap)
-        rq1_depth_gap.main(["--results", str(root)])
-    text = (folder / "report" / "rq1.md").read_text(encoding="utf-8")
+    text = to_text(rq1_depth_gap.build(root))
     found = RANKS.search(text)
     assert found, text
     return [float(number.replace("−", "-")) for number in found.groups()]

@@ -77,7 +77,7 @@ def test_rows_of_one_trial_are_found_in_a_copy(study, copy):
 
 
 def test_a_copy_answers_as_the_study_does(study, copy):
-    answers = [rq1.build(folder, figures=False) for folder in (study, copy)]
+    answers = [rq1.build(folder) for folder in (study, copy)]
     assert answers[0].conclusion == answers[1].conclusion
     for name, table in answers[0].tables.items():
         pd.testing.assert_frame_equal(table, answers[1].tables[name])

@@ -28,7 +28,7 @@ PUBLISHED = sorted(path.parent.name for path in RESULTS.glob("*/study.json"))
 @pytest.mark.parametrize("study", PUBLISHED)
 def test_a_published_report_follows_from_the_published_tables(study):
     name, script = SCRIPTS[study]
-    answer = importlib.import_module(script).build(RESULTS, figures=False)
+    answer = importlib.import_module(script).build(RESULTS)
     text = (RESULTS / study / "report" / f"{name}.md").read_text()
     assert " ".join(answer.conclusion) in text
     for table, rows in answer.tables.items():

@@ -29,7 +29,7 @@ def section(tmp_path_factory):
     root = tmp_path_factory.mktemp("remedies")
     accuracy = dict.fromkeys(VARIANTS, 0.95) | {"beta_decay": 0.97, "auxiliary_skip_S2": 0.93, "none_S2": 0.91}
     make_study(root, "remedies", VARIANTS, range(8), epochs=2, evaluation_seeds=(0,), test_images=2000, accuracy=accuracy)
-    return remedies.build(root, figures=False)
+    return remedies.build(root)
 
 
 def test_planted_differences_are_found_within_each_space_as_one_family(section):

@@ -363,7 +363,7 @@ def test_the_published_page_is_what_make_report_makes_of_the_published_tables():
     html = PUBLISHED.read_text(encoding="utf-8")
     assert len(html) < 1.5e6
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:image/|#)""", html)
-    page = build_page(PUBLISHED.parent, figures=False)
+    page = build_page(PUBLISHED.parent)
     for part in page["parts"]:
         assert f">{escape(part.title)}</h2>" in html
         assert str(escape(" ".join(part.section.conclusion))) in html

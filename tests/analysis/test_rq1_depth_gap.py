@@ -48,7 +48,7 @@ def three(tmp_path_factory):
 
 def test_a_planted_effect_is_found_with_eight_seeds(tmp_path):
     study(tmp_path, 8, shallow=0.93)
-    answer = rq1.build(tmp_path, figures=False)
+    answer = rq1.build(tmp_path)
     shallow = answer.tables["error_differences"].set_index("variant").loc["shallow"]
     assert shallow["difference"] == pytest.approx(4.0, abs=1.0)
     assert shallow["ci_low"] < 4.0 < shallow["ci_high"] + 0.5
@@ -63,7 +63,7 @@ def test_a_planted_effect_is_found_with_eight_seeds(tmp_path):
 
 def test_a_planted_null_is_reported_as_null(tmp_path):
     study(tmp_path, 8)
-    answer = rq1.build(tmp_path, figures=False)
+    answer = rq1.build(tmp_path)
     assert not answer.tables["error_differences"]["claimed"].any()
     first, second, _ = answer.conclusion
     assert first.startswith("No variant is shown to differ from progressive (smallest Holm-adjusted p ")
@@ -72,7 +72,7 @@ def test_a_planted_null_is_reported_as_null(tmp_path):
 
 
 def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
-    answer = rq1.build(three, figures=False)
+    answer = rq1.build(three)
     shallow = answer.tables["error_differences"].set_index("variant").loc["shallow"]
     assert shallow["ci_low"] > 0  # the interval alone would have claimed it
     assert not shallow["claimed"]
@@ -85,7 +85,7 @@ def test_three_seeds_cannot_show_anything_and_the_report_says_so(three):
 
 def test_six_seeds_fall_short_because_of_the_correction_and_no_difference_is_called_detectable(tmp_path):
     study(tmp_path, 6, shallow=0.93)
-    section = rq1.build(tmp_path, figures=False)
+    section = rq1.build(tmp_path)
     first, *_ = section.conclusion
     assert (section.tables["error_differences"]["detectable"] == np.inf).all()
     (line,) = [line for line in table_markdown(section.tables["error_differences"]).splitlines() if "shallow" in line]
@@ -94,7 +94,7 @@ def test_six_seeds_fall_short_because_of_the_correction_and_no_difference_is_cal
 
 
 def test_the_main_table_is_what_the_tables_hold(three):
-    summary = rq1.build(three, figures=False).tables["variants"].set_index("variant")
+    summary = rq1.build(three).tables["variants"].set_index("variant")
     assert list(summary.index) == list(VARIANTS)
     trials, genotypes = read_table(three, "trials"), read_table(three, "genotypes")
     evaluations, epochs = read_table(three, "evaluations"), read_table(three, "epochs")
@@ -121,7 +121,7 @@ def test_the_main_table_is_what_the_tables_hold(three):
 
 
 def test_the_comparison_pairs_trials_of_the_same_seed(three):
-    answer = rq1.build(three, figures=False)
+    answer = rq1.build(three)
     errors = study_tables.measure_trials(study_tables.read_study(three / "depth_gap")).pivot(
         index="seed", columns="variant", values="error_percent"
     )
@@ -158,7 +158,7 @@ def test_the_report_has_its_files_and_every_picture_that_it_shows(three, tmp_pat
 
 
 def test_stages_are_shown_with_their_depth_and_the_evaluation_of_earlier_cells_if_there_is_one(three):
-    table = rq1.build(three, figures=False).tables["stages"]
+    table = rq1.build(three).tables["stages"]
     assert table[["variant", "stage", "cells"]].head(6).to_numpy().tolist() == [
         ["progressive", 1, 5],
         ["progressive", 2, 11],
@@ -186,7 +186,7 @@ EQUAL = {
 def test_a_search_of_equal_cost_tells_depth_from_its_cost_in_the_one_family_of_errors(tmp_path, mean):
     accuracy = dict.fromkeys(EQUAL, 0.97) | {"deep_equal_budget": mean}
     make_study(tmp_path, "depth_gap", EQUAL, range(8), epochs=None, test_images=1000, accuracy=accuracy, evaluation_seeds=(0,))
-    section = rq1.build(tmp_path, figures=False)
+    section = rq1.build(tmp_path)
     table = section.tables["equal_budget"]
     assert list(table["variant"]) == ["deep_equal_budget"]  # neither the dearer one nor one that drops other operations
     assert table["planned_cost_ratio"].iloc[0] == pytest.approx(1, abs=0.05)
@@ -205,7 +205,7 @@ def test_a_search_of_equal_cost_tells_depth_from_its_cost_in_the_one_family_of_e
 def test_an_equal_budget_arm_claims_nothing_that_its_family_cannot_claim(tmp_path):
     accuracy = dict.fromkeys(EQUAL, 0.97) | {"deep_equal_budget": 0.90}
     make_study(tmp_path, "depth_gap", EQUAL, range(6), epochs=None, test_images=1000, accuracy=accuracy, evaluation_seeds=(0,))
-    section = rq1.build(tmp_path, figures=False)
+    section = rq1.build(tmp_path)
     assert not section.tables["equal_budget"]["claimed"].any()  # alone, six pairs would do
     assert section.conclusion[2].endswith(
         "no difference from progressive is shown: with n = 6 a paired sign-flip test cannot reach 0.05 "
@@ -215,7 +215,7 @@ def test_an_equal_budget_arm_claims_nothing_that_its_family_cannot_claim(tmp_pat
 
 def test_ranks_and_spread_are_those_of_the_evaluations(tmp_path):
     folder = study(tmp_path, 3, evaluation_seeds=(0, 1, 2))
-    section = rq1.build(tmp_path, figures=False)
+    section = rq1.build(tmp_path)
     evaluations = read_table(folder, "evaluations").pivot_table(index="genotype_id", columns="seed", values="accuracy")
     measures = study_tables.measure_trials(study_tables.read_study(folder)).dropna(subset=["search_accuracy"])
     row = section.tables["ranks"].set_index("measure").loc["search network"]
@@ -242,11 +242,11 @@ def test_ranks_and_spread_are_those_of_the_evaluations(tmp_path):
 
 def test_searches_that_found_the_same_cell_are_one_measurement(tmp_path):
     folder = study(tmp_path, 3, variants={"progressive": BASE, "deep": VARIANTS["deep"]})
-    before = rq1.build(tmp_path, figures=False).tables
+    before = rq1.build(tmp_path).tables
     trials = [f"depth_gap-progressive-s{seed}" for seed in (0, 1)]
     rows = read_rows(folder, "genotypes", trials[0])
     write_rows(folder, "genotypes", trials[1], [row | {"trial_id": trials[1]} for row in rows])
-    after = rq1.build(tmp_path, figures=False).tables
+    after = rq1.build(tmp_path).tables
     for tables, cells, pairs in ((before, 6, 6), (after, 5, 4)):
         ranks, spread = tables["ranks"], tables["spread"]
         assert ranks[["n", "pairs"]].to_numpy().tolist() == [[cells, pairs]] * 2
@@ -258,7 +258,7 @@ def test_searches_that_found_the_same_cell_are_one_measurement(tmp_path):
 
 
 def test_the_gap_is_ordered_by_depth_with_its_interval(three):
-    table = rq1.build(three, figures=False).tables["gap_by_depth"]
+    table = rq1.build(three).tables["gap_by_depth"]
     assert table[["variant", "last_cells"]].to_numpy().tolist() == [
         ["shallow", 5],
         ["reversed", 5],
@@ -279,7 +279,7 @@ def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
         row |= {"status": "failed", "failure": "FloatingPointError: the loss is nan", "accuracy": None, "error_percent": None}
         write_rows(folder, "evaluations", trial_id, [row])
     (folder / "evaluations" / f"eval-{genotypes['depth_gap-reversed-s0']}-s1.parquet").unlink()
-    answer = rq1.build(tmp_path, figures=False)
+    answer = rq1.build(tmp_path)
     text = to_text(answer)
     assert "- deep, seed 1: search failed (FloatingPointError: stage 1, epoch 2: the training loss is nan)" in text
     assert "- shallow, seed 3: search running" in text
@@ -298,7 +298,7 @@ def test_what_is_missing_is_listed_and_the_rest_is_reported(tmp_path):
 
 def test_seconds_are_those_of_the_device_that_most_searches_ran_on(tmp_path):
     folder = study(tmp_path, 2)
-    plain = rq1.build(tmp_path, figures=False)
+    plain = rq1.build(tmp_path)
     assert not any("seconds" in line for line in plain.missing)
     for seed, changed in ((0, {"seconds": 1e6, "device": "cpu (slow)"}), (1, {"seconds": 2e6, "device": "cpu (slow)"})):
         (row,) = read_rows(folder, "trials", f"depth_gap-deep-s{seed}")
@@ -310,7 +310,7 @@ def test_seconds_are_those_of_the_device_that_most_searches_ran_on(tmp_path):
         seconds.drop("deep"), plain.tables["variants"].set_index("variant")["search_seconds"].drop("deep")
     )
     assert answer.missing[-1].startswith("seconds and peak memory are those of the searches on synthetic; left out are 2 searches")
-    labels = [label.get_text() for label in answer.figures["timeline"].axes[0].get_yticklabels()]
+    labels = [label.get_text() for label in answer.figures["timeline"]().axes[0].get_yticklabels()]
     assert labels == ["progressive", "shallow", "reversed"]
 
 
@@ -326,7 +326,7 @@ def test_seconds_are_those_of_the_device_that_most_searches_ran_on(tmp_path):
 )
 def test_a_study_with_next_to_nothing_still_gets_its_tables(tmp_path, variants, settings):
     study(tmp_path, 1, variants={name: VARIANTS[name] for name in variants}, **settings)
-    text = to_text(rq1.build(tmp_path, figures=False))
+    text = to_text(rq1.build(tmp_path))
     grows = "progressive" in variants
     assert "Nothing can be compared: " in text if grows else "No search grows in depth, " in text
     assert all(f"| {name}" in text for name in variants)
@@ -336,12 +336,12 @@ def test_a_study_with_next_to_nothing_still_gets_its_tables(tmp_path, variants, 
 def test_trials_that_share_a_cell_are_named(tmp_path):
     variants = {"progressive": VARIANTS["random"], "random": VARIANTS["random"]}  # drawn from the same seed
     study(tmp_path, 1, variants=variants)
-    assert "progressive seed 0, random seed 0 found the same cell" in to_text(rq1.build(tmp_path, figures=False))
+    assert "progressive seed 0, random seed 0 found the same cell" in to_text(rq1.build(tmp_path))
 
 
 def test_of_two_recipes_the_chosen_one_answers_and_they_are_never_mixed(tmp_path, capsys):
     folder = study(tmp_path, 2)
-    plain = rq1.build(tmp_path, figures=False)
+    plain = rq1.build(tmp_path)
     for evaluation in read_table(folder, "evaluations")["trial_id"]:
         (row,) = read_rows(folder, "evaluations", evaluation)
         other = {
@@ -353,11 +353,11 @@ def test_of_two_recipes_the_chosen_one_answers_and_they_are_never_mixed(tmp_path
         write_rows(folder, "evaluations", other["trial_id"], [row | other])
     definition = {"variants": {}, "evaluation": {"recipe": "cifar", "data": "cifar10"}}
     (folder / "study.json").write_text(json.dumps(definition))
-    both = rq1.build(tmp_path, figures=False)
+    both = rq1.build(tmp_path)
     pd.testing.assert_frame_equal(both.tables["variants"], plain.tables["variants"])
     assert both.missing[-1].startswith("the answer is on cifar10, cifar alone; --data and --recipe choose others (cifar10, short)")
     for recipe in ("short", "short-0123abcd"):
-        short = rq1.build(tmp_path, figures=False, recipe=recipe)
+        short = rq1.build(tmp_path, recipe=recipe)
         halves = 100 - plain.tables["variants"]["error_percent"]
         assert list(short.tables["variants"]["error_percent"]) == pytest.approx(list(100 - halves / 2))
         assert "evaluation recipe short (short-0123abcd);" in short.about
@@ -372,19 +372,19 @@ def test_of_two_recipes_the_chosen_one_answers_and_they_are_never_mixed(tmp_path
 def test_two_trials_of_one_variant_and_seed_are_refused(tmp_path):
     make_trial(study(tmp_path, 1), "again", "deep", shrink(VARIANTS["deep"], 2))
     with pytest.raises(ConfigError, match="two trials of variant deep, seed 0"):
-        rq1.build(tmp_path, figures=False)
+        rq1.build(tmp_path)
 
 
 def test_a_wrong_count_of_seeds_is_refused_and_an_unfinished_study_says_what_it_lacks(tmp_path):
     folder = study(tmp_path, 2)
     counts = dict.fromkeys(VARIANTS, 3)
     (folder / "study.json").write_text(json.dumps({"variants": dict.fromkeys(VARIANTS), "seeds": counts}))
-    section = rq1.build(tmp_path, figures=False)
+    section = rq1.build(tmp_path)
     assert section is not None
     assert "deep: no trial with seed 2" in section.missing
     (folder / "completed.json").write_text("{}")
     with pytest.raises(ConfigError, match="the study is done with 3 seeds of progressive, but its tables lack seed 2"):
-        rq1.build(tmp_path, figures=False)
+        rq1.build(tmp_path)
 
 
 def test_the_command_prints_the_main_table_and_three_sentences(three, capsys, monkeypatch):
@@ -407,7 +407,7 @@ def test_a_missing_results_folder_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_a_folder_without_the_study_has_no_section_and_the_script_says_so(tmp_path, capsys):
-    assert rq1.build(tmp_path, figures=False) is None
+    assert rq1.build(tmp_path) is None
     with pytest.raises(SystemExit, match="2"):
         rq1.main(["--results", str(tmp_path)])
     assert "holds no study depth_gap" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import rq2_approximation as rq2
+from common.comparisons import tradeoff_frame
 from common.section import to_text
 from common.statistics import holm
 from pdarts_tune.config.methods import RandomSampling
@@ -38,7 +39,7 @@ def study(root, seeds, folder="approximation", **settings):
 def eight(tmp_path_factory):
     root = tmp_path_factory.mktemp("eight")
     study(root, 8, accuracy={"at_random": 0.95})
-    return root, rq2.build(root, figures=False)
+    return root, rq2.build(root)
 
 
 def test_a_planted_effect_is_found_and_a_planted_null_is_not(eight):
@@ -52,7 +53,7 @@ def test_a_planted_effect_is_found_and_a_planted_null_is_not(eight):
 
 def test_dropping_that_costs_nothing_is_shown_to_be_no_worse_and_one_that_costs_is_not(tmp_path):
     study(tmp_path, 12, test_images=20000, accuracy={"at_random": 0.96, "all_kept": 0.9702})
-    section = rq2.build(tmp_path, figures=False)
+    section = rq2.build(tmp_path)
     judged = section.tables["non_inferiority"].set_index("variant")
     assert dict(judged["shown"]) == {"any_name": True, "at_random": False}
     assert set(judged["against"]) == {"all_kept"}
@@ -65,7 +66,7 @@ def test_a_reference_of_other_steps_is_stated(tmp_path):
     """Half the batch with the same epochs is twice the steps."""
     halved = replace(SearchConfig(stages=with_operations(BASE.stages, (8, 8, 8))), batch_size=48)
     make_study(tmp_path, "approximation", {"drops": SearchConfig(), "keeps": halved}, range(2), epochs=2, evaluation_seeds=(0,))
-    section = rq2.build(tmp_path, figures=False)
+    section = rq2.build(tmp_path)
     (row,) = section.tables["non_inferiority"].to_dict("records")
     assert (row["variant"], row["against"], row["steps_ratio"]) == ("drops", "keeps", 2.0)
     assert "|   steps ratio |" in to_text(section)
@@ -73,7 +74,7 @@ def test_a_reference_of_other_steps_is_stated(tmp_path):
 
 def test_non_inferiority_is_corrected_for_all_its_comparisons(tmp_path):
     study(tmp_path, 6, test_images=20000, accuracy={"any_name": 0.98, "at_random": 0.98})  # six pairs can show one, and not two
-    section = rq2.build(tmp_path, figures=False)
+    section = rq2.build(tmp_path)
     judged = section.tables["non_inferiority"]
     assert (judged["p"] == 2.0**-6).all()
     assert (judged["p_holm"] == 2 * 2.0**-6).all()
@@ -85,7 +86,7 @@ def test_non_inferiority_is_corrected_for_all_its_comparisons(tmp_path):
 
 def test_three_seeds_cannot_show_that_dropping_is_no_worse(tmp_path):
     study(tmp_path, 3, accuracy={"any_name": 1.0})
-    section = rq2.build(tmp_path, figures=False)
+    section = rq2.build(tmp_path)
     assert not section.tables["non_inferiority"]["shown"].any()
     assert section.conclusion[-2].endswith(
         "is not shown for any variant; n = 3 cannot show it, 7 pairs are needed for 2 comparisons."
@@ -122,7 +123,7 @@ def test_the_front_is_of_those_that_nothing_beats_in_both():
     rows = [(name, seed, "completed", error, cost, cost) for name, error, cost in POINTS for seed in range(4)]
     trials = pd.DataFrame(rows, columns=["variant", "seed", "status", "error_percent", "peak_mebibytes", "seconds"])
     trials["genotype_id"] = trials["trial_id"] = [f"{name} {seed}" for name, seed in trials[["variant", "seed"]].to_numpy()]
-    points = rq2.tradeoff_frame(trials, np.random.default_rng(0), "peak_mebibytes", "seconds").set_index("variant")
+    points = tradeoff_frame(trials, np.random.default_rng(0), "peak_mebibytes", "seconds").set_index("variant")
     assert list(points.index[points["seconds_front"]]) == ["cheap", "good", "between"]
 
 
@@ -135,7 +136,7 @@ def test_out_of_memory_is_a_result_and_the_rest_is_compared(tmp_path):
         trial_id = f"approximation-all_kept-s{seed}"
         (row,) = read_rows(folder, "trials", trial_id)
         write_rows(folder, "trials", trial_id, [row | {"status": "out_of_memory", "error": "stage 3 needs 17 GB"}])
-    section = rq2.build(tmp_path, figures=False)
+    section = rq2.build(tmp_path)
     kept = section.tables["variants"].set_index("variant").loc["all_kept"]
     assert (kept["completed"], kept["out_of_memory"]) == (0, 2)
     assert "- all_kept, seed 0: search out_of_memory (stage 3 needs 17 GB)" in to_text(section)
@@ -155,18 +156,18 @@ def test_a_variant_from_another_device_has_no_seconds(tmp_path):
     assert set(stages.loc[stages["peak_mebibytes"].isna(), "variant"]) == {"all_kept"}
     assert section.tables["seconds_differences"].set_index("variant").loc["all_kept", "n"] == 0
     assert any("left out are 2 searches" in line for line in section.missing)
-    legend = [text.get_text() for text in section.figures["tradeoff"].legends[0].get_texts()]
+    legend = [text.get_text() for text in section.figures["tradeoff"]().legends[0].get_texts()]
     assert legend[:-1] == ["any_name", "at_random", "drawn"]
 
 
 def test_costs_are_concluded_and_compared_with_a_dropping_search_that_was_measured_on_the_same_device(tmp_path):
     folder = study(tmp_path, 2)
-    at_random = rq2.build(tmp_path, figures=False).conclusion[-1]
+    at_random = rq2.build(tmp_path).conclusion[-1]
     assert re.fullmatch(r"Cost of a search against any_name, mean: at_random .* s and .* MiB; all_kept .* MiB\.", at_random)
     for seed in (0, 1):
         (row,) = read_rows(folder, "trials", f"approximation-any_name-s{seed}")
         write_rows(folder, "trials", f"approximation-any_name-s{seed}", [row | {"device": "cpu (slow)"}])
-    section = rq2.build(tmp_path, figures=False)
+    section = rq2.build(tmp_path)
     costs = section.tables["seconds_differences"].set_index("variant")
     assert costs["n"].to_dict() == {"any_name": 0, "all_kept": 2}
     found = section.tables["variants"].set_index("variant")["search_seconds"]
@@ -184,8 +185,8 @@ def test_the_script_writes_what_it_shows_and_needs_no_name(eight, tmp_path, caps
     assert all((tmp_path / f"rq2_{name}.svg").exists() for name in ("tradeoff", "learning_curves"))
     assert "## Published, not measured here" in text
     renamed = study(tmp_path / "other", 1, folder="my_own")
-    assert rq2.build(renamed, figures=False).tables["variants"]["variant"].tolist() == list(NAMES.values())
-    assert rq2.build(tmp_path / "other", figures=False) is None
+    assert rq2.build(renamed).tables["variants"]["variant"].tolist() == list(NAMES.values())
+    assert rq2.build(tmp_path / "other") is None
 
 
 @pytest.mark.parametrize("failed", [(), ("approximation-any_name-s0", "approximation-all_kept-s0")])

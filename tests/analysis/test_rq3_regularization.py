@@ -22,7 +22,7 @@ def effects(section):
 def test_planted_dropout_and_refinement_are_found_and_no_interaction(tmp_path):
     planted = {("with", 8): 0.96, ("with", 2): 0.97, ("without", 8): 0.94, ("without", 2): 0.95, ("drawn", 2): 0.97}
     make_limits_study(tmp_path, 8, planted)
-    section = rq3.build(tmp_path, figures=False)
+    section = rq3.build(tmp_path)
     found = effects(section)
     assert found["difference"].to_dict() == pytest.approx({"dropout": -2.0, "refinement": -1.0, "interaction": 0.0}, abs=0.3)
     assert dict(found["claimed"]) == {"dropout": True, "refinement": True, "interaction": False}
@@ -37,7 +37,7 @@ def test_planted_dropout_and_refinement_are_found_and_no_interaction(tmp_path):
 def test_the_variant_without_dropout_is_tested_among_the_effects_alone(tmp_path):
     planted = {("with", 8): 0.97, ("with", 2): 0.97, ("without", 8): 0.94, ("without", 2): 0.94, ("drawn", 2): 0.97}
     make_limits_study(tmp_path, 6, planted)
-    section = rq3.build(tmp_path, figures=False)
+    section = rq3.build(tmp_path)
     assert list(effects(section).index) == ["dropout", "refinement", "interaction"]
     (row,) = section.tables["error_differences"].to_dict("records")
     assert row["variant"] == "drawn"
@@ -48,7 +48,7 @@ def test_the_variant_without_dropout_is_tested_among_the_effects_alone(tmp_path)
 
 def test_without_a_2_x_2_table_the_variant_without_dropout_is_among_the_differences(tmp_path):
     make_limits_study(tmp_path, 6, {key: value for key, value in NULL.items() if key != ("without", 8)})
-    section = rq3.build(tmp_path, figures=False)
+    section = rq3.build(tmp_path)
     assert effects(section)["n"].tolist() == [0, 0, 0]
     assert list(section.tables["error_differences"]["variant"]) == ["without", "drawn"]
 
@@ -56,14 +56,14 @@ def test_without_a_2_x_2_table_the_variant_without_dropout_is_among_the_differen
 def test_a_planted_interaction_is_found(tmp_path):
     planted = NULL | {("without", 8): 0.93}  # either regularizer alone repairs it
     make_limits_study(tmp_path, 8, planted)
-    found = effects(rq3.build(tmp_path, figures=False))
+    found = effects(rq3.build(tmp_path))
     assert found.loc["interaction", "difference"] == pytest.approx(4.0, abs=0.5)
     assert found.loc["interaction", "claimed"]
 
 
 def test_a_planted_null_is_reported_as_null_with_what_could_have_been_seen(tmp_path):
     make_limits_study(tmp_path, 8, NULL)
-    section = rq3.build(tmp_path, figures=False)
+    section = rq3.build(tmp_path)
     assert not effects(section)["claimed"].any()
     assert section.conclusion[0].startswith("No effect of either regularizer is shown (smallest Holm-adjusted p ")
     assert section.conclusion[-1].startswith("No spread between seeds is shown to differ (smallest Holm-adjusted p ")
@@ -76,7 +76,7 @@ def test_a_planted_null_is_reported_as_null_with_what_could_have_been_seen(tmp_p
 
 def test_a_limit_that_changed_no_cell_has_no_effect_to_be_tested(tmp_path):
     make_limits_study(tmp_path, 6, NULL, derived_skips=2)
-    section = rq3.build(tmp_path, figures=False)
+    section = rq3.build(tmp_path)
     assert list(effects(section).index) == ["dropout"]
     assert effects(section).loc["dropout", "p"] == effects(section).loc["dropout", "p_holm"]
     assert section.conclusion[0].startswith("No effect of dropout on skip-connects is shown")
@@ -88,13 +88,13 @@ def test_a_limit_that_changed_no_cell_has_no_effect_to_be_tested(tmp_path):
 
 def test_cells_that_a_limit_changed_are_counted(tmp_path):
     make_limits_study(tmp_path, 3, NULL)
-    table = rq3.build(tmp_path, figures=False).tables["by_limit"].set_index(["variant", "max_skips"])["changed"]
+    table = rq3.build(tmp_path).tables["by_limit"].set_index(["variant", "max_skips"])["changed"]
     assert table["with"].to_dict() == table["without"].to_dict() == {2: 3, 8: 0}
 
 
 def test_effects_are_those_of_the_evaluations(tmp_path):
     path = make_limits_study(tmp_path, 3, NULL)
-    table = rq3.build(tmp_path, figures=False).tables["effects"].set_index("effect")
+    table = rq3.build(tmp_path).tables["effects"].set_index("effect")
     evaluations = read_table(path, "evaluations").set_index("genotype_id")["error_percent"]
     genotypes = read_table(path, "genotypes").query("stage == 3").set_index(["trial_id", "max_skips"])["genotype_id"]
 
@@ -112,7 +112,7 @@ def test_a_limit_at_which_cells_were_evaluated_by_chance_does_not_count(tmp_path
         row for row in read_rows(path, "genotypes", "regularization-without-s0") if row["stage"] == 3 and row["max_skips"] == 8
     ]
     make_evaluations(path, chosen[0], "cifar10", START, (0,), 8000, 0.5)
-    section = rq3.build(tmp_path, figures=False)
+    section = rq3.build(tmp_path)
     limits = section.tables["by_limit"]
     assert set(limits.loc[limits["variant"] == "without", "max_skips"]) == {2}
     assert "without: 1 of 3 searches evaluated at M = 8, left out there" in section.missing
@@ -125,7 +125,7 @@ def test_skip_connects_as_derived_are_compared_between_searches(tmp_path):
     for seed in range(6):
         rows = read_rows(path, "genotypes", f"regularization-without-s{seed}")
         write_rows(path, "genotypes", f"regularization-without-s{seed}", [row | {"skips": row["skips"] + 3} for row in rows])
-    (row,) = rq3.build(tmp_path, figures=False).tables["skip_differences"].to_dict("records")
+    (row,) = rq3.build(tmp_path).tables["skip_differences"].to_dict("records")
     assert (row["variant"], row["n"], row["difference"]) == ("without", 6, 3.0)
 
 
@@ -135,7 +135,7 @@ def test_collapsed_searches_are_counted(tmp_path):
         rows = read_rows(path, "epochs", f"regularization-without-s{seed}")
         rows[-1 if seed else 0]["collapsed"] = True  # one at the end, one on the way
         write_rows(path, "epochs", f"regularization-without-s{seed}", rows)
-    table = rq3.build(tmp_path, figures=False).tables["collapse"].set_index("variant")
+    table = rq3.build(tmp_path).tables["collapse"].set_index("variant")
     assert table.loc["without", ["n", "collapsed_at_end", "at_any_epoch", "rate_percent"]].tolist() == [4, 1, 2, 25.0]
     assert table.loc["with", "collapsed_at_end"] == 0
     assert table.loc["without", "low_percent"] < 25 < table.loc["without", "high_percent"]
@@ -155,10 +155,10 @@ def test_the_script_writes_what_it_shows_and_a_curve_of_eigenvalues_where_there_
 
 def test_a_study_without_the_plain_variant_says_so(tmp_path):
     make_study(tmp_path, "regularization", {"with": SearchConfig()}, (0,), epochs=1, evaluation_seeds=(0,))
-    text = to_text(rq3.build(tmp_path, figures=False))
+    text = to_text(rq3.build(tmp_path))
     assert "no two variants that differ in nothing but dropout on skip-connects" in text
     assert "eigenvalue was not measured" in text
-    assert rq3.build(tmp_path / "regularization", figures=False) is not None
+    assert rq3.build(tmp_path / "regularization") is not None
 
 
 def test_spread_between_seeds_is_compared_with_and_without_each_regularizer(tmp_path):
@@ -167,7 +167,7 @@ def test_spread_between_seeds_is_compared_with_and_without_each_regularizer(tmp_
         rows = [row for row in read_rows(path, "genotypes", f"regularization-without-s{seed}") if row["stage"] == 3]
         chosen = next(row for row in rows if row["max_skips"] == 2)
         make_evaluations(path, chosen, "cifar10", START, (0,), 8000, 0.70 + 0.05 * seed)
-    section = rq3.build(tmp_path, figures=False)
+    section = rq3.build(tmp_path)
     table = section.tables["spread_between_seeds"].set_index("variant")
     assert list(table.index) == ["with", "without", "drawn", "with, as derived", "without, as derived"]
     assert np.isnan(table.loc["with", "p"])

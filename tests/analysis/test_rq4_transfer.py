@@ -51,7 +51,7 @@ def pair(section, first, second):
 
 def test_settings_that_order_cells_alike_are_found_and_agree_beyond_size(tmp_path):
     study(tmp_path)
-    section = rq4.build(tmp_path, figures=False)
+    section = rq4.build(tmp_path)
     row = pair(section, "cifar10, cifar", "imagenet, imagenet-mobile")
     assert row["n"] == 9
     assert row["tau"] > 0.7
@@ -64,7 +64,7 @@ def test_settings_that_order_cells_alike_are_found_and_agree_beyond_size(tmp_pat
 
 def test_settings_that_order_cells_differently_are_reported_as_not_shown_to_agree(tmp_path):
     study(tmp_path, order=[4, 8, 0, 6, 2, 5, 1, 7, 3])
-    section = rq4.build(tmp_path, figures=False)
+    section = rq4.build(tmp_path)
     assert pair(section, "cifar10, cifar", "cifar10, cifar-short")["ci_low"] > 0
     assert "agreement in the order of 9 cells is not shown" in section.conclusion[1]
     assert section.conclusion[1].endswith("; a true tau of 0.75 could have been claimed (80 % power).")
@@ -72,11 +72,11 @@ def test_settings_that_order_cells_differently_are_reported_as_not_shown_to_agre
 
 def test_the_papers_table_has_a_row_a_cell_and_never_averages_settings(tmp_path):
     study(tmp_path)
-    table = rq4.build(tmp_path, figures=False).tables["cells"].set_index("cell")
+    table = rq4.build(tmp_path).tables["cells"].set_index("cell")
     assert list(table.index) == list(CELLS)
     assert table.loc["cell_0", "cifar10, cifar: error_percent"] == pytest.approx(12, abs=1.5)
     assert table.loc["cell_0", "imagenet, imagenet-mobile: error_percent"] == pytest.approx(30, abs=2)
-    mobile = rq4.build(tmp_path, figures=False).tables["imagenet"].set_index("cell")
+    mobile = rq4.build(tmp_path).tables["imagenet"].set_index("cell")
     assert list(mobile.index) == list(CELLS)
     assert mobile.loc["cell_0", "top1_percent"] == pytest.approx(table.loc["cell_0", "imagenet, imagenet-mobile: error_percent"])
     assert mobile.loc["cell_0", "top5_percent"] == pytest.approx(mobile.loc["cell_0", "top1_percent"] / 4)
@@ -94,7 +94,7 @@ def test_a_cell_above_the_gate_is_named_with_its_reason(tmp_path):
             trial_id,
             [row | gone | {"status": "failed", "failure": "650M multiply-adds", "macs": 640_000_000}],
         )
-    section = rq4.build(tmp_path, figures=False)
+    section = rq4.build(tmp_path)
     mobile = section.tables["imagenet"].set_index("cell")
     assert mobile["refused_or_failed"].sum() == 1
     assert mobile["under_gate"].tolist().count(False) == 1
@@ -106,12 +106,12 @@ def test_two_recipes_of_one_name_are_settings_of_their_own_and_one_can_be_chosen
     folder = study(tmp_path, cells=2, settings=("cifar", "cifar-short"))
     (row,) = read_rows(folder, "evaluations", read_table(folder, "evaluations")["trial_id"].iloc[0])
     write_rows(folder, "evaluations", "other", [row | {"trial_id": "other", "recipe_id": f"{row['recipe']}-0123abcd"}])
-    settings = {name.removesuffix(": error_percent") for name in rq4.build(tmp_path, figures=False).tables["cells"] if ":" in name}
+    settings = {name.removesuffix(": error_percent") for name in rq4.build(tmp_path).tables["cells"] if ":" in name}
     names = {name.removesuffix(": error_percent_sd") for name in settings}
     assert names == {f"cifar10, {row['recipe']}-0123abcd", f"cifar10, {row['recipe_id']}"} | (
         {"cifar10, cifar", "cifar10, cifar-short"} - {f"cifar10, {row['recipe']}"}
     )
-    one = rq4.build(tmp_path, figures=False, recipe=row["recipe_id"])
+    one = rq4.build(tmp_path, recipe=row["recipe_id"])
     assert sum(name.endswith("error_percent") for name in one.tables["cells"]) == 1
 
 
@@ -139,7 +139,7 @@ def test_the_script_writes_what_it_shows(tmp_path, capsys):
 def test_two_settings_are_compared_in_the_seeds_that_a_cell_has_in_both(tmp_path):
     """The first setting has a third seed of all cells but one, whose errors would turn the order round."""
     folder = study(tmp_path, cells=6, settings=("cifar", "cifar-short"))
-    before = pair(rq4.build(tmp_path, figures=False), "cifar10, cifar", "cifar10, cifar-short")
+    before = pair(rq4.build(tmp_path), "cifar10, cifar", "cifar10, cifar-short")
     assert (before["n"], before["seeds"]) == (6, "2")
     runs = read_table(folder, "evaluations").query("recipe == 'cifar' and seed == 1")
     genotypes = read_table(folder, "trials").merge(read_table(folder, "genotypes")).set_index("variant")["genotype_id"]
@@ -147,7 +147,7 @@ def test_two_settings_are_compared_in_the_seeds_that_a_cell_has_in_both(tmp_path
         (row,) = read_rows(folder, "evaluations", runs.set_index("genotype_id").loc[genotypes[f"cell_{index}"], "trial_id"])
         turned = {"trial_id": f"{row['trial_id']}-more", "seed": 7, "accuracy": 0.9 - 0.1 * index}
         write_rows(folder, "evaluations", turned["trial_id"], [row | turned])
-    after = rq4.build(tmp_path, figures=False)
+    after = rq4.build(tmp_path)
     row = pair(after, "cifar10, cifar", "cifar10, cifar-short")
     pd.testing.assert_series_equal(row, before)
     assert "cell_5: cifar10, cifar has 3 seeds and cifar10, cifar-short 2, of which 2 are the same" in after.missing
@@ -158,7 +158,7 @@ def test_two_settings_are_compared_in_the_seeds_that_a_cell_has_in_both(tmp_path
             if run.recipe not in kept:
                 (folder / "evaluations" / f"{run.trial_id}.parquet").unlink()
     (folder / "evaluations" / f"{runs.set_index('genotype_id').loc[genotypes['cell_0'], 'trial_id']}.parquet").unlink()
-    last = rq4.build(tmp_path, figures=False)
+    last = rq4.build(tmp_path)
     row = pair(last, "cifar10, cifar", "cifar10, cifar-short")
     assert (row["n"], row["seeds"]) == (5, "1 to 2")
     assert "cell_3: cifar10, cifar has 2 seeds and cifar10, cifar-short 1, of which 0 are the same" in last.missing
@@ -174,7 +174,7 @@ def test_two_settings_are_compared_in_the_seeds_that_a_cell_has_in_both(tmp_path
 def test_settings_without_a_common_seed_are_not_correlated(tmp_path):
     study(tmp_path, cells=6, settings=("cifar",), seeds=(0,))
     study(tmp_path, cells=6, settings=("cifar-short",), seeds=(1,))
-    section = rq4.build(tmp_path, figures=False)
+    section = rq4.build(tmp_path)
     row = pair(section, "cifar10, cifar", "cifar10, cifar-short")
     assert (row["n"], row["seeds"]) == (0, "0")
     assert np.isnan(row["tau"])

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from common.section import Section, as_text, heading, run_script, table_markdown, to_text, write_section
+import rq1_depth_gap
+from common.section import Section, as_text, heading, show_answer, table_markdown, to_text, write_section
 
 TABLE = pd.DataFrame(
     {
@@ -30,7 +31,7 @@ def section(**changes):
         "name": "rq9",
         "title": "RQ9?",
         "tables": {"variants": TABLE, "nothing": TABLE.iloc[:0], "published": TABLE[["variant", "n"]]},
-        "figures": {"line": figure},
+        "figures": {"line": lambda: figure},
         "conclusion": ("One.", "Two."),
         "missing": ("deep, seed 1",),
         "notes": {"variants": "How to read it."},
@@ -75,9 +76,7 @@ def test_a_section_becomes_files_whose_csv_holds_every_digit(tmp_path):
 
 
 def test_the_command_prints_the_main_table_and_the_conclusion(tmp_path, capsys):
-    (tmp_path / "mine" / "trials").mkdir(parents=True)
-    (tmp_path / "mine" / "trials" / "a.parquet").touch()
-    run_script(lambda _, **__: section(), "mine", "About.", ["--results", str(tmp_path)])
+    show_answer(lambda: (section(), tmp_path / "mine" / "report"))
     out = capsys.readouterr().out
     assert out.startswith(table_markdown(TABLE))
     assert out.splitlines()[-3:] == ["One.", "Two.", f"report: {tmp_path / 'mine' / 'report' / 'rq9.md'}"]
@@ -85,6 +84,6 @@ def test_the_command_prints_the_main_table_and_the_conclusion(tmp_path, capsys):
 
 def test_a_folder_without_data_is_one_line_and_exit_code_2(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run_script(lambda _, **__: None, "mine", "About.", ["--results", str(tmp_path)])
+        rq1_depth_gap.main(["--results", str(tmp_path)])
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,136 @@
+"""A question to a study: how its script reads the study, and the answer that the script writes.
+
+A script is a `Question`: a few lines of data, and a function that fills an `Answer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.figures import SEARCH_NOTES
+from common.section import Draw, Section, show_answer
+from common.study_tables import (
+    Configs,
+    Read,
+    StudyTables,
+    by_setting,
+    choose_settings,
+    describe_study,
+    estimate_note,
+    find_study,
+    keep_one_device,
+    list_missing,
+    measure_trials,
+    read_configs,
+    read_study,
+)
+from pdarts_tune.config.command_line import parse
+from pdarts_tune.config.serialize import ConfigError
+
+RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
+
+
+@dataclass
+class Answer:
+    """A study, and what a question's script says of it: the script fills the fields after `rng`."""
+
+    study: StudyTables
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(RNG_SEED))
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Draw] = field(default_factory=dict)
+    conclusion: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    about: str = ""  # where the figures come from, if not as `describe_study` says
+
+    @cached_property
+    def configs(self) -> Configs:
+        return read_configs(self.study.trials)
+
+    @cached_property
+    def measures(self) -> pd.DataFrame:
+        return measure_trials(self.study)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    results: Path = Path("results")
+    """The results folder, which holds one folder a study; or the folder of one study."""
+    out: Path | None = None
+    """Where the files go; the study's own folder `report` if not given."""
+    recipe: str | None = None
+    """Evaluations by this recipe alone, given by its name or id."""
+    data: str | None = None
+    """Evaluations on this data set alone."""
+
+
+@dataclass(frozen=True)
+class Question:
+    name: str  # of its files, such as "rq1"
+    study: str  # the name of its study
+    text: str | None  # of its script: the first line is the section's title
+    notes: Mapping[str, str]  # how to read a table or a figure, by its name
+    is_about: Callable[[StudyTables], bool]  # whether a study of another name answers it
+    fill: Callable[[Answer], None]
+    across_settings: bool = False  # else the answer is on the first of the study's data sets and recipes alone
+    epoch_columns: tuple[str, ...] = ()  # of the table `epochs`, beside those that all answers need
+
+    def build(self, results: Path, recipe: str | None = None, data: str | None = None, read: Read = read_study) -> Section | None:
+        """The answer, from the study of this name in `results`, or from `results` itself; None where they hold no data for it.
+
+        Raises:
+            ConfigError: the study cannot be read, has no such recipe or data set, or a configuration is unknown.
+        """
+        folder = find_study(results, self.study)
+        if folder is None:
+            return None
+        study, missing = choose_settings(read(folder, self.epoch_columns), recipe, data), []
+        if not self.across_settings:
+            (setting, study), *others = by_setting(study).items()
+            if others:
+                known = "; ".join(name for name, _ in others)
+                missing.append(
+                    f"the answer is on {setting} alone; --data and --recipe choose others ({known}), compare.py shows all of them"
+                )
+            study, other_devices = keep_one_device(study)
+            missing[:0] = list_missing(study, measure_trials(study)) + other_devices
+        if folder.name != self.study and not self.is_about(study):
+            return None
+        answer = Answer(study, missing=missing)
+        self.fill(answer)
+        return Section(
+            self.name,
+            title=(self.text or "").partition("\n")[0] + estimate_note(study),
+            tables=answer.tables,
+            figures=answer.figures,
+            conclusion=tuple(answer.conclusion),
+            missing=tuple(answer.missing),
+            notes=SEARCH_NOTES | dict(self.notes) | answer.notes,
+            about=answer.about or describe_study(study),
+        )
+
+    def main(self, arguments: Sequence[str] | None = None) -> None:
+        """The script's command line. Exit code 2, after one line, where the folder cannot be read or has no data."""
+        settings = parse(Arguments, arguments, description=self.text or "")
+
+        def answer() -> tuple[Section, Path]:
+            section = self.build(settings.results, recipe=settings.recipe, data=settings.data)
+            folder = find_study(settings.results, self.study)
+            if folder is None:
+                raise ConfigError(
+                    f"{settings.results}: holds no study {self.study}; --results is the folder that holds one folder a study"
+                )
+            if section is None:
+                raise ConfigError(
+                    f"{settings.results}: nothing that this question is about differs between the variants of the study "
+                    f"{folder.name}; analysis/compare.py compares whatever differs"
+                )
+            return section, settings.out or folder / "report"
+
+        show_answer(answer)
