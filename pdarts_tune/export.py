@@ -97,7 +97,7 @@ def _build(settings: Arguments) -> TrainedNetwork:
             raise ConfigError(f"weights: {settings.weights}: {error}") from None
     size = network_size(state)
     stem: Any = size.get("stem", config.stem)
-    config = replace(config, stem=stem, image_size=config.image_size or (32 if stem == "cifar" else 224))
+    config = replace(config, stem=stem, image_size=config.image_size or (32 // config.downsample if stem == "cifar" else 224))
     last = [len(bias) for name, bias in state.items() if name.endswith("classifier.bias") and "auxiliary" not in name]
     first = [tensor.shape[1] for name, tensor in state.items() if name.endswith(("stem.0.weight", "stem0.0.weight"))]
     classes = last[0] if last else settings.classes or (10 if stem == "cifar" else 1000)

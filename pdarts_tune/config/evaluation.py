@@ -71,6 +71,7 @@ class EvalConfig:
     auxiliary_weight: NonNegativeFloat = 0.4
     stem: Stem = later("cifar")  # imagenet: three convolutions of stride 2 first, an eighth of the resolution
     image_size: Positive | None = later(None)  # pixels, height and width: images are cropped to it and streamed; None: as they are
+    downsample: Positive = later(1)  # each square of so many pixels a side becomes one, their mean: 2 makes 16x16 of 32x32
     schedule: Literal["cosine", "linear"] = later("cosine")  # of the learning rate, to 0 after the last epoch
     warmup_epochs: Natural = later(0)  # in which the learning rate rises linearly
     label_smoothing: Fraction = later(0.0)

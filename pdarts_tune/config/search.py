@@ -83,6 +83,7 @@ class SearchConfig:
     execution: Execution = later(DEFAULT_EXECUTION)
     memory_limit: Positive | None = later(None)  # bytes of device memory that a stage may take, by prediction; None: no limit
     image_size: Positive | None = later(None)  # pixels, height and width: images are cropped to it and streamed; None: as they are
+    downsample: Positive = later(1)  # each square of so many pixels a side becomes one, their mean: 2 makes 16x16 of 32x32
     skip_bad_images: bool = later(False)  # leave out images that cannot be read, rather than refuse the set
     stem: Stem = later("cifar")  # imagenet: three convolutions of stride 2 first, an eighth of the resolution
     space: Annotated[str | SearchSpace, PlainValidator(_read_space)] = later("full")  # what the first stage starts from

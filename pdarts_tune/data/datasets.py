@@ -9,7 +9,8 @@
 | `parquet:PATH` | a folder of Parquet files as on the Hugging Face hub (layouts.py) |
 
 Without an `image_size` the images of a set must be square and of one size. They live on the device whole, and augmentation shifts
-them. With an `image_size` (recipes for ImageNet have one) images of any shape stream from files, cropped to that size.
+them; `downsample` makes them smaller first. With an `image_size` (recipes for ImageNet have one) images of any shape stream from
+files, cropped to that size.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.data.cache import DATA_VARIABLE, data_folder
 from pdarts_tune.data.decoding import one_line
 from pdarts_tune.data.files import FolderImages, ParquetImages, count_shared, image_layout, unpack
-from pdarts_tune.data.in_memory import ImageSet, check_memory, count_equal, decode_part
+from pdarts_tune.data.in_memory import ImageSet, average_squares, check_memory, count_equal, decode_part
 from pdarts_tune.data.layouts import Source, open_folders, open_parquet
 from pdarts_tune.data.normalisation import IMAGENET_MOMENTS, Moments, check_moments, pixel_moments, sample_moments
 from pdarts_tune.data.splits import Part, first_of_each_class, stratified_order
@@ -104,7 +105,7 @@ def load_dataset(config: SearchConfig | EvalConfig, moments: Moments | None = No
     """Opens the data set that a configuration names: decodes it (or maps the decoded cache), or prepares it to stream.
 
     It reads `data`; `train_images` and `test_images` (at most so many images, each class in equal number as far as possible);
-    `image_size`; `skip_bad_images` (leave bad images out and warn, rather than refuse the set); `split_seed` (draws the test part
+    `image_size`; `downsample` (images are averaged over squares of so many pixels a side once, and cached); `skip_bad_images` (leave bad images out and warn, rather than refuse the set); `split_seed` (draws the test part
     of `digits`, a stratified fifth; other sets come with a test part). Grayscale images of a colour set get three equal channels.
     `moments` normalise the images; None: those of a new training (normalisation.py).
 
@@ -126,6 +127,7 @@ def load_dataset(config: SearchConfig | EvalConfig, moments: Moments | None = No
             _decode(images, part, channels, side, skip_bad, source.class_names, left_out)
             for images, part in zip((source.train, source.test), rows, strict=True)
         )
+        train, test = (average_squares(images, config.downsample) for images in (train, test))
         mean, std = moments or pixel_moments(train.images)
         parts: tuple[Part, Part] = train, test
         shared = count_equal(train, test)
@@ -158,7 +160,7 @@ def check_dataset(config: SearchConfig | EvalConfig) -> DatasetInfo:
     counts = [len(_chosen_rows(*part)) for part in ((config.train_images, source.train), (config.test_images, source.test))]
     for count in counts if config.image_size is None else ():
         check_memory(count, channels, side)
-    return DatasetInfo(channels, side, len(source.class_names), *counts)
+    return DatasetInfo(channels, side // config.downsample, len(source.class_names), *counts)
 
 
 def _chosen_rows(count: int | None, images: Images) -> Rows:
@@ -170,11 +172,18 @@ def _chosen_rows(count: int | None, images: Images) -> Rows:
 
 
 def _layout(images: Images, config: SearchConfig | EvalConfig) -> tuple[int, int]:
-    if not isinstance(images, ImageSet):
-        return image_layout(images, config.image_size, config.skip_bad_images)
-    if config.image_size is not None:
-        raise ConfigError(f"image_size: {config.data}'s images have {images.side} pixels and do not stream, leave image_size out")
-    return images.channels, images.side
+    """Channels and side of the images in pixels, before they are averaged."""
+    if isinstance(images, ImageSet):
+        channels, side = images.channels, images.side
+        if config.image_size is not None:
+            raise ConfigError(f"image_size: {config.data}'s images have {side} pixels and do not stream, leave image_size out")
+    else:
+        channels, side = image_layout(images, config.image_size, config.skip_bad_images)
+    if config.downsample > 1 and config.image_size is not None:
+        raise ConfigError(f"downsample: images with an image_size ({side}) stream and are cropped to it, leave one of the two out")
+    if side % config.downsample:
+        raise ConfigError(f"downsample: {config.downsample} does not divide the {side} pixels of {config.data}'s images")
+    return channels, side
 
 
 def _decode(

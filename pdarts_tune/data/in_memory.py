@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.data.cache import cached_folder, combined_key
@@ -120,12 +121,40 @@ def _decode_cached(
     key = combined_key(FORMAT, images.content_key(), str(shape), ",".join(map(str, rows.tolist())))
     folder = cached_folder(f"images-{key}", build)
     try:
-        # Copy on write: processes share pages, and torch gets memory that it may write.
-        pixels = np.load(folder / "images.npy", mmap_mode="c")
         errors = {int(index): error for index, error in json.loads((folder / "wrong.json").read_text()).items()}
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: damaged ({one_line(error)}), delete it and the images are decoded anew") from None
-    return pixels, errors
+        raise _damaged(folder, error) from None
+    return _map_images(folder), errors
+
+
+def average_squares(part: ImageSet, side: int) -> ImageSet:
+    """The images with every square of `side` x `side` pixels as one pixel: the rounded mean. They come from the cache.
+
+    Raises:
+        ConfigError: the cache cannot be written or is damaged.
+    """
+    if side == 1:
+        return part
+
+    def build(folder: Path) -> None:
+        means = [functional.avg_pool2d(images.float(), side).round().to(torch.uint8) for images in part.images.split(4096)]
+        np.save(folder / "images.npy", torch.cat(means).numpy())
+
+    key = combined_key(FORMAT, digest(part.images.numpy().tobytes()).hex(), str(tuple(part.images.shape)), str(side))
+    return ImageSet(torch.from_numpy(_map_images(cached_folder(f"averaged-{key}", build))), part.labels)
+
+
+def _map_images(folder: Path) -> NDArray[np.uint8]:
+    """The cached images. Processes share their pages; a process that writes gets its own copy."""
+    try:
+        pixels: NDArray[np.uint8] = np.load(folder / "images.npy", mmap_mode="c")
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from None
+    return pixels
+
+
+def _damaged(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{folder}: damaged ({one_line(error)}), delete it and the images are decoded anew")
 
 
 def count_equal(train: ImageSet, test: ImageSet) -> int:

@@ -37,7 +37,7 @@ class TrainedNetwork(nn.Module):
         state = saved["state_dict"]
         size, first = network_size(state), state["stem.0.weight" if config.stem == "cifar" else "stem0.0.weight"]
         channels, cells, classes = int(size["channels"]), int(size["cells"]), len(state["classifier.bias"])
-        shape = NetworkConfig(channels, cells, classes, config.image_size or 32, config.stem, first.shape[1])
+        shape = NetworkConfig(channels, cells, classes, config.image_size or 32 // config.downsample, config.stem, first.shape[1])
         self.network = EvalNetwork(genotype, shape, auxiliary=False)
         self.network.evaluation = cell_evaluation(config.execution)
         load_darts_state_dict(self.network, state)

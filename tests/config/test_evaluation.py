@@ -52,6 +52,7 @@ def test_what_changes_results_changes_the_id_and_what_changes_speed_alone_does_n
         "auto_width": True,
         "sync_batch_norm": False,
         "image_size": 64,
+        "downsample": 2,
         "warmup_epochs": 1,
         "validation_fraction": 0.5,
         "label_smoothing": 0.5,

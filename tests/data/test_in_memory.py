@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from images import encode, load, pixels, refuse, write_folders, write_image_set, write_parquet
+from images import check, encode, load, pixels, refuse, write_folders, write_image_set, write_parquet
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.data import decoding, in_memory
 
@@ -109,3 +109,30 @@ def test_a_set_that_is_too_large_for_a_device_is_told_to_stream(tmp_path, monkey
     refuse(name, r"12 images of 8 pixels decode to 0.0 GiB, more than .* give an image_size, so that they stream")
     assert len(load(name, train_images=10).train) == 10
     assert len(load(name, image_size=8).train) == 12
+
+
+def test_squares_of_pixels_become_their_rounded_mean_once(tmp_path, cache, monkeypatch):
+    name = write_image_set(tmp_path / "images", size=8)
+    whole, halved = load(name), load(name, downsample=2)
+    means = whole.train.images.double().view(40, 3, 4, 2, 4, 2).mean(dim=(3, 5))
+    assert halved.train.images.shape == (40, 3, 4, 4)
+    assert halved.train.images.dtype == torch.uint8
+    assert (halved.train.images - means).abs().max() <= 0.5
+    assert torch.equal(halved.train.labels, whole.train.labels)
+    assert torch.equal(halved.test.images, load(name, downsample=2).test.images)
+    assert (halved.image_size, check(name, downsample=2).image_size, halved.pad) == (4, 4, 0)
+    assert len(folders(cache)) == 4  # decoded and averaged, training and test part
+    monkeypatch.setattr(in_memory.functional, "avg_pool2d", None)  # a second averaging would fail
+    assert torch.equal(load(name, downsample=2).train.images, halved.train.images)
+
+
+def test_a_square_that_does_not_divide_the_images_or_a_stream_is_refused(tmp_path):
+    name = write_image_set(tmp_path / "images", size=8)
+    refuse(name, f"downsample: 3 does not divide the 8 pixels of {name}'s images", downsample=3)
+    refuse(
+        name,
+        r"downsample: images with an image_size \(8\) stream and are cropped to it, leave one of the two",
+        downsample=2,
+        image_size=8,
+    )
+    refuse("digits", "downsample: 16 does not divide the 8 pixels of digits's images", downsample=16)
