@@ -105,8 +105,9 @@ def load_dataset(config: SearchConfig | EvalConfig, moments: Moments | None = No
     """Opens the data set that a configuration names: decodes it (or maps the decoded cache), or prepares it to stream.
 
     It reads `data`; `train_images` and `test_images` (at most so many images, each class in equal number as far as possible);
-    `image_size`; `downsample` (images are averaged over squares of so many pixels a side once, and cached); `skip_bad_images` (leave bad images out and warn, rather than refuse the set); `split_seed` (draws the test part
-    of `digits`, a stratified fifth; other sets come with a test part). Grayscale images of a colour set get three equal channels.
+    `image_size`; `downsample` (images are averaged over squares of so many pixels a side, once: the means are cached);
+    `skip_bad_images` (leave bad images out and warn, rather than refuse the set); `split_seed` (draws the test part of `digits`, a
+    stratified fifth; other sets come with a test part). Grayscale images of a colour set get three equal channels.
     `moments` normalise the images; None: those of a new training (normalisation.py).
 
     Warns of test images that equal a training image: in pixels, or where images stream in bytes (files.SHARED_LIMIT).
