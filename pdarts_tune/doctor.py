@@ -37,7 +37,7 @@ class Arguments:
     """What the study will be given."""
 
     preset: str = "laptop"
-    """Whose stages are tried on each device: smoke, laptop, cifar-mini or paper."""
+    """Whose stages are tried on each device: smoke, laptop, cifar-small or paper."""
     data: str | None = None
     """Data set, as the study gets it; without it, the preset's."""
     results: str = "results"

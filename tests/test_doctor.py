@@ -95,4 +95,4 @@ def test_an_unknown_preset_is_exit_2(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--preset", "papr"])
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == "error: preset: 'papr' is unknown, known are smoke, laptop, cifar-mini, paper\n"
+    assert capsys.readouterr().err == "error: preset: 'papr' is unknown, known are smoke, laptop, cifar-small, paper\n"

@@ -69,7 +69,7 @@ class Arguments:
     """The command line of every study."""
 
     preset: str = "laptop"
-    """How large: smoke, laptop, cifar-mini, paper, or a size of the study's own."""
+    """How large: smoke, laptop, cifar-small, paper, or a size of the study's own."""
     results: str = "results"
     """Folder for tables, report and MLflow store, or s3://BUCKET/FOLDER or another file system's; a study in it is continued."""
     data: str | None = None

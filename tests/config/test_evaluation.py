@@ -30,7 +30,7 @@ def test_ids_of_results_already_written_hold():
     written = {
         "smoke": "smoke-4ea305b5",
         "laptop": "laptop-767df321",
-        "cifar-mini": "cifar-mini-0a3d1065",
+        "cifar-small": "cifar-small-a4aa1a32",
         "paper": "cifar-e76ad929",
     }
     assert {name: preset.evaluation.recipe_id for name, preset in PRESETS.items()} == written

@@ -105,7 +105,7 @@ def test_a_method_by_its_bare_name_is_refused_in_python_too():
         SearchConfig(method="random")
 
 
-@pytest.mark.parametrize("preset", ["smoke", "laptop", "cifar-mini", "paper"])
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "cifar-small", "paper"])
 def test_random_search_gets_as_many_candidates_as_the_time_of_the_other_search_allows(preset):
     like = PRESETS[preset].search.stages
     stage = Stage(5, 8, epochs=1, warmup_epochs=1)

@@ -82,7 +82,7 @@ def test_data_in_files_are_named_by_their_whole_path_since_trials_start_in_other
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "huge"}, "preset: 'huge' is unknown, known are smoke, laptop, cifar-mini, paper"),
+        ({"preset": "huge"}, "preset: 'huge' is unknown, known are smoke, laptop, cifar-small, paper"),
         ({"preset": "smoke", "variants": "flat,bsae"}, "variants: 'bsae' is unknown, known are base, flat"),
         ({"preset": "smoke", "seeds": 0}, "seeds: 0 is wrong, it must be at least 1"),
         ({"preset": "smoke", "evaluation_seeds": -1}, "evaluation_seeds: -1 is wrong"),
@@ -251,7 +251,7 @@ def test_a_studys_own_sizes_are_presets_too():
     tiny = replace(PRESETS["smoke"], seeds=5)
     study = Study("own", "?", two_variants, presets={"tiny": tiny})
     assert make_plan(study, Arguments("tiny")).seeds == 5
-    with pytest.raises(ConfigError, match="preset: 'huge' is unknown, known are smoke, laptop, cifar-mini, paper, tiny"):
+    with pytest.raises(ConfigError, match="preset: 'huge' is unknown, known are smoke, laptop, cifar-small, paper, tiny"):
         make_plan(study, Arguments("huge"))
 
 

@@ -74,7 +74,7 @@ def test_equal_memory_is_equal_in_predicted_bytes(preset, side, channels):
 
 
 def test_equal_memory_is_compared_at_about_equal_steps():
-    for preset, apart in (("laptop", 0.15), ("cifar-mini", 0.2), ("paper", 0.05)):  # as near as whole epochs allow
+    for preset, apart in (("laptop", 0.15), ("cifar-small", 0.2), ("paper", 0.05)):  # as near as whole epochs allow
         variants = {name: variant.search for name, variant in arms(approximation.STUDY, preset).items()}
         base, fitting = variants["lowest_dropped"], variants["nothing_dropped_same_memory"]
         assert fitting.batch_size < 0.6 * base.batch_size
@@ -167,7 +167,7 @@ def test_the_baselines_of_the_paper_s_preset_are_no_miniatures_whatever_its_sett
 
     assert methods("paper", *changes)["pc_darts"].method.k == 4
     assert methods("paper", *changes)["darts_first"].stages == methods("paper")["darts_first"].stages
-    assert methods("cifar-mini", "stages.2.epochs=30")["pc_darts"].method.k == 2
+    assert methods("cifar-small", "stages.2.epochs=30")["pc_darts"].method.k == 2
 
 
 def test_each_remedy_stands_alone_in_p_darts_stages_without_its_own():

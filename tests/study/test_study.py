@@ -57,7 +57,7 @@ def run_main(arguments, capsys, study=STUDY):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "huge"], "preset: 'huge' is unknown, known are smoke, laptop, cifar-mini, paper"),
+        (["--preset", "huge"], "preset: 'huge' is unknown, known are smoke, laptop, cifar-small, paper"),
         (["--variants", "deeep"], "variants: 'deeep' is unknown, known are base"),
         (["--data", "cifar11"], "cifar11"),
         (["--data", "parquet:/not/there"], "/not/there"),
