@@ -23,7 +23,8 @@ SOURCE = "Lindauer, Hutter: Best Practices for Scientific Research on Neural Arc
 ENOUGH_SEEDS = 3  # with fewer a standard deviation says nothing; the paper names ten as the ideal
 
 Status = Literal["met", "partly", "not met", "not known"]
-_IMAGES = ("data", "train_images", "validation_fraction", "image_size")  # settings of a search that say which images it sees
+# Settings of a search that say which images it sees, with their defaults.
+_IMAGES = {"data": None, "train_images": None, "validation_fraction": None, "image_size": None, "downsample": 1}
 _METHODS = {"random": "random sampling", "random_search": "random search"}
 
 
@@ -119,7 +120,9 @@ def _benchmarks(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
         trials = study.trials[~study.trials["method"].isin(["random", "given"])]  # which look at no images
         data |= set(trials["data"])
         settings = {text: json.loads(text) for text in trials["config"].unique()}
-        images = trials["config"].map({text: tuple(str(values.get(name)) for name in _IMAGES) for text, values in settings.items()})
+        images = trials["config"].map(
+            {text: tuple(str(values.get(name, _IMAGES[name])) for name in _IMAGES) for text, values in settings.items()}
+        )
         pairs = trials.assign(both=pd.Series(zip(images, trials["split_seed"], strict=True), index=trials.index, dtype=object))
         splits = pairs.groupby(["seed", "variant"])["both"].agg(frozenset).groupby("seed").nunique()
         if images.nunique() > 1 or (splits > 1).any() or trials["left_out"].dropna().nunique() > 1:

@@ -345,7 +345,7 @@ def _info(config: SearchConfig | EvalConfig) -> DatasetInfo:
     return _checked(SearchConfig(**{name: getattr(config, name) for name in _DATA_FIELDS}))
 
 
-_DATA_FIELDS = ("data", "train_images", "test_images", "image_size", "skip_bad_images")
+_DATA_FIELDS = ("data", "train_images", "test_images", "image_size", "downsample", "skip_bad_images")
 _checked = lru_cache(check_dataset)  # a search's and a recipe's images are often the same
 
 

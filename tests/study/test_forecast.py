@@ -137,6 +137,12 @@ def test_what_trials_need_is_predicted_for_searches_and_evaluations():
     assert evaluations[0] > evaluations[1] > 0  # the second recipe has no auxiliary head
 
 
+def test_averaged_images_are_forecast_at_the_size_that_the_network_sees():
+    whole = make_plan(approximation.STUDY, "smoke", variants="lowest_dropped").searches()[0]
+    small = replace(whole, config=replace(whole.config, downsample=2))
+    assert predict_need(small) < 0.5 * predict_need(whole)
+
+
 def test_a_probe_times_real_steps(monkeypatch):
     """Not by the clock, which a busy machine makes say anything: by the gradients that each step computes."""
     steps, backward = [], torch.Tensor.backward
