@@ -35,8 +35,8 @@ class Arguments:
     data: str | None = None
     """Data set: digits, cifar10, cifar100, imagenet, folder:PATH or parquet:PATH."""
     recipe: str | None = None
-    """cifar (unless weights know theirs), cifar-large, cifar-short, cifar-small, cifar-bf16, imagenet-mobile, imagenet-mobile-256 or
-    imagenet-mobile-short."""
+    """cifar (unless weights know theirs), cifar-large, cifar-short, cifar-small, cifar-bf16, imagenet-mobile,
+    imagenet-mobile-256 or imagenet-mobile-short."""
     weights: Path | None = None
     """Test these weights instead of training: a state dict of ours or of DARTS-family code. Those that a study or this command kept
     know their genotype, data set and recipe."""
