@@ -87,7 +87,7 @@ LAPTOP = Preset(
 CIFAR_SMALL = Preset(
     search=replace(
         LAPTOP.search,
-        stages=_stages((3, 5, 7), epochs=4, warmup_epochs=1, dropout_decay=1.0),
+        stages=_stages((3, 5, 7), epochs=5, warmup_epochs=2, dropout_decay=1.0),
         data="cifar10",
         downsample=2,
         train_images=10_000,

@@ -17,9 +17,9 @@ from pdarts_tune.pdarts.progressive_depth import search_work
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.results.manifest import check_definition
 from pdarts_tune.study.plan import Arguments, define, differences, make_plan
-from studies import approximation, baselines, depth_gap, regularization, remedies, transfer
+from studies import approximation, baselines, depth_gap, regularization, remedies, sizing, transfer
 
-STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines, remedies)]
+STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines, remedies, sizing)]
 IMAGENET = DatasetInfo(3, 224, 1000, 1_281_167, 50_000)
 
 
@@ -133,6 +133,16 @@ def test_published_cells_are_evaluated_in_place_of_a_studys_searches():
     (trial,) = plan.searches()
     assert Genotype.parse(trial.config.method.genotype) == cell
     assert trial.config.max_skips == cell.normal.skips == 3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_sizing_trains_the_same_cells_by_the_recipe_and_in_a_quarter_of_its_steps(preset):
+    plan = make_plan(sizing.STUDY, Arguments(preset))
+    whole, quarter = plan.recipes
+    assert whole == PRESETS[preset].evaluation
+    steps = [(recipe.train_images or 1) * recipe.epochs for recipe in (whole, quarter)]
+    assert steps[1] == max(steps[0] // 4, 1) if whole.epochs >= 4 else steps[1] < steps[0]
+    assert replace(quarter, recipe=whole.recipe, train_images=whole.train_images, epochs=whole.epochs) == whole
 
 
 @pytest.mark.parametrize("name", transfer.CELLS)
