@@ -212,7 +212,6 @@ def test_the_bf16_recipes_cells_compile_without_breaks():
 
 
 @needs_cuda
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated")  # in a module that the compiler imports
 def test_the_bf16_recipe_trains_as_a_graph():
     config = replace(
         RECIPES["cifar-bf16"],

@@ -287,7 +287,6 @@ def test_a_batch_of_less_than_two_images_a_device_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch's compiler warns of itself
 def test_compiled_cells_give_the_same_training(monkeypatch):
     # Forward and backward are captured whole, and run as they are: C++ compilers take minutes for them.
     compile_module, graphs = torch.nn.Module.compile, []
