@@ -105,7 +105,7 @@ def measure(genotype: Genotype) -> dict[str, str]:
             f"{setting}: params, M": f"{cost.params / 1e6:.2f}",
             f"{setting}: multiply-adds, M (conv + linear)": f"{cost.macs / 1e6:.1f}",
             f"{setting}: multiply-adds, M (as papers count)": f"{cost.madds / 1e6:.1f}",
-            f"{setting}: GPU memory, GB, to train with batches of {config.batch_size}": f"{needed / 1e9:.2f}",
+            f"{setting}: GPU memory, GB, to train with batches of {config.batch_size} in CUDA graphs": f"{needed / 1e9:.2f}",
         }
     paper = next((paper for paper in PUBLISHED.values() if paper.genotype == genotype), None)
     printed = (paper.params_millions, paper.imagenet_params_millions, paper.imagenet_madds_millions) if paper else ()

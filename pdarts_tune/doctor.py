@@ -125,7 +125,7 @@ def _driver_version() -> str | None:
 
 
 def check_devices(settings: Arguments) -> Findings:
-    """Real steps of each stage's shape on every GPU, or on one core of the CPU: time, and peak against the prediction."""
+    """Real steps of each stage's shape on every GPU, or on one core of the CPU: time, and memory against the prediction."""
     import torch
 
     from pdarts_tune.networks.runtime import cuda_problem
@@ -146,7 +146,7 @@ def _try_device(settings: Arguments, device: torch.device) -> Findings:
     from pdarts_tune.data.datasets import check_dataset
     from pdarts_tune.evaluation.job import describe_device
     from pdarts_tune.networks.cost import predict_stage_bytes
-    from pdarts_tune.networks.runtime import is_out_of_memory, peak_bytes, reset_peak_bytes
+    from pdarts_tune.networks.runtime import give_back_freed_memory, is_out_of_memory, reset_peak_bytes
     from pdarts_tune.study.forecast import probe_stage, show_bytes, show_fitting_batch
     from pdarts_tune.study.shares import trials_that_fit
 
@@ -162,6 +162,7 @@ def _try_device(settings: Arguments, device: torch.device) -> Findings:
             text = f"takes {show_bytes(needed)} by prediction, the GPU has {show_bytes(total)}; {remedy}"
             yield Finding(what, "problem", text)
             continue
+        give_back_freed_memory(device)  # of the stage before
         reset_peak_bytes(device)
         try:
             times = probe_stage(config, stage, info, device)
@@ -170,9 +171,9 @@ def _try_device(settings: Arguments, device: torch.device) -> Findings:
                 raise
             yield Finding(what, "problem", f"ran out of memory, {show_bytes(needed)} predicted: {str(error).splitlines()[0]}")
             continue
-        peak = f"peak {show_bytes(peak_bytes(device))}, " if total else ""  # on a CPU it is the whole process's
+        reserved = f"reserved {show_bytes(torch.cuda.max_memory_reserved(device))}, " if total else ""
         seconds = f"weights {1000 * times.weights:.0f} ms, weights and alphas {1000 * times.both:.0f} ms a step"
-        yield Finding(what, "ok", f"batch {config.batch_size}: {seconds}; {peak}predicted {show_bytes(needed)}")
+        yield Finding(what, "ok", f"batch {config.batch_size}: {seconds}; {reserved}predicted {show_bytes(needed)}")
 
 
 def _search(settings: Arguments) -> SearchConfig:

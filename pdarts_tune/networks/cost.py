@@ -153,8 +153,8 @@ def predict_stage_bytes(
     """The memory that a stage takes, in bytes: the saved tensors of a step at their most, weights, running statistics and the
     optimizers' state.
 
-    Where steps are CUDA graphs, their memory stays theirs, and a step outside them (a short batch, a diagnosis) takes its own. An
-    estimate of the Hessian's eigenvalue saves what its second derivatives need, with plain cells.
+    Where steps are CUDA graphs, their memory stays theirs, and a step outside them (a kind's first, a short batch, a diagnosis)
+    takes its own. An estimate of the Hessian's eigenvalue saves what its second derivatives need, with plain cells.
 
     Args:
         space: the kept operations; None: an even spread over the edges, since only the search decides.
@@ -212,7 +212,7 @@ def even_space(operations: int, start: SearchSpace = SPACES["full"]) -> SearchSp
 
 def predict_evaluation_bytes(genotype: Genotype, shape: NetworkConfig, config: EvalConfig, device: torch.device = CPU) -> int:
     """The memory that a training of a genotype's network takes, in bytes: the saved tensors at their most, weights with gradients
-    and momenta, and running statistics. Where steps are CUDA graphs, the short batch outside them takes memory of its own."""
+    and momenta, and running statistics. Where steps are CUDA graphs, those outside them take memory of their own."""
     mixed = config.precision == "bf16"
     with FakeTensorMode() if mixed else torch.device("meta"):
         network = EvalNetwork(genotype, shape, auxiliary=config.auxiliary_weight > 0)

@@ -74,7 +74,12 @@ class CudaGraph:
             self._graph.register_generator_state(generator)
 
     def warm_up(self, step: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Runs the step beside the default stream, as PyTorch asks for before a capture."""
+        """Runs the step beside the default stream, as PyTorch asks for before a capture.
+
+        PyTorch keeps freed memory for the stream that had it. Given back, it does not lie beside this step's; `capture` gives back
+        this step's.
+        """
+        torch.cuda.empty_cache()
         stream, main = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(main)
         with torch.cuda.stream(stream):

@@ -18,6 +18,10 @@ from torch import nn
 
 from pdarts_tune.config.execution import Execution
 
+# A GPU's memory in segments that grow has far fewer fragments. PyTorch reads this when CUDA starts; 2.9 ignores the newer name.
+if not {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & os.environ.keys():
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
 COMPILER: str | Callable[..., Any] = "inductor"
 
 # A network has up to a dozen shapes of cells. Each is compiled for steps of weights, steps of alphas and evaluation, for the
@@ -155,15 +159,15 @@ def peak_bytes(device: torch.device) -> int:
 
 
 # PyTorch's CPU allocator and CUDA's libraries raise a plain RuntimeError.
-_ALLOCATOR_MESSAGES = (
-    "DefaultCPUAllocator",
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
+_GPU_MESSAGES = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error reports a failed allocation, on a device or on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _ALLOCATOR_MESSAGES)
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "DefaultCPUAllocator" in str(error) or lacks_gpu_memory(str(error))
+
+
+def lacks_gpu_memory(error: str) -> bool:
+    """Whether the text of an error reports that a GPU's memory ran out, and not the machine's."""
+    return any(message in error for message in _GPU_MESSAGES)

@@ -5,7 +5,10 @@ graph does: a rate that were a Python number, or memory that moved, would show.
 """
 
 import io
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +95,54 @@ def test_a_replayed_search_gives_the_bits_of_an_eager_one(name, doubles):
         resumed.load_state_dict(saved)
     assert figures(resumed.records) == figures(eager.records)
     assert same(resumed.network, eager.network)
+
+
+class Memory:
+    """What PyTorch reserves: freed memory stays with its stream until it is given back, a graph's stays in the graphs' pool."""
+
+    def __init__(self):
+        self.stream, self.kept, self.pool, self.peak = "default", Counter(), 0, 0
+
+    @contextmanager
+    def on(self, stream):
+        before, self.stream = self.stream, stream
+        yield
+        self.stream = before
+
+    def graph(self, _, pool, **_options):
+        self.kept.clear()
+        return self.on(pool)
+
+    def step(self, images):
+        if self.stream == "pool":
+            self.pool = max(self.pool, len(images))
+        else:
+            self.kept[self.stream] = max(self.kept[self.stream], len(images))
+        self.peak = max(self.peak, self.pool + self.kept.total())
+        return (images,)
+
+
+def test_no_more_than_two_copies_of_a_step_are_held_at_any_time(monkeypatch):
+    """On stubs of PyTorch's functions. There were three on an H200: the pool, a short batch's, and the next kind's first step's."""
+    memory, streams = Memory(), iter(range(9))
+    stubs = {
+        "Stream": lambda: SimpleNamespace(number=next(streams), wait_stream=str),
+        "current_stream": lambda: SimpleNamespace(wait_stream=str),
+        "stream": lambda stream: memory.on(stream.number),
+        "empty_cache": memory.kept.clear,
+        "graph_pool_handle": lambda: "pool",
+        "graph": memory.graph,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(graphs, "GRAPHS", {"cpu": graphs.CudaGraph})
+    steps = StepGraphs(CPU, 10, [], torch.optim.SGD([torch.zeros(1, requires_grad=True)]), on=True)
+    for kind in ("weights", "both"):
+        for batch in (10, 10, 10, 9):
+            steps.run(kind, memory.step, torch.zeros(batch))
+    assert memory.pool == 10
+    assert memory.peak == 20
 
 
 def test_a_checkpoint_of_an_eager_search_continues_with_graphs(doubles):

@@ -1,7 +1,9 @@
 """How a search is computed: settings reach the cells, switches are put back, and a stopped search continues to the same bits."""
 
 import io
+import os
 import platform
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.meta_utils import safe_grad
 
 from pdarts_tune import EvalConfig, SearchConfig, Stage
 from pdarts_tune.config.execution import Execution
@@ -150,6 +153,27 @@ def test_compiled_cells_compute_the_same_and_are_compiled_once_a_stage(monkeypat
     assert compiled == plain
     new = [after - before for before, after in zip([0, *counts], counts, strict=False)]
     assert [count > 0 for count in new] == [True, True, False, True, True, False], new
+
+
+def test_what_pytorchs_compiler_warns_of_is_no_error_but_our_own_such_warning_is():
+    part = torch.ones(1, requires_grad=True) * 2
+    safe_grad(part)  # the compiler's look at an input
+    with pytest.raises(TypeError):  # later than the warning: str has no source
+        torch.jit.script_method(str)  # as in torch.utils.mkldnn, which the compiler imports
+    with pytest.raises(UserWarning, match="not a leaf"):
+        part.grad  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [None, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_gpu_memory_is_in_segments_that_grow_unless_the_user_has_set_something_else(name, monkeypatch):
+    for known in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(known, "")
+        monkeypatch.delenv(known)
+    if name:
+        monkeypatch.setenv(name, "max_split_size_mb:64")
+    runpy.run_path(runtime.__file__)
+    settings = {known: value for known, value in os.environ.items() if known.endswith("ALLOC_CONF")}
+    assert settings == ({name: "max_split_size_mb:64"} if name else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
