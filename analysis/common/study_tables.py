@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from pdarts_tune.config.evaluation import ESTIMATORS
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.methods import trains_alphas
-from pdarts_tune.config.search import SearchConfig
+from pdarts_tune.config.search import SearchConfig, named_settings
 from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_seeds, planned_seeds
+from pdarts_tune.results.queries import choose_evaluations
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.tables import epoch_genotypes, final_genotypes, read_table
 
@@ -185,15 +186,7 @@ def choose_settings(study: StudyTables, recipe: str | None = None, data: str | N
     Raises:
         ConfigError: it has none. The message names those that it has.
     """
-    evaluations = study.evaluations
-    for option, columns, wanted in (("recipe", ("recipe", "recipe_id"), recipe), ("data", ("data",), data)):
-        if wanted is not None:
-            chosen = evaluations[np.any([evaluations[column] == wanted for column in columns], axis=0)]
-            if chosen.empty:
-                known = ", ".join(map(str, evaluations[columns[-1]].unique())) or "none yet"
-                raise ConfigError(f"{option}: {wanted!r} is no {option} of evaluations of {study.folder.name}, which are: {known}")
-            evaluations = chosen
-    return replace(study, evaluations=evaluations)
+    return replace(study, evaluations=choose_evaluations(study.evaluations, study.folder, recipe, data))
 
 
 def by_setting(study: StudyTables) -> dict[str, StudyTables]:
@@ -378,13 +371,10 @@ def differences(one: SearchConfig, other: SearchConfig) -> set[str]:
 @lru_cache(1024)
 def list_settings(config: SearchConfig) -> dict[str, Any]:
     """Every setting of a search by name, seeds apart. Those of stages are lists; those of a method are `method.NAME`."""
-    settings = to_dict(config)
-    stages = settings.pop("stages")
-    settings |= {name: [stage[name] for stage in stages] for name in stages[0]}
-    method = settings.pop("method")
-    settings |= {"method": method.pop("name"), **{f"method.{name}": value for name, value in method.items()}}
-    execution = settings.pop("execution")
-    return {name: value for name, value in (settings | execution).items() if name not in ("seed", "split_seed")}
+    named = named_settings(to_dict(config)).items()
+    settings = {name.removeprefix("stages.").removeprefix("execution."): value for name, value in named}
+    settings["method"] = settings.pop("method.name")
+    return {name: value for name, value in settings.items() if name not in ("seed", "split_seed")}
 
 
 def depths(config: SearchConfig) -> list[int]:

@@ -112,3 +112,16 @@ class SearchConfig:
             raise ValueError("eigenvalue_every: compiled cells have no second derivatives, it must be 0, or execution.compile off")
         if self.early_stop_ratio is not None and self.eigenvalue_every != 1:
             raise ValueError("early_stop_ratio: needs an eigenvalue every epoch, set eigenvalue_every to 1")
+
+
+def named_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a search, as `to_dict` gives them, by the names that `--set` knows; those of the stages are lists."""
+    settings: dict[str, Any] = {}
+    for name, value in config.items():
+        if name == "stages":
+            settings |= {f"stages.{field}": [stage[field] for stage in value] for field in value[0]}
+        elif name in ("method", "execution"):
+            settings |= {f"{name}.{field}": own for field, own in value.items()}
+        else:
+            settings[name] = value
+    return settings

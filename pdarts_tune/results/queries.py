@@ -47,7 +47,7 @@ def best(folder: Path | str, by: str = "error_percent", recipe: str | None = Non
     if by not in numeric:
         raise ConfigError(f"by: {by!r} is no numeric column of evaluations, these are {', '.join(numeric)}")
     rows = read_table(folder, "evaluations", ["genotype_id", "status", "recipe", "recipe_id", "data", *numeric])
-    rows = _of_recipe(rows[rows["status"] == "completed"], Storage(folder), recipe)
+    rows = _of_one_kind(choose_evaluations(rows[rows["status"] == "completed"], folder, recipe), Storage(folder), recipe)
     trials = read_table(folder, "trials")
     figures = rows.groupby("genotype_id").agg(dict.fromkeys(numeric, "mean") | dict.fromkeys(("recipe_id", "data"), "first"))
     figures["evaluations"] = rows.groupby("genotype_id").size()
@@ -60,17 +60,32 @@ def best(folder: Path | str, by: str = "error_percent", recipe: str | None = Non
     return Best(trial, Genotype.parse(cell["genotype"]), {str(name): cell[name] for name in figures})
 
 
-def _of_recipe(rows: pd.DataFrame, study: Storage, recipe: str | None) -> pd.DataFrame:
-    """The evaluations of one recipe and data set."""
-    ways = sorted(set(zip(rows["recipe"], rows["recipe_id"], rows["data"], strict=True)))
-    listed = ", ".join(f"{recipe_id} on {data}" for _, recipe_id, data in ways) or "none"
-    chosen = [(recipe_id, data) for name, recipe_id, data in ways if recipe is None or recipe in (name, recipe_id)]
-    if recipe is None and len(chosen) > 1 and study.stamp(DEFINITION):
+def choose_evaluations(rows: pd.DataFrame, folder: Path | str, recipe: str | None = None, data: str | None = None) -> pd.DataFrame:
+    """The rows of `evaluations` by one recipe (a name or an id), on one data set, or both.
+
+    Raises:
+        ConfigError: there are none. The message names those that the study has.
+    """
+    for option, columns, wanted in (("recipe", ["recipe", "recipe_id"], recipe), ("data", ["data"], data)):
+        if wanted is not None:
+            chosen = rows[(rows[columns] == wanted).any(axis=1)]
+            if chosen.empty:
+                known = ", ".join(map(str, rows[columns[-1]].unique())) or "none yet"
+                raise ConfigError(f"{option}: {wanted!r} is no {option} of evaluations of {Path(folder).name}, which are: {known}")
+            rows = chosen
+    return rows
+
+
+def _of_one_kind(rows: pd.DataFrame, study: Storage, recipe: str | None) -> pd.DataFrame:
+    """The evaluations of one recipe and data set: of several the study's first, unless a recipe is named."""
+    kinds = sorted(set(zip(rows["recipe_id"], rows["data"], strict=True)))
+    listed = ", ".join(f"{recipe_id} on {data}" for recipe_id, data in kinds) or "none"
+    if recipe is None and len(kinds) > 1 and study.stamp(DEFINITION):
         first = from_dict(EvalConfig, json.loads(study.read(DEFINITION))["evaluation"])
-        chosen = [way for way in chosen if way == (first.recipe_id, first.data)] or chosen
-    if len(chosen) != 1:
+        kinds = [kind for kind in kinds if kind == (first.recipe_id, first.data)] or kinds
+    if len(kinds) != 1:
         raise ConfigError(f"recipe: {recipe!r} does not name one kind of evaluation of {study}, there are {listed}")
-    recipe_id, data = chosen[0]
+    recipe_id, data = kinds[0]
     return rows[(rows["recipe_id"] == recipe_id) & (rows["data"] == data)]
 
 

@@ -54,7 +54,7 @@ def test_what_is_not_there_is_said_with_what_is(two_recipes):
     folder, _ = two_recipes
     with pytest.raises(ConfigError, match="by: 'colour' is no numeric column of evaluations, these are epochs, accuracy"):
         best(folder, "colour")
-    with pytest.raises(ConfigError, match="recipe: 'shorter' does not name one kind"):
+    with pytest.raises(ConfigError, match="recipe: 'shorter' is no recipe of evaluations of example, which are: longer-"):
         best(folder, recipe="shorter")
     with pytest.raises(ConfigError, match="no alphas of 'deep', there are those of deep-seed0, deep-seed1"):
         alphas(DEPTH_GAP, "deep")
