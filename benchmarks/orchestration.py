@@ -65,10 +65,10 @@ def time_short_trials(folder: Path) -> tuple[float, float]:
         started = time.monotonic()
         spec = TrialSpec(**settings["trial"])
         row = TrialRow(spec, from_dict(SearchConfig, spec.config))
-        row.write("running", 0.0)
+        row.write("running")
         tune.report({"epoch": 0})
         time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))
-        row.write("completed", 1.0)
+        row.write("completed")
 
     plan = make_plan(STUDY, Arguments("paper", seeds=SHORT_TRIALS))
     storage = Storage(folder / "short" / "many")
@@ -109,7 +109,7 @@ def time_writing(folder: Path) -> tuple[float, float]:
     for group in search.weight_optimizer.param_groups:  # momentum, as large as the weights
         for weight in group["params"]:
             search.weight_optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-    spec = TrialSpec("t", "many", "all", str(folder / "writing" / "many"), {}, "", 1, "")
+    spec = TrialSpec("t", str(folder / "writing" / "many"), "", {}, variant="all", threads=1, commit="")
     row = TrialRow(spec, config)
     rows, whole, seconds, cpu = _SearchRows(spec, config), search.records, [], []
     search.records = whole[:-5]
@@ -118,9 +118,9 @@ def time_writing(folder: Path) -> tuple[float, float]:
     for done in range(len(whole) - 4, len(whole) + 1):
         search.records = whole[:done]
         begun, used = time.perf_counter(), time.process_time()
-        save_checkpoint(search.state_dict(), Storage(spec.study_dir), spec.checkpoint)
+        save_checkpoint(search.state_dict(), Storage(spec.folder), spec.checkpoint)
         rows.write(search.records)
-        row.write("running", 1.0)
+        row.write("running")
         seconds.append(time.perf_counter() - begun)
         cpu.append(time.process_time() - used)
     return statistics.median(seconds), statistics.median(cpu)

@@ -62,6 +62,10 @@ class Finding:
 Findings = Iterator[Finding]
 
 
+def _compare(check: str, enough: bool, text: str, advice: str, otherwise: Literal["warning", "problem"] = "warning") -> Finding:
+    return Finding(check, "ok" if enough else otherwise, text if enough else f"{text}; {advice}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0, 1 (a study could not run) or 2 (a wrong command line)."""
     settings = parse(Arguments, arguments, prog="python -m pdarts_tune.doctor", description=__doc__ or "")
@@ -94,11 +98,8 @@ def check_libraries(settings: Arguments) -> Findings:  # noqa: ARG001
     import ray
     import torch
 
-    yield Finding(
-        "libraries",
-        "ok",
-        f"Python {sys.version.split()[0]}, PyTorch {torch.__version__}, Ray {ray.__version__}, MLflow {mlflow.__version__}",
-    )
+    versions = f"PyTorch {torch.__version__}, Ray {ray.__version__}, MLflow {mlflow.__version__}"
+    yield Finding("libraries", "ok", f"Python {sys.version.split()[0]}, {versions}")
 
 
 def check_driver(settings: Arguments) -> Findings:  # noqa: ARG001
@@ -197,19 +198,16 @@ def check_shared_memory(settings: Arguments) -> Findings:  # noqa: ARG001
         yield Finding("shared memory", "ok", "this system has no /dev/shm")
         return
     free = shutil.disk_usage(place).free
-    state: Literal["ok", "warning"] = "ok" if free >= SHARED_BYTES else "warning"
-    advice = "" if state == "ok" else "; Ray then uses the disk, which is slow: start the container with --shm-size=4g"
-    yield Finding("shared memory", state, f"{free / 1e9:.1f} GB free in {place}{advice}")
+    advice = "Ray then uses the disk, which is slow: start the container with --shm-size=4g"
+    yield _compare("shared memory", free >= SHARED_BYTES, f"{free / 1e9:.1f} GB free in {place}", advice)
 
 
 def check_open_files(settings: Arguments) -> Findings:  # noqa: ARG001
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    state: Literal["ok", "warning"] = "ok" if limit == resource.RLIM_INFINITY or limit >= OPEN_FILES else "warning"
-    yield Finding(
-        "open files", state, f"{limit} at a time" + ("" if state == "ok" else f"; `ulimit -n {OPEN_FILES}` before a large study")
-    )
+    enough = limit == resource.RLIM_INFINITY or limit >= OPEN_FILES
+    yield _compare("open files", enough, f"{limit} at a time", f"`ulimit -n {OPEN_FILES}` before a large study")
 
 
 def check_results(settings: Arguments) -> Findings:
@@ -231,9 +229,8 @@ def check_results(settings: Arguments) -> Findings:
         yield Finding("results", "problem", f"{place} cannot be written ({error.strerror}); give --results a folder of your own")
         return
     free = shutil.disk_usage(place).free
-    state: Literal["ok", "problem"] = "ok" if free >= DISK_BYTES else "problem"
-    advice = "" if state == "ok" else f"; a study needs about {DISK_BYTES / 1e9:.0f} GB, --dry-run says how much"
-    yield Finding("results", state, f"{free / 1e9:.1f} GB free for {folder}{advice}")
+    advice = f"a study needs about {DISK_BYTES / 1e9:.0f} GB, --dry-run says how much"
+    yield _compare("results", free >= DISK_BYTES, f"{free / 1e9:.1f} GB free for {folder}", advice, "problem")
 
 
 def check_data(settings: Arguments) -> Findings:
@@ -241,10 +238,8 @@ def check_data(settings: Arguments) -> Findings:
 
     config = _search(settings)
     info = check_dataset(config)
-    text = (
-        f"{info.train_images} training and {info.test_images} test images of {info.image_size} pixels, {info.num_classes} classes"
-    )
-    yield Finding("data", "ok", f"{config.data}: {text}")
+    shape = f"test images of {info.image_size} pixels, {info.num_classes} classes"
+    yield Finding("data", "ok", f"{config.data}: {info.train_images} training and {info.test_images} {shape}")
 
 
 def check_mlflow(settings: Arguments) -> Findings:

@@ -69,7 +69,7 @@ def make_study(
 
 def make_planned(folder: Path, plan: Plan) -> None:
     """Writes every search and evaluation of a plan into a study's folder, under the plan's own trial ids."""
-    for trial in plan.searches():
+    for trial in plan.searches:
         make_trial(folder, trial.trial_id, trial.variant, trial.config, evaluation_seeds=())
     for trial in StudyState(plan, folder).found.values():
         make_planned_evaluation(folder, trial)

@@ -6,7 +6,7 @@ Seeds, variants, recipes and skip limits can be added to a results folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -16,7 +16,7 @@ from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 
 DEFINITION = "study.json"  # in the study's folder
 COMPLETED = "completed.json"  # in the study's folder once everything is done and nothing has failed; scripts can look for it
-DIFFERENCES, SEEDS = 2, 8  # that a message names
+DIFFERENCES, NAMED = 2, 8  # how many differences and names a message has
 
 
 def check_definition(ours: dict[str, Any], manifest: bytes | None, folder: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def check_seeds(definition: Mapping[str, Any], seeds: Mapping[str, Collection[in
         if foreign:
             has = f"{len(planned[variant])} seeds of it" if variant in planned else f"no such variant, only {', '.join(planned)}"
             raise ConfigError(
-                f"{where}: its tables hold {variant} with seed {_listed(foreign)}, but by {DEFINITION} the study has {has}; "
+                f"{where}: its tables hold {variant} with seed {listed(foreign)}, but by {DEFINITION} the study has {has}; "
                 "take out what was copied into it, or run the study's command again with as many --seeds"
             )
     for variant, expected in planned.items():
@@ -113,12 +113,12 @@ def check_seeds(definition: Mapping[str, Any], seeds: Mapping[str, Collection[in
         if completed and lacking:
             raise ConfigError(
                 f"{where}: by {COMPLETED} the study is done with {len(expected)} seeds of {variant}, but its tables lack seed "
-                f"{_listed(lacking)}; bring the files back, or run the study's command again"
+                f"{listed(lacking)}; bring the files back, or run the study's command again"
             )
 
 
-def _listed(seeds: list[int]) -> str:
-    return ", ".join(map(str, seeds[:SEEDS])) + (f" and {len(seeds) - SEEDS} more" if len(seeds) > SEEDS else "")
+def listed(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def count_difference(definitions: Mapping[str, Mapping[str, Any]]) -> str | None:

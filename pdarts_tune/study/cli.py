@@ -6,13 +6,16 @@ the tables lack. Ray, torch and MLflow are imported when work starts, so `--help
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +24,16 @@ from pdarts_tune.config.command_line import NOBODY_READS, outlive_reader, parse
 from pdarts_tune.config.methods import Given
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
-from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition
-from pdarts_tune.results.storage import Storage
-from pdarts_tune.study.locking import STOPPED, ClusterLostError, exclusive, explain_storage_error, stop_on_signals
-from pdarts_tune.study.plan import Arguments, Plan, Study, define, describe, make_plan
-from pdarts_tune.study.shares import check_gpus_per_trial
+from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_definition, listed
+from pdarts_tune.results.storage import Storage, hold_lock
+from pdarts_tune.study.plan import Arguments, Plan, Study, check_least, define, describe, make_plan
+from pdarts_tune.study.shares import ClusterLostError, check_gpus_per_trial
 
 if TYPE_CHECKING:
     from pdarts_tune.study.run import Outcomes
 
-SHOWN = 8  # trials that a line names
+STOPPED = 130  # the exit code of a study that Ctrl-C or SIGTERM ended
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG)
 COMPARISON = Path(__file__).parents[2] / "analysis" / "compare.py"  # of studies that name no report; it is in the checkout alone
 
 
@@ -39,13 +42,13 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     settings = parse(Arguments, arguments, prog=f"{study.name}.py", description=study.question)
     try:
         plan = make_plan(study, settings)
+        definition = _check_inputs(plan, settings)
         if settings.dry_run:
-            _check_inputs(plan, settings)
             _forecast(plan, settings)
             return
         if settings.print_config:
-            definition = _check_inputs(plan, settings) | {"seeds": plan.seeds, "evaluation_seeds": plan.evaluation_seeds}
-            print(json.dumps(definition, indent=1), flush=True)
+            whole = definition | {"seeds": plan.seeds, "evaluation_seeds": plan.evaluation_seeds}
+            print(json.dumps(whole, indent=1), flush=True)
             return
         failed = run_study(plan, settings)
     except ConfigError as error:
@@ -54,16 +57,66 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues the study from the last finished epochs", file=sys.stderr)
         sys.exit(STOPPED)
-    except ClusterLostError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        explanation = explain_storage_error(error)
-        if explanation is None:
+    except (ClusterLostError, OSError) as error:
+        reason = explain_storage_error(error) if isinstance(error, OSError) else str(error)
+        if reason is None:
             raise
-        print(f"error: {explanation}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
         sys.exit(1)
     sys.exit(1 if failed else 0)
+
+
+def explain_storage_error(error: OSError) -> str | None:
+    """One line, where the disk or the permissions are the cause; None: the cause is another."""
+    if error.errno not in _OF_STORAGE and not (error.errno is None and "S3" in str(error)):
+        return None
+    where = f" ({error.filename})" if error.filename else ""
+    reason = error.strerror or " ".join(str(error).split())
+    return f"results cannot be written: {reason}{where}; when that is solved, the same command continues the study"
+
+
+@contextmanager
+def exclusive(storage: Storage) -> Iterator[None]:
+    """Holds a study's folder against a second driver, which would run every trial twice. The system frees it with the process.
+
+    Raises:
+        ConfigError: another process holds it, or the folder cannot be written.
+    """
+    from filelock import Timeout  # imports asyncio, which --help does not need
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(f"{storage}/.lock", timeout=0))
+        except Timeout:
+            advice = "another process is running this study here; wait for it or name another folder"
+            raise ConfigError(f"{storage}: {advice}") from None
+        except OSError as error:
+            raise ConfigError(f"results: {storage} cannot be written ({error.strerror})") from None
+        yield
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Ctrl-C, and SIGTERM, which clusters send before they take a node away. The first stops the study, the second at once."""
+    received = 0
+
+    def stop(*_: object) -> None:
+        nonlocal received
+        received += 1
+        if received > 1:
+            # Nothing can be lost: files are replaced as a whole, and Ray's processes end with this one.
+            os.write(2, b"\nstopped at once; the same command continues the study\n")
+            os._exit(STOPPED)
+        print("\nstopping; Ctrl-C once more stops at once", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if not received:  # else the process is about to end, and a second signal must not print a traceback
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _forecast(plan: Plan, settings: Arguments) -> None:
@@ -79,30 +132,27 @@ def _forecast(plan: Plan, settings: Arguments) -> None:
     if settings.reuse:
         sources = open_sources(settings.reuse, folder)
         same = [trial for trial in state.missing if any(source.find(trial) for source in sources)]
-        print(
-            f"\n{len(same)} searches would be taken over from {settings.reuse}, and what it has evaluated of their "
-            "genotypes; the forecast counts them as if they ran"
-        )
+        taken = f"{len(same)} searches would be taken over from {settings.reuse}, and what it has evaluated of their genotypes"
+        print(f"\n{taken}; the forecast counts them as if they ran")
     if settings.estimator:
         print(f"\neach distinct genotype is estimated by {settings.estimator}, which takes no time worth a forecast")
     from pdarts_tune.study.forecast import forecast_here
 
-    print(f"\n{forecast_here(plan, settings.probe_seconds, state.missing, state.evaluations_left)}", flush=True)
+    print(f"\n{forecast_here(state, settings.probe_seconds)}", flush=True)
 
 
 def run_study(plan: Plan, settings: Arguments) -> int:
-    """Runs what is missing of the study and returns how many of its trials failed.
+    """Runs what is missing of the study, whose input is checked, and returns how many of its trials failed.
 
     Raises:
-        ConfigError: bad input, found before anything is started or written.
+        ConfigError: the folder is another driver's, or became another study's since the check.
         KeyboardInterrupt: stopped; everything up to the last finished epoch of each trial is on disk.
         OSError: the results cannot be written any more.
     """
     folder = Storage(settings.results).below(plan.study.name)
-    _check_inputs(plan, settings)
     if plan.note:
         print(f"note: {plan.note}", file=sys.stderr)
-    with exclusive(folder), stop_on_signals() as signals:
+    with exclusive(folder), stop_on_signals():
         definition = _merge_definition(plan, settings)  # again: another driver may have added variants since the check
         folder.remove(COMPLETED)
         folder.write(DEFINITION, json.dumps(definition, indent=1).encode())
@@ -113,7 +163,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         mirror = Mirror(folder, settings.tracking_uri or default_tracking_uri(settings.results))
         outlive_reader()
         with mirror.updating():
-            failed = run_missing(plan, settings, folder, signals)
+            failed = run_missing(plan, settings, folder)
         outcomes = Outcomes(folder)
         outcomes.forget_checkpoints()
         if not failed:  # the tables are complete, whatever becomes of the report, of MLflow and of the lines below
@@ -133,7 +183,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         print(f"disk     {size / 1e6:.1f} MB in {files} files of the study")
         if settings.keep_weights:
             print(f"weights  {_kept_weights(outcomes)}")
-        beyond = sorted(outcomes.over_limit & {trial.trial_id for trial in plan.searches()})
+        beyond = sorted(outcomes.over_limit & {trial.trial_id for trial in plan.searches})
         if beyond:
             print(f"memory   {len(beyond)} searches would take more than memory_limit: {', '.join(beyond)}")
         if failed:
@@ -166,31 +216,27 @@ def _complete(outcomes: Outcomes, definition: dict[str, Any]) -> None:
     searches, evaluations = outcomes.missing_of(definition)
     for what, missing in (("searches", searches), ("evaluations", evaluations)):
         if missing:
-            print(f"missing  {len(missing)} {what} of the study, which this command does not run: {_listed(missing)}")
-    if searches or evaluations:
-        return
-    completed = outcomes.completed
-    counts: dict[str, Any] = {"searches": len((completed | outcomes.over_limit) & set(outcomes.trials))}
-    counts["evaluations"] = len(completed & set(outcomes.evaluations))
-    counts |= {"seeds": definition["seeds"], "finished": datetime.now(UTC).isoformat()}
-    outcomes.folder.write(COMPLETED, json.dumps(counts, indent=1).encode())
+            print(f"missing  {len(missing)} {what} of the study, which this command does not run: {listed(missing)}")
+    if not searches and not evaluations:
+        counts = {
+            "searches": len((outcomes.completed | outcomes.over_limit) & outcomes.trials.keys()),
+            "evaluations": len(outcomes.completed & outcomes.evaluations.keys()),
+            "seeds": definition["seeds"],
+            "finished": datetime.now(UTC).isoformat(),
+        }
+        outcomes.folder.write(COMPLETED, json.dumps(counts, indent=1).encode())
 
 
 def _kept_weights(outcomes: Outcomes) -> str:
     """Where weights are, and which trials have none, since weights are kept only while a trial runs."""
     kept, completed = outcomes.folder.stamps("weights"), sorted(outcomes.completed)
     without = [name for name in completed if f"{name}.pt" not in kept]
-    text = f"{outcomes.folder}/weights, of {len(completed) - len(without)} of {len(completed)} completed trials"
+    lines = [f"{outcomes.folder}/weights, of {len(completed) - len(without)} of {len(completed)} completed trials"]
     if without:
-        text += (
-            f"\n         {_listed(without)} trained nothing or ended before without --keep-weights;\n"
-            "         another results folder runs them anew, python -m pdarts_tune.evaluation --genotype trains a cell with weights"
-        )
-    return text
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        lines.append(f"{listed(without)} trained nothing or ended before without --keep-weights;")
+        advice = "python -m pdarts_tune.evaluation --genotype trains a cell with weights"
+        lines.append(f"another results folder runs them anew, {advice}")
+    return "\n         ".join(lines)
 
 
 def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
@@ -198,10 +244,9 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     check_gpus_per_trial(settings.gpus_per_trial)
     if settings.mps and settings.address is not None:
         raise ConfigError("mps: is for Ray on this machine; on a cluster start nvidia-cuda-mps-control on each node before Ray")
-    if settings.max_trials is not None and settings.max_trials < 1:
-        raise ConfigError(f"max_trials: {settings.max_trials} is wrong, it must be at least 1")
-    if settings.max_failures < 0:
-        raise ConfigError(f"max_failures: {settings.max_failures} is wrong, it must be at least 0")
+    if settings.max_trials is not None:
+        check_least("max_trials", settings.max_trials, 1)
+    check_least("max_failures", settings.max_failures, 0)
     _check_estimator(plan, settings)
     if plan.study.report and not Path(plan.study.report).exists():
         raise ConfigError(f"the report script {plan.study.report} is not there")
@@ -233,7 +278,7 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     from pdarts_tune.networks.cost import check_madds
     from pdarts_tune.results.tables import table_file
 
-    table_file(plan.study.name, "trials", plan.searches()[0].trial_id)  # names of tables are no names of studies
+    table_file(plan.study.name, "trials", plan.searches[0].trial_id)  # names of tables are no names of studies
     check_dataset(plan.base)
     for recipe in plan.recipes:
         info = check_dataset(recipe)

@@ -10,10 +10,11 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from statistics import median, median_high
 
 import torch
 
@@ -35,7 +36,8 @@ from pdarts_tune.pdarts.progressive_depth import CELL_OVERHEAD, Stage
 from pdarts_tune.results.storage import Storage
 from pdarts_tune.search.diagnostics import look_every, look_steps
 from pdarts_tune.search.steps import build_steps
-from pdarts_tune.study.plan import EvalTrial, Plan, SearchTrial
+from pdarts_tune.study.plan import EvalTrial, SearchTrial
+from pdarts_tune.study.run import StudyState
 from pdarts_tune.study.shares import HEADROOM, PROCESS_BYTES, memory_share, trials_that_fit
 
 STEPS = 3
@@ -113,7 +115,7 @@ def _time(step: Callable[[], object], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return sorted(seconds[1:])[STEPS // 2]
+    return median(seconds[1:])
 
 
 def refuse_large(trial: SearchTrial | EvalTrial, folder: Storage) -> str | None:
@@ -142,12 +144,17 @@ KNOWN_GPU_BYTES = {"16 GB": 16 * 10**9, "24 GB": 24 * 10**9, "80 GB": 80 * 10**9
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One stage of a variant's searches. `seconds` is None where nothing is timed."""
+    """One stage of a variant's searches, or one training from scratch. Seconds are nan where nothing is timed."""
 
     needed_bytes: int
-    seconds: float | None  # of training and validation alone, as in the tables
-    timed: bool  # False: scaled from another stage's seconds
+    seconds: float = math.nan  # of training and validation alone, as in the tables
     diagnostic_seconds: float = 0.0
+    timed: bool = True  # False: scaled from another stage's seconds
+
+    def __str__(self) -> str:
+        if math.isnan(self.seconds):
+            return "–"
+        return ("" if self.timed else "~") + show_duration(self.seconds)
 
 
 @dataclass
@@ -161,7 +168,7 @@ class Forecaster:
     patience: float
     _bytes: dict[str, int] = field(default_factory=dict)
     _times: dict[str, StepTimes] = field(default_factory=dict)
-    _per_work: list[float] = field(default_factory=list)  # seconds of a weight step per unit of work, of each timed stage
+    _rates: dict[str, float] = field(default_factory=dict)  # seconds of a weight step per unit of work, of each timed stage
     _spent: float = 0.0
 
     def search_bytes(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> int:
@@ -171,128 +178,99 @@ class Forecaster:
             self._bytes[key] = predict_stage_bytes(config, stage, *sizes, device=self.device)
         return self._bytes[key]
 
-    def search_needs(self, config: SearchConfig, info: DatasetInfo) -> int:
-        """Bytes of the largest stage and of the images on the device; 0 if nothing is trained."""
-        stages = [self.search_bytes(config, stage, info) for stage in _rounds(config)]
-        return max(stages) + _image_bytes(config, info) if stages else 0
-
     def search_stage(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> StageForecast:
-        times, timed = self._stage_times(config, stage, info)
-        needed = self.search_bytes(config, stage, info)
-        if times is None:
-            return StageForecast(needed, None, False)
-        steps, validation = _batches(config, info)
+        needed, key = self.search_bytes(config, stage, info), _shape(config, stage, info)
+        work = stage.cells * (stage.operations + CELL_OVERHEAD) * config.batch_size * config.channels * info.image_size**2
+        times = self._step_times(key, lambda: probe_stage(config, stage, info, self.device))
+        timed = times is not None
+        if times is not None:
+            self._rates[key] = times.weights / work
+        elif self._rates:
+            weights = work * median_high(self._rates.values())
+            times = StepTimes(weights, 2 * weights, weights / 3)
+        else:
+            return StageForecast(needed)
+        held_out = round(config.validation_fraction * info.train_images)
+        half = (info.train_images - held_out) / 2
+        steps, validation = math.ceil(half / config.batch_size), math.ceil((held_out or half) / config.batch_size)
         trained = steps * (stage.warmup_epochs * times.weights + (stage.epochs - stage.warmup_epochs) * times.both)
         looking = _diagnostic_steps(config, stage, steps, validation) * times.weights
-        return StageForecast(needed, trained + stage.epochs * validation * times.forward, timed, looking)
-
-    def _stage_times(self, config: SearchConfig, stage: Stage, info: DatasetInfo) -> tuple[StepTimes | None, bool]:
-        key = _shape(config, stage, info)
-        work = stage.cells * (stage.operations + CELL_OVERHEAD) * config.batch_size * config.channels * info.image_size**2
-        if key not in self._times and self._spent < self.patience:
-            self._times[key] = self._probe(lambda: probe_stage(config, stage, info, self.device))
-            self._per_work.append(self._times[key].weights / work)
-        if key in self._times:
-            return self._times[key], True
-        if not self._per_work:
-            return None, False
-        weights = work * sorted(self._per_work)[len(self._per_work) // 2]
-        return StepTimes(weights, 2 * weights, weights / 3), False
+        return StageForecast(needed, trained + stage.epochs * validation * times.forward, looking, timed)
 
     def evaluation_bytes(self, genotype: Genotype, config: EvalConfig, info: DatasetInfo) -> int:
         needed = predict_evaluation_bytes(genotype, network_shape(genotype, config, info), config, self.device)
         return needed + _image_bytes(config, info)
 
     def evaluation(self, genotype: Genotype, config: EvalConfig, info: DatasetInfo) -> StageForecast:
-        """Of a training from scratch."""
         needed = self.evaluation_bytes(genotype, config, info)
-        if self._spent >= self.patience:
-            return StageForecast(needed, None, False)
-        times = self._probe(lambda: probe_evaluation(genotype, config, info, self.device))
+        times = self._step_times(repr((genotype, config, info)), lambda: probe_evaluation(genotype, config, info, self.device))
+        if times is None:
+            return StageForecast(needed)
         held_out = round(config.validation_fraction * info.train_images)
-        steps = math.ceil((info.train_images - held_out) / config.batch_size)
-        test = math.ceil(info.test_images / config.batch_size)
-        validation = math.ceil(held_out / config.batch_size)
-        return StageForecast(
-            needed, config.epochs * (steps * times.weights + validation * times.forward) + test * times.forward, True
-        )
+        images = info.train_images - held_out, held_out, info.test_images
+        steps, validation, test = (math.ceil(count / config.batch_size) for count in images)
+        epoch = steps * times.weights + validation * times.forward
+        return StageForecast(needed, config.epochs * epoch + test * times.forward)
 
-    def _probe(self, probe: Callable[[], StepTimes]) -> StepTimes:
-        started = time.perf_counter()
-        times = probe()
-        self._spent += time.perf_counter() - started
-        return times
+    def _step_times(self, shape: str, probe: Callable[[], StepTimes]) -> StepTimes | None:
+        """Those of a shape, which are probed once; None if there is no patience for it."""
+        if shape not in self._times and self._spent < self.patience:
+            started = time.perf_counter()
+            self._times[shape] = probe()
+            self._spent += time.perf_counter() - started
+        return self._times.get(shape)
 
 
 _ON_GPU = Forecaster(torch.device("cuda"), 0.0)  # times nothing
 
 
-def forecast(
-    plan: Plan,
-    forecaster: Forecaster,
-    gpu_bytes: int | None,
-    searches: Sequence[SearchTrial] | None = None,
-    evaluations: Mapping[EvalConfig, int] | None = None,
-) -> str:
+def forecast(state: StudyState, forecaster: Forecaster, gpu_bytes: int | None) -> str:
     """The text that a dry run adds to its list of trials: what the rest of the study takes.
 
-    Args:
-        gpu_bytes: memory of this machine's GPU; None: the text is about usual sizes.
-        searches: those that are left; None: all.
-        evaluations: by recipe, how many are left at most; None: all.
+    `gpu_bytes` is the memory of this machine's GPU; None: the text is about usual sizes.
     """
-    lines, total, diagnostics, unknown, needs = [], 0.0, 0.0, False, {}
-    counts = Counter(trial.variant for trial in (plan.searches() if searches is None else searches))
+    plan, lines, total, diagnostics, disk = state.plan, [], 0.0, 0.0, 0
+    needs: dict[str, int] = {}
+    counts = Counter(trial.variant for trial in state.missing)
     width = max(len(variant.name) for variant in plan.variants)
-    disk = 0
     for variant in plan.variants:
-        if not counts[variant.name]:
+        count, config = counts[variant.name], variant.search
+        if not count:
             lines.append(f"  {variant.name:{width}}  done")
             continue
-        config, info = variant.search, _info(variant.search)
-        stages = [forecaster.search_stage(config, stage, info) for stage in _rounds(config)]
+        stages = [forecaster.search_stage(config, stage, _info(config)) for stage in _rounds(config)]
         needs[variant.name] = max((stage.needed_bytes for stage in stages), default=0)
-        disk += counts[variant.name] * (_table_bytes(config) + MIRROR_BYTES)
-        seconds = None if any(stage.seconds is None for stage in stages) else sum(stage.seconds or 0.0 for stage in stages)
-        own_diagnostics = counts[variant.name] * sum(stage.diagnostic_seconds for stage in stages)
+        disk += count * (_table_bytes(config) + MIRROR_BYTES)
+        own_diagnostics = count * sum(stage.diagnostic_seconds for stage in stages)
         diagnostics += own_diagnostics
-        total += counts[variant.name] * (seconds or 0.0) + own_diagnostics
-        unknown |= seconds is None
-        parts = "   ".join(f"{show_bytes(stage.needed_bytes)} {_show_seconds(stage)}" for stage in _distinct(stages))
-        lines.append(f"  {variant.name:{width}}  {parts or 'nothing is trained'}")
+        total += count * sum(stage.seconds for stage in stages) + own_diagnostics
+        parts = [f"{show_bytes(stage.needed_bytes)} {stage}" for stage in stages] or ["nothing is trained"]
+        alike = len(parts) > 4 and len(set(parts)) == 1  # the candidates of a random search: one is shown
+        lines.append(f"  {variant.name:{width}}  {'   '.join(parts[:1] if alike else parts)}")
     time_needed = "time not probed"
-    if not unknown:
+    if not math.isnan(total):
         time_needed = f"{show_duration(total)} of one device, of which diagnostics take {show_duration(diagnostics)}"
     explained = f"; predicted peak bytes and seconds of each stage's training, {forecaster.device.type} (~: scaled)"
     lines.append(f"searches: {time_needed}{explained}" if counts.total() else "searches: done")
-    for recipe in plan.recipes:
-        count = plan.most_genotypes * plan.evaluation_seeds if evaluations is None else evaluations[recipe]
+    given = [v.search.method.genotype for v in plan.variants if isinstance(v.search.method, Given)]
+    example = Genotype.parse(given[0]) if given else random_genotype(random.Random(0), 2, exactly=True)
+    for recipe, count in state.evaluations_left.items():
+        name, info = f"{recipe.recipe} on {recipe.data}", _info(recipe)
         if not count:
-            lines.append(f"evaluations by {recipe.recipe} on {recipe.data}: done")
+            lines.append(f"evaluations by {name}: done")
             continue
-        info = _info(recipe)
-        one = forecaster.evaluation(_example(plan), recipe, info)
-        total += count * (one.seconds or 0.0)
-        unknown |= one.seconds is None
+        one = forecaster.evaluation(example, recipe, info)
+        total += count * one.seconds
         disk += count * (EVALUATION_TABLE_BYTES + info.test_images // 8)
-        needs[f"{recipe.recipe} on {recipe.data}"] = one.needed_bytes
-        lines.append(
-            f"evaluations by {recipe.recipe} on {recipe.data}: {show_bytes(one.needed_bytes)}, {_show_seconds(one)} each, "
-            f"at most {count}"
-        )
+        needs[name] = one.needed_bytes
+        lines.append(f"evaluations by {name}: {show_bytes(one.needed_bytes)}, {one} each, at most {count}")
     device = "GPU" if forecaster.device.type == "cuda" else "CPU core"
-    hours = "not known in part" if unknown else f"{total / 3600:.3g} {device}-hours"
+    hours = "not known in part" if math.isnan(total) else f"{total / 3600:.3g} {device}-hours"
     lines.append(f"total: {hours}; disk: about {show_bytes(disk)}, and a checkpoint for each trial that runs")
-    lines += _packing_lines(needs, gpu_bytes)
-    return "\n".join(lines)
+    return "\n".join(lines + _packing_lines(needs, gpu_bytes))
 
 
-def forecast_here(
-    plan: Plan,
-    patience: float,
-    searches: Sequence[SearchTrial] | None = None,
-    evaluations: Mapping[EvalConfig, int] | None = None,
-) -> str:
+def forecast_here(state: StudyState, patience: float) -> str:
     """The forecast for this machine. A trial has a GPU, or one core of the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = torch.get_num_threads()
@@ -300,7 +278,7 @@ def forecast_here(
     keep_freed_memory()  # as a trial does
     try:
         gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-        return forecast(plan, Forecaster(device, patience), gpu_bytes, searches, evaluations)
+        return forecast(state, Forecaster(device, patience), gpu_bytes)
     finally:
         torch.set_num_threads(threads)
 
@@ -310,7 +288,8 @@ def predict_need(trial: SearchTrial | EvalTrial) -> int:
     """The predicted memory of a trial on a GPU in bytes; 0 for a trial that trains nothing. Any machine will do."""
     info = _info(trial.config)
     if isinstance(trial, SearchTrial):
-        return _ON_GPU.search_needs(trial.config, info)
+        stages = [_ON_GPU.search_bytes(trial.config, stage, info) for stage in _rounds(trial.config)]
+        return max(stages) + _image_bytes(trial.config, info) if stages else 0
     return _ON_GPU.evaluation_bytes(Genotype.parse(trial.genotype), trial.config, info)
 
 
@@ -400,22 +379,10 @@ def _image_bytes(config: SearchConfig | EvalConfig, info: DatasetInfo) -> int:
     return images * info.in_channels * info.image_size**2
 
 
-def _distinct(stages: list[StageForecast]) -> list[StageForecast]:
-    """Candidates of a random search are all alike, so one is shown."""
-    return stages[:1] if len(set(stages)) == 1 and len(stages) > 4 else stages
-
-
 def _shape(config: SearchConfig, stage: Stage, info: DatasetInfo) -> str:
     alike = (stage.cells, stage.operations, stage.skip_dropout > 0, stage.warmup_epochs < stage.epochs)
     further = config.method, config.remedies, config.space, config.stem, config.execution, config.dropout_on_reduce
     return repr((alike, config.channels, config.batch_size, further, info))
-
-
-def _batches(config: SearchConfig, info: DatasetInfo) -> tuple[int, int]:
-    """Batches of an epoch and of its validation."""
-    held_out = round(config.validation_fraction * info.train_images)
-    half = (info.train_images - held_out) / 2
-    return math.ceil(half / config.batch_size), math.ceil((held_out or half) / config.batch_size)
 
 
 def _diagnostic_steps(config: SearchConfig, stage: Stage, steps: int, validation: int) -> float:
@@ -432,15 +399,3 @@ def _table_bytes(config: SearchConfig) -> int:
     epochs = sum(stage.epochs for stage in rounds)
     alphas = sum(stage.epochs * 28 * stage.operations for stage in rounds)
     return SEARCH_TABLE_BYTES + EPOCH_ROW_BYTES * epochs + ALPHA_ROW_BYTES * alphas
-
-
-def _example(plan: Plan) -> Genotype:
-    """A genotype to size evaluations by: the first given one, or a random one with two skip-connects."""
-    given = [v.search.method.genotype for v in plan.variants if isinstance(v.search.method, Given)]
-    return Genotype.parse(given[0]) if given else random_genotype(random.Random(0), 2, exactly=True)
-
-
-def _show_seconds(stage: StageForecast) -> str:
-    if stage.seconds is None:
-        return "–"
-    return ("" if stage.timed else "~") + show_duration(stage.seconds)

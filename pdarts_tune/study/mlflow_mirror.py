@@ -27,6 +27,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from pdarts_tune.config.search import named_settings
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.schemas import SCHEMAS
 from pdarts_tune.results.storage import Storage, hold_lock, is_remote
@@ -75,7 +76,7 @@ def default_tracking_uri(results: Path | str) -> str:
     return sqlite_uri(Path(results).resolve() / "mlflow.db")
 
 
-def trial_points(trial: Row, epochs: Sequence[Row], genotypes: Iterable[Row], evaluations: Sequence[Row]) -> list[Point]:
+def trial_points(trial: Row, genotype: Row | None, epochs: Sequence[Row], evaluations: Sequence[Row]) -> list[Point]:
     """All points of a trial's metrics in the units of the tables, in the order in which they come.
 
     Epochs are `epoch/<column>`. A trial that has ended has figures: `search_accuracy` is the validation accuracy of the network
@@ -84,7 +85,8 @@ def trial_points(trial: Row, epochs: Sequence[Row], genotypes: Iterable[Row], ev
     recipes have an `error_percent/<data>/<recipe_id>`.
 
     Args:
-        evaluations: the completed ones of the genotype that the trial ends with, in the order in which they ended.
+        genotype: that the trial ends with.
+        evaluations: the completed ones of this genotype, in the order in which they ended.
     """
     points = [
         (f"epoch/{name}", float(row[name]), _milliseconds(row["finished"]), step)
@@ -95,7 +97,7 @@ def trial_points(trial: Row, epochs: Sequence[Row], genotypes: Iterable[Row], ev
     if trial["status"] == "running":
         return points
     figures, chosen = {name: trial[name] for name in _FROM_TRIAL}, None
-    if (genotype := final_genotype(trial, genotypes)) is not None:
+    if genotype is not None:
         figures |= {name: genotype[name] for name in _FROM_GENOTYPE}
         if (chosen := chosen_epoch(trial, epochs)) is not None:
             figures["search_accuracy"] = chosen["validation_accuracy"]
@@ -141,15 +143,12 @@ class Mirror:
             raise
         except Exception as error:
             line, advice = self._explain(error), ""
-            if self._is_default and re.search("not a database|malformed|schema|revision|no such", line):
+            is_default = not self._folder.is_remote and tracking_uri == default_tracking_uri(self._folder.path.parent)
+            if is_default and re.search("not a database|malformed|schema|revision|no such", line):
                 advice = f"; {file} is a mirror of the tables: delete it, and the same command makes it anew"
             elif file and "is locked" in line:
                 advice = "; on a file system without locks, as some NFS, give --tracking-uri sqlite:////FOLDER/mlflow.db elsewhere"
             raise ConfigError(f"tracking_uri: {line}{advice}") from None
-
-    @property
-    def _is_default(self) -> bool:
-        return not self._folder.is_remote and self._uri == default_tracking_uri(self._folder.path.parent)
 
     def links(self) -> list[str]:
         """What shows the study to a person: the command of MLflow's page, and the addresses of its table and charts."""
@@ -179,8 +178,8 @@ class Mirror:
         completed = read_study(self._folder, "evaluations", _EVALUATION_COLUMNS, {"status": ["completed"]}).to_pylist()
         for row in sorted(completed, key=lambda row: (row["finished"], row["trial_id"])):
             evaluations[row["genotype_id"]].append(row)
-        trials = read_study(self._folder, "trials", ["trial_id", *PARAMETERS, "config"]).to_pylist()
-        settings = {row["trial_id"]: _settings(json.loads(row["config"])) for row in trials}
+        trials = read_study(self._folder, "trials", ["trial_id", "config"]).to_pylist()
+        settings = {row["trial_id"]: _params(json.loads(row["config"])) for row in trials}
         names = dict.fromkeys(name for setting in settings.values() for name in setting)
         swept = [name for name in names if len({setting.get(name) for setting in settings.values()}) > 1]
 
@@ -190,74 +189,56 @@ class Mirror:
             return _digest([stamps[table].get(f"{name}.parquet") for table, name in names])
 
         runs, self._runs = self._runs or self._find_runs(), {}  # forgotten where a call fails: it may have worked
-        for row in trials:
+        for trial_id in settings:
             if ended is not None and ended.is_set():
                 return
-            trial_id = row["trial_id"]
-            params = {name: str(row[name]) for name in PARAMETERS} | settings[trial_id]
             run_id, state = runs.get(trial_id, ("", {}))
-            known: dict[str, Any] = {"files": files(trial_id, state.get("genotype_id", "")), "params": _digest(params)}
-            known["live"] = live if state.get("live") is not None else None
-            if state == state | known:
+            if state.get("files") == files(trial_id, state.get("genotype_id", "")) and state["live"] in (None, live):
                 continue
-            trial, epochs, genotypes = (read_rows(self._folder, table, trial_id) for table in _TABLES)
-            genotype = final_genotype(trial[0], genotypes) or {"genotype_id": ""}
-            known |= {"genotype_id": genotype["genotype_id"], "files": files(trial_id, genotype["genotype_id"])}
-            known["live"] = live if trial[0]["status"] == "running" else None
-            points = trial_points(trial[0], epochs, genotypes, evaluations.get(genotype["genotype_id"], ()))
-            runs[trial_id] = self._log(run_id, state, known, trial[0], genotype, points, params)
+            (trial,), epochs, genotypes = (read_rows(self._folder, table, trial_id) for table in _TABLES)
+            genotype = final_genotype(trial, genotypes)
+            genotype_id = genotype["genotype_id"] if genotype else ""
+            points = trial_points(trial, genotype, epochs, evaluations.get(genotype_id, ()))
+            count = state.get("count", 0)
+            goes_on = state.get("digest") == _digest(trial["config"], trial["started"], points[:count])
+            run_id, count = self._open_run(run_id, trial, live, goes_on), count if goes_on else 0
+            state = {"files": files(trial_id, genotype_id), "genotype_id": genotype_id, "count": len(points)}
+            state |= {"live": live if trial["status"] == "running" else None}
+            state |= {"digest": _digest(trial["config"], trial["started"], points)}
+            params = {name: str(trial[name]) for name in PARAMETERS} | settings[trial_id]
+            self._log(run_id, points[count:], params, _tags(trial, genotype) | {STATE: json.dumps(state)})
+            runs[trial_id] = run_id, state
         for key, value in (_views(swept) | self._description(stamps["report"]) | {STATE: whole}).items():
             self._client.set_experiment_tag(self._experiment, key, value)
         self._runs = runs
 
-    def _log(
-        self,
-        run_id: str,
-        state: Mapping[str, Any],
-        known: Mapping[str, Any],
-        trial: Row,
-        genotype: Row,
-        points: Sequence[Point],
-        params: Mapping[str, str],
-    ) -> tuple[str, dict[str, Any]]:
-        """Adds to a trial's run the points that it lacks, or makes it anew. Returns its id and state."""
-        from mlflow.entities import Metric, Param, RunTag
+    def _stamps(self) -> dict[str, dict[str, str]]:
+        return {table: self._folder.stamps(table) for table in (*_TABLES, "evaluations", "report")}
 
-        count = state.get("count", 0)
-        if run_id and state.get("digest") != _digest(trial["config"], trial["started"], points[:count]):
-            self._delete(run_id)
-            run_id = ""
-        if run_id:
+    def _open_run(self, run_id: str, trial: Row, live: bool, goes_on: bool) -> str:
+        """The id of a trial's run with its status: the run that there is, or a new one if its points do not hold any more."""
+        if goes_on:
             self._client.set_tag(run_id, STATE, "{}")  # if this update does not end, the next one makes the run anew
         else:
-            tags, count = {FOLDER: self._folder_id, TRIAL: trial["trial_id"]}, 0
-            started = _milliseconds(trial["started"])
-            run_id = self._client.create_run(self._experiment, started, tags, trial["trial_id"]).info.run_id
-        if known["live"] is not None:
-            self._client.update_run(run_id, "RUNNING" if known["live"] else "KILLED")
+            if run_id:
+                self._delete(run_id)
+            tags = {FOLDER: self._folder_id, TRIAL: trial["trial_id"]}
+            run = self._client.create_run(self._experiment, _milliseconds(trial["started"]), tags, trial["trial_id"])
+            run_id = str(run.info.run_id)
+        if trial["status"] == "running":
+            self._client.update_run(run_id, "RUNNING" if live else "KILLED")
         else:
             status = "FINISHED" if trial["status"] == "completed" else "FAILED"
             self._client.set_terminated(run_id, status, _milliseconds(trial["finished"]))
-        state = {**known, "count": len(points), "digest": _digest(trial["config"], trial["started"], points)}
-        tags = {"pdarts_tune.status": trial["status"]}
-        if genotype["genotype_id"]:
-            tags |= {"pdarts_tune.genotype_id": genotype["genotype_id"], "mlflow.note.content": f"`{genotype['genotype']}`"}
-        if trial["error"]:
-            tags["pdarts_tune.error"] = trial["error"][:1000]
-        if trial["commit"] not in (None, "unknown"):
-            tags["mlflow.source.git.commit"] = trial["commit"]
-        metrics = [Metric(*point) for point in points[count:]]
-        self._client.log_batch(run_id, metrics[:-_BATCH])
-        self._client.log_batch(
-            run_id,
-            metrics[-_BATCH:],
-            [Param(name, value) for name, value in params.items()],
-            [RunTag(name, value) for name, value in (tags | {STATE: json.dumps(state)}).items()],
-        )
-        return run_id, state
+        return run_id
 
-    def _stamps(self) -> dict[str, dict[str, str]]:
-        return {table: self._folder.stamps(table) for table in (*_TABLES, "evaluations", "report")}
+    def _log(self, run_id: str, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Adds points to a run. Its tags come with the last of them."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics, named = [Metric(*point) for point in points], [Param(*param) for param in params.items()]
+        self._client.log_batch(run_id, metrics[:-_BATCH])
+        self._client.log_batch(run_id, metrics[-_BATCH:], named, [RunTag(*tag) for tag in tags.items()])
 
     @contextmanager
     def updating(self, interval: float = 10.0) -> Iterator[None]:
@@ -337,8 +318,7 @@ class Mirror:
                     self._delete(run.info.run_id)
                 else:
                     runs[trial_id] = run.info.run_id, json.loads(run.data.tags.get(STATE, "{}"))
-            token = page.token
-            if not token:
+            if not (token := page.token):
                 return runs
 
     def _open_experiment(self) -> str:
@@ -363,18 +343,24 @@ class Mirror:
         return {"mlflow.note.content": short}
 
 
-def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """The settings of a configuration by name, as text; those of the stages are joined by dashes."""
-    settings: dict[str, str] = {}
-    for name, value in config.items():
-        if name == "stages":
-            for field in value[0]:
-                settings["depths" if field == "cells" else field] = "-".join(str(stage[field]) for stage in value)
-        elif isinstance(value, Mapping):
-            settings |= _settings(value, f"{name}.")
-        elif prefix + name not in ("seed", "method.name", "method.genotype"):
-            settings[prefix + name] = str(value)
-    return settings
+def _tags(trial: Row, genotype: Row | None) -> dict[str, str]:
+    tags = {"pdarts_tune.status": trial["status"]}
+    if genotype is not None:
+        tags |= {"pdarts_tune.genotype_id": genotype["genotype_id"], "mlflow.note.content": f"`{genotype['genotype']}`"}
+    if trial["error"]:
+        tags["pdarts_tune.error"] = trial["error"][:1000]
+    if trial["commit"] not in (None, "unknown"):
+        tags["mlflow.source.git.commit"] = trial["commit"]
+    return tags
+
+
+def _params(config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a search by name, as text; those of the stages are joined by dashes."""
+    settings = named_settings(config)
+    for name in ("seed", "method.name", "method.genotype"):  # the first two are columns of the trial
+        settings.pop(name, None)
+    joined = {name: "-".join(map(str, value)) if name.startswith("stages.") else str(value) for name, value in settings.items()}
+    return {"depths" if name == "stages.cells" else name.removeprefix("stages."): text for name, text in joined.items()}
 
 
 def _views(swept: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pdarts_tune.config.evaluation import ESTIMATORS, EvalConfig
 from pdarts_tune.config.execution import CellEvaluation, Execution, cell_evaluation
 from pdarts_tune.config.methods import Given, RandomSampling, paired_variant
 from pdarts_tune.config.presets import PRESETS, Preset
-from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig
+from pdarts_tune.config.search import DEFAULT_EXECUTION, SearchConfig, named_settings
 from pdarts_tune.config.serialize import ConfigError, absolute_name, config_id, content_id, from_dict, short_name, to_dict
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, PDARTS_CIFAR100
@@ -203,8 +203,7 @@ class Plan:
         if self.study.adaptive and self.evaluation.validation_fraction == 0:
             raise ConfigError("validation_fraction: 0 is wrong, schedules are chosen by the validation error of their evaluations")
         for name, least in (("seeds", 1), ("evaluation_seeds", 0), ("samples", 1), ("first_seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: {getattr(self, name)} is wrong, it must be at least {least}")
+            check_least(name, getattr(self, name), least)
 
     def _check_pair(self, variant: Variant) -> None:
         name = paired_variant(variant.search.method)
@@ -235,15 +234,12 @@ class Plan:
         searches = {cell_evaluation(variant.search.execution, variant.search.method) for variant in self.variants}
         return searches | {cell_evaluation(recipe.execution) for recipe in self.recipes}
 
-    def searches(self) -> list[SearchTrial]:
+    @cached_property
+    def searches(self) -> tuple[SearchTrial, ...]:
         """Every search, seeds outermost, so that a study that is cut short still compares all its variants.
 
         A genotype that is given needs no second seed: there is nothing that could come out differently.
         """
-        return list(self._searches)
-
-    @cached_property
-    def _searches(self) -> tuple[SearchTrial, ...]:
         return tuple(
             SearchTrial(search_id(variant.name, seed), variant.name, replace(variant.search, seed=seed))
             for seed in range(self.first_seed, self.first_seed + self.seeds)
@@ -252,12 +248,16 @@ class Plan:
         )
 
     def evaluations(self, genotypes: Mapping[str, str]) -> list[EvalTrial]:
-        """Every training from scratch: each distinct genotype (id to text) once for each recipe and evaluation seed."""
-        labels = [(recipe, self._recipe_label(recipe)) for recipe in self.recipes]
+        """Every training from scratch: each distinct genotype (id to text) once for each recipe and evaluation seed.
+
+        An id names the recipe, and the data set where it is not that of the searches. A path is named by its content.
+        """
+        sets = {recipe.data: recipe.data if recipe.data.isalnum() else content_id(recipe.data)[:8] for recipe in self.recipes}
+        sets = {data: "" if data == self.base.data else f"-{name}" for data, name in sets.items()}
         return [
-            EvalTrial(f"{genotype_id}-{label}-seed{seed}", text, replace(recipe, seed=seed))
+            EvalTrial(f"{genotype_id}-{recipe.recipe_id}{sets[recipe.data]}-seed{seed}", text, replace(recipe, seed=seed))
             for seed in range(self.evaluation_seeds)
-            for recipe, label in labels
+            for recipe in self.recipes
             for genotype_id, text in genotypes.items()
         ]
 
@@ -265,13 +265,7 @@ class Plan:
     def most_genotypes(self) -> int:
         """How many distinct genotypes there can be to evaluate."""
         limits = {variant.name: len(variant.limits) for variant in self.variants}
-        return sum(limits[trial.variant] for trial in self.searches())
-
-    def _recipe_label(self, recipe: EvalConfig) -> str:
-        """Recipe, and data set where it is not that of the searches; a path is named by its content."""
-        if recipe.data == self.base.data:
-            return recipe.recipe_id
-        return f"{recipe.recipe_id}-{recipe.data if recipe.data.isalnum() else content_id(recipe.data)[:8]}"
+        return sum(limits[trial.variant] for trial in self.searches)
 
 
 def _check_name(what: str, name: str) -> None:
@@ -282,18 +276,20 @@ def _check_name(what: str, name: str) -> None:
         )
 
 
+def check_least(name: str, count: int, least: int) -> None:
+    """Raises ConfigError for a count that is too small."""
+    if count < least:
+        raise ConfigError(f"{name}: {count} is wrong, it must be at least {least}")
+
+
 def _check_seed(what: str, seed: int, options: str) -> None:
     if seed:
         raise ConfigError(f"{what}: seed {seed} would have no effect, the study sets seeds ({options})")
 
 
-# Settings that `changes` must not name, with the options that set them.
-_BY_OPTION = {
-    "data": "--data",
-    "seed": "--seeds and --first-seed",
-    "evaluation.data": "--data",
-    "evaluation.seed": "--evaluation-seeds",
-}
+# Settings that --set must not name, with the options that set them.
+_BY_OPTION = {"data": "--data", "seed": "--seeds and --first-seed"}
+_BY_OPTION |= {"evaluation.data": "--data", "evaluation.seed": "--evaluation-seeds"}
 
 
 def make_plan(study: Study, options: Arguments) -> Plan:
@@ -306,8 +302,9 @@ def make_plan(study: Study, options: Arguments) -> Plan:
     if not isinstance(size, Preset):
         raise ConfigError(f"presets of {study.name}: {options.preset} is a {type(size).__name__}, it must be a Preset")
     sets = (size.search.data,) if options.data is None else tuple(map(absolute_name, options.data.split(",")))
-    own = {name: getattr(options, name) for name in ("memory_limit", "image_size", "execution", "skip_bad_images")}
-    settings = to_dict(replace(size.search, data=sets[0], **own))
+    images = {name: getattr(options, name) for name in ("image_size", "skip_bad_images")}
+    start = replace(size.search, data=sets[0], memory_limit=options.memory_limit, execution=options.execution, **images)
+    settings = to_dict(start)
     settings["evaluation"] = to_dict(replace(size.evaluation, data=sets[0]))
     given = {}
     if options.genotypes:
@@ -330,14 +327,7 @@ def make_plan(study: Study, options: Arguments) -> Plan:
         recipes: Sequence[EvalConfig] = [replace(evaluation, data=name) for name in sets]
         if study.evaluations is not None:
             recipes = _make(study, "evaluations", EvalConfig, evaluation, sets)
-        recipes = [
-            replace(
-                recipe,
-                skip_bad_images=options.skip_bad_images or recipe.skip_bad_images,
-                image_size=options.image_size or recipe.image_size,
-            )
-            for recipe in recipes
-        ]
+        recipes = [replace(own, **{name: value or getattr(own, name) for name, value in images.items()}) for own in recipes]
         every = given_variants(given, base) if given else _make(study, "variants", Variant, base)
         if options.variants is not None:
             named = {variant.name: variant for variant in every}
@@ -401,16 +391,13 @@ def define(plan: Plan) -> dict[str, Any]:
     }
     if not plan.study.adaptive:  # trials of an adaptive study follow from results, not from variants and seeds
         for variant in plan.variants:
-            seeds = {trial.config.seed for trial in plan.searches() if trial.variant == variant.name}
+            seeds = {trial.config.seed for trial in plan.searches if trial.variant == variant.name}
             definition["seeds"][variant.name] = stored_seeds(seeds)
         evaluations = {variant.name: (sorted({*variant.limits}), plan.evaluation_seeds) for variant in plan.variants}
         definition |= stored_evaluations(evaluations, definition["variants"])
     if len(plan.recipes) > 1:
         definition["further_evaluations"] = [to_dict(recipe) for recipe in plan.recipes[1:]]
     return definition
-
-
-_FURTHER = ("warmup_epochs", "dropout_decay", "dropout_restart")
 
 
 def describe(plan: Plan, folder: Path | str, done: Collection[str] = (), evaluations: Collection[str] = ()) -> str:
@@ -420,12 +407,11 @@ def describe(plan: Plan, folder: Path | str, done: Collection[str] = (), evaluat
         done: the ids of the trials that are marked as done.
         evaluations: the ids of those that follow from the searches so far.
     """
-    searches = plan.searches()
     product = f"{len(plan.variants)} variants x {plan.seeds} seeds"
-    if len(searches) < len(plan.variants) * plan.seeds:
+    if len(plan.searches) < len(plan.variants) * plan.seeds:
         product += " (a given genotype takes one)"
     counts = (
-        f"{product} = {len(searches)} searches on {plan.base.data}; "
+        f"{product} = {len(plan.searches)} searches on {plan.base.data}; "
         f"then each distinct genotype (at most {plan.most_genotypes}) x {plan.evaluation_seeds} evaluation seeds "
         f"with recipe {' and '.join(f'{recipe.recipe_id} on {recipe.data}' for recipe in plan.recipes)}"
     )
@@ -446,15 +432,15 @@ def describe(plan: Plan, folder: Path | str, done: Collection[str] = (), evaluat
     if plan.note:
         lines.append(f"note: {plan.note}")
     lines += [f"results: {folder}", ""]
-    width = max(len(trial.trial_id) for trial in searches)
-    told = {
+    width = max(len(trial.trial_id) for trial in plan.searches)
+    changes = {
         variant.name: "; ".join(part for part in differences(variant.search, plan.base) if part not in shared) or "the base"
         for variant in plan.variants
     }
     mark = "{:6}" if done else "{:.0}"
-    for trial in searches:
+    for trial in plan.searches:
         state = mark.format("done" if trial.trial_id in done else "")
-        lines.append(f"  {state}{trial.trial_id:{width}}  {config_id(trial.config)}  {told[trial.variant]}")
+        lines.append(f"  {state}{trial.trial_id:{width}}  {config_id(trial.config)}  {changes[trial.variant]}")
     if evaluations:
         lines += ["", "evaluations of the cells so far:"]
         lines += [f"  {mark.format('done' if name in done else '')}{name}" for name in evaluations]
@@ -477,26 +463,17 @@ def differences(config: SearchConfig, base: SearchConfig) -> list[str]:
 
 def stage_columns(config: SearchConfig) -> dict[str, str]:
     """The stage plan as it is printed and stored: one text per swept field, a number per stage, joined by dashes."""
-
-    def joined(field: str) -> str:
-        return "-".join(str(getattr(stage, field)) for stage in config.stages)
-
-    return {
-        "depths": joined("cells"),
-        "operations": joined("operations"),
-        "skip_dropout": joined("skip_dropout"),
-        "epochs": joined("epochs"),
-    }
+    fields = {"depths": "cells", "operations": "operations", "skip_dropout": "skip_dropout", "epochs": "epochs"}
+    return {name: "-".join(str(getattr(stage, field)) for stage in config.stages) for name, field in fields.items()}
 
 
 def _summary(config: SearchConfig) -> dict[str, Any]:
     settings = to_dict(config)
-    stages = settings.pop("stages")
-    other = {f"stage {name}": [stage[name] for stage in stages] for name in _FURTHER}
-    execution: dict[str, Any] = settings.pop("execution")
-    settings["method"] = _in_words(settings["method"])
-    settings["remedies"] = " + ".join(map(_in_words, settings["remedies"])) or "none"
-    return stage_columns(config) | other | settings | execution
+    named = named_settings(settings)
+    further = {f"stage {name}": named[f"stages.{name}"] for name in ("warmup_epochs", "dropout_decay", "dropout_restart")}
+    method, remedies = _in_words(settings["method"]), " + ".join(map(_in_words, settings["remedies"])) or "none"
+    other = {name: value for name, value in named.items() if "." not in name}
+    return stage_columns(config) | further | {"method": method} | other | {"remedies": remedies} | settings["execution"]
 
 
 def _in_words(method: dict[str, Any]) -> str:

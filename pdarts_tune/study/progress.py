@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -79,26 +79,17 @@ class Progress:
         self.running[trial_id] = _Running()
         self._show()
 
-    def epoch(
-        self,
-        trial_id: str,
-        position: str,
-        accuracy: tuple[str, float],
-        done_epochs: int,
-        total_epochs: int,
-        epoch_seconds: float,
-        warning: str = "",
-    ) -> None:
-        """A trial finished an epoch. `accuracy` names the images that it is of (validation, training), then says the fraction.
+    def epoch(self, trial_id: str, report: Mapping[str, Any]) -> None:
+        """A trial finished an epoch, and reports what `study/trainable.py` says. A warning is printed at once and stays.
 
-        A warning is printed at once, on a line that stays.
+        The accuracy of a report names the images that it is of (validation, training), then says the fraction.
         """
-        if warning:
+        if warning := report.get("warning"):
             self._print(f"{trial_id}: [yellow]warning[/yellow]: {escape(warning)}")
-        row = self.running.setdefault(trial_id, _Running())
-        row.position, row.accuracy = position, f"{accuracy[0]} {100 * accuracy[1]:.1f} %"
-        row.remaining = (total_epochs - done_epochs) * epoch_seconds
-        row.share = done_epochs / total_epochs
+        row, (images, accuracy) = self.running.setdefault(trial_id, _Running()), report["accuracy"]
+        row.position, row.accuracy = report["position"], f"{images} {100 * accuracy:.1f} %"
+        row.remaining = (report["total_epochs"] - report["done_epochs"]) * report["epoch_seconds"]
+        row.share = report["done_epochs"] / report["total_epochs"]
         self._show()
 
     def retried(self, trial_id: str, error: str) -> None:

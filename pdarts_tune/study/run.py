@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,6 @@ from pdarts_tune.study.shares import multi_process_service
 
 if TYPE_CHECKING:
     from pdarts_tune.evaluation.estimates import Estimator
-    from pdarts_tune.study.locking import Signals
 
 Trial = SearchTrial | EvalTrial
 Row = Mapping[str, Any]
@@ -52,6 +51,13 @@ def _read(folder: Storage, table: str, columns: Sequence[str], only: Mapping[str
 
 def _by_id(rows: Iterable[Row]) -> dict[str, Row]:
     return {row["trial_id"]: row for row in rows}
+
+
+def _by_trial(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["trial_id"]].append(row)
+    return groups
 
 
 class Outcomes:
@@ -75,14 +81,11 @@ class Outcomes:
     def missing_of(self, definition: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """The searches and the evaluations of a study's definition that are not completed."""
         completed, over = self.completed, self.over_limit
-        genotypes = defaultdict(list)
-        for row in _read(self.folder, "genotypes", _GENOTYPES):
-            genotypes[row["trial_id"]].append(row)
+        genotypes = _by_trial(_read(self.folder, "genotypes", _GENOTYPES))
         rows = (row for name, row in self.evaluations.items() if name in completed)
         done = {(row["genotype_id"], row["recipe_id"], row["data"], row["seed"]) for row in rows}
-        recipes = [
-            from_dict(EvalConfig, recipe) for recipe in (definition["evaluation"], *definition.get("further_evaluations", ()))
-        ]
+        stored = definition["evaluation"], *definition.get("further_evaluations", ())
+        recipes = [from_dict(EvalConfig, recipe) for recipe in stored]
         planned, searches = planned_evaluations(definition), []
         evaluations: dict[str, None] = {}
         for variant, seeds in planned_seeds(definition).items():
@@ -104,25 +107,21 @@ class Outcomes:
     @property
     def failed_tables(self) -> list[str]:
         """The tables that hold failed trials, with their errors."""
-        over, failed = self.over_limit, ("failed", "out_of_memory")
-        tables = {"trials": self.trials, "evaluations": self.evaluations}
-        return [
-            table
-            for table, rows in tables.items()
-            if any(row["status"] in failed for name, row in rows.items() if name not in over)
-        ]
+        over, tables = self.over_limit, {"trials": self.trials, "evaluations": self.evaluations}
+        states = {table: {row["status"] for name, row in rows.items() if name not in over} for table, rows in tables.items()}
+        return [table for table in tables if states[table] & {"failed", "out_of_memory"}]
 
     @property
     def image_warnings(self) -> list[str]:
         """Problems with the images of the data sets. The worker processes that notice them have no terminal to print them on."""
-        counts: dict[str, int] = defaultdict(int)
-        for row in sorted(self.evaluations.values(), key=lambda row: str(row["data"])):
-            for message, images in (
-                (f"images of {row['data']} cannot be used and were left out", row["left_out"]),
-                (f"of {row['data']}'s test images are among its training images too", row["shared"]),
-            ):
-                counts[message] = max(counts[message], images or 0)
-        return [f"{images} {message}" for message, images in counts.items() if images]
+        messages = {
+            "left_out": "images of {} cannot be used and were left out",
+            "shared": "of {}'s test images are among its training images too",
+        }
+        counts: dict[tuple[str, str], int] = defaultdict(int)
+        for row, column in product(self.evaluations.values(), messages):
+            counts[row["data"], column] = max(counts[row["data"], column], row[column] or 0)
+        return [f"{images} {messages[column].format(data)}" for (data, column), images in sorted(counts.items()) if images]
 
     def forget_checkpoints(self) -> None:
         """Removes the checkpoints of completed trials. A trial that is killed after its last row leaves one."""
@@ -159,7 +158,7 @@ class StudyState(Outcomes):
     ) -> None:
         super().__init__(folder)
         self.plan, self.sources, self.estimator, self.every_epoch = plan, sources, estimator, every_epoch
-        self.searches = {trial.trial_id: trial for trial in plan.searches()}
+        self.searches = {trial.trial_id: trial for trial in plan.searches}
         self.found: dict[str, EvalTrial] = {}  # every evaluation of the genotypes so far
         self.under_way: dict[str, Trial] = {}
         self._variants = {variant.name: variant for variant in plan.variants}
@@ -169,9 +168,7 @@ class StudyState(Outcomes):
         self._controls: dict[str, list[SearchTrial]] = defaultdict(list)  # by the search that they wait for
         self._accuracies: dict[str, float] = {}  # of completed searches; read for the first table
         limits = {limit for variant in plan.variants for limit in (*variant.limits, variant.search.max_skips)}
-        cells = defaultdict(list)
-        for row in _read(self.folder, "genotypes", _GENOTYPES, {"max_skips": limits}) if self.trials else ():
-            cells[row["trial_id"]].append(row)
+        cells = _by_trial(_read(self.folder, "genotypes", _GENOTYPES, {"max_skips": limits}) if self.trials else ())
         for name in self.searches:
             self._read_cells(name, cells[name])
         self._take_over(self.missing)
@@ -216,11 +213,6 @@ class StudyState(Outcomes):
         for name, trial in self.found.items():
             left[replace(trial.config, seed=0)] += not self._is_evaluated(name)
         return left
-
-    @property
-    def evaluated(self) -> int:
-        """How many evaluations of the genotypes so far are completed."""
-        return sum(map(self._is_evaluated, self.found))
 
     @property
     def ready(self) -> int:
@@ -340,9 +332,8 @@ class StudyState(Outcomes):
     def _read_cells(self, name: str, genotypes: Sequence[Row]) -> None:
         row, variant = self.trials.get(name), self._variants[self.searches[name].variant]
         if row is not None and row["status"] == "completed":
-            cells = (
-                (limit, final_genotype({**row, "max_skips": limit}, genotypes)) for limit in {*variant.limits, row["max_skips"]}
-            )
+            limits = {*variant.limits, row["max_skips"]}
+            cells = ((limit, final_genotype({**row, "max_skips": limit}, genotypes)) for limit in limits)
             self._cells[name] = {limit: (cell["genotype_id"], cell["genotype"]) for limit, cell in cells if cell is not None}
 
     def _read_evaluation(self, name: str) -> None:
@@ -351,10 +342,8 @@ class StudyState(Outcomes):
     def _read_accuracies(self) -> None:
         """Of the searches that have no accuracy yet: that of the network that the cell was taken from; nan where there is none."""
         new = [name for name in self._cells if name not in self._accuracies]
-        epochs: dict[str, list[Row]] = defaultdict(list)
-        if new and not self._accuracies:  # the first time: all files at once
-            for row in _read(self.folder, "epochs", _EPOCHS):
-                epochs[row["trial_id"]].append(row)
+        # The first time all files are read at once.
+        epochs = _by_trial(_read(self.folder, "epochs", _EPOCHS) if new and not self._accuracies else ())
         for name in new:
             chosen = chosen_epoch(self.trials[name], epochs[name] if epochs else read_rows(self.folder, "epochs", name, _EPOCHS))
             self._accuracies[name] = chosen["validation_accuracy"] if chosen else math.nan
@@ -421,7 +410,7 @@ def open_sources(reuse: str | None, folder: Storage) -> list[Source]:
     return sources
 
 
-def run_missing(plan: Plan, settings: Arguments, folder: Storage, signals: Signals) -> int:
+def run_missing(plan: Plan, settings: Arguments, folder: Storage) -> int:
     """Runs the trials that the tables lack, and returns how many failed. Ray and torch start only if there are some."""
     estimator = None
     if settings.estimator:
@@ -438,7 +427,6 @@ def run_missing(plan: Plan, settings: Arguments, folder: Storage, signals: Signa
     from pdarts_tune.study.sweep import open_sweep
 
     with multi_process_service() if settings.mps else nullcontext(), open_sweep(folder, settings, _commit()) as sweep:
-        signals.install()  # again: Ray's start installs a handler that aborts
         if not sweep.grants.gpu_bytes:  # compiles the kernels, before trials would do it side by side
             announce(plan.cell_evaluations())
         if plan.study.adaptive:
@@ -453,7 +441,6 @@ def run_missing(plan: Plan, settings: Arguments, folder: Storage, signals: Signa
     return failed
 
 
-@cache
 def _commit() -> str:
     """The commit of the code that runs, with + if it is changed; `unknown` where no repository holds this file.
 

@@ -92,16 +92,12 @@ def run_schedules(plan: Plan, sweep: Sweep) -> int:
     """Tries schedules until `plan.samples` of them are finished, the base's first. Returns how many failed for good."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(sqlite_uri(sweep.storage.path / "optuna.db"))
-    study = optuna.create_study(
-        storage=storage, study_name=STUDY_NAME, directions=["minimize"] * len(OBJECTIVES), load_if_exists=True
-    )
+    directions, gpus = ["minimize"] * len(OBJECTIVES), sweep.grants.share(0, 0)
+    study = optuna.create_study(storage=storage, study_name=STUDY_NAME, directions=directions, load_if_exists=True)
     retry_trials(study)
     trials = study.get_trials(deepcopy=False)
     done = sum(trial.state == TrialState.COMPLETE for trial in trials)
-    constants = {
-        "trial": sweep.describe(SearchTrial("", "", plan.base), sweep.grants.share(0, 0)),
-        "evaluation": to_dict(plan.evaluation),
-    }
+    constants = {"trial": sweep.describe(SearchTrial("", "", plan.base), gpus), "evaluation": to_dict(plan.evaluation)}
     searcher = OptunaSearch(
         space=functools.partial(suggest_trial, constants=constants),
         metric=list(OBJECTIVES),
@@ -111,15 +107,13 @@ def run_schedules(plan: Plan, sweep: Sweep) -> int:
         storage=storage,
         seed=derive_seed(0, f"schedules after {len(trials)}") % 2**32,  # else a restart repeats the first trials
     )
-    epochs = plan.evaluation.epochs
+    epochs, left = plan.evaluation.epochs, max(0, plan.samples - done)
     grace = max(1, epochs // 4)
     asha = ASHAScheduler(EVALUATED, OBJECTIVES[0], "min", max_t=epochs + 1, grace_period=grace, reduction_factor=3)
-    with Progress(
-        {"schedules": plan.samples}, {"schedules": min(done, plan.samples)}, sweep.slots(sweep.grants.share(0, 0))
-    ) as progress:
-        if done < plan.samples:
+    with Progress({"schedules": plan.samples}, {"schedules": plan.samples - left}, sweep.slots(gpus)) as progress:
+        if left:
             options = {"search_alg": searcher, "scheduler": asha, "max_concurrent_trials": progress.slots}
-            sweep.run(run_schedule, Display(progress, sweep.storage), num_samples=plan.samples - done, **options)
+            sweep.run(run_schedule, Display(progress, sweep.storage), num_samples=left, **options)
     return progress.failed
 
 

@@ -1,4 +1,4 @@
-"""The share of a GPU that a trial gets.
+"""What a trial gets of the cluster: its share of a GPU, and the CPUs that go with it.
 
 Ray fills one GPU before it takes the next, so small shares would leave GPUs idle: a share is as large as the trials that are ready
 allow. Shares are halves of halves, because others leave fragments that Ray counts as room and never gives away.
@@ -10,8 +10,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pdarts_tune.config.serialize import ConfigError
 
@@ -32,20 +33,55 @@ def trials_that_fit(needed: int, gpu_bytes: int) -> int:
     return int(1 / memory_share(needed, gpu_bytes)) if HEADROOM * needed + PROCESS_BYTES <= gpu_bytes else 0
 
 
-def gpu_share(needed: int, gpu_bytes: int, gpus: float, ready: int, *, evaluation: bool = False, failed: float = 0.0) -> float:
-    """The share of a trial that needs so many bytes.
+class ClusterLostError(RuntimeError):
+    """All nodes of a study's Ray cluster are gone. The message is one line."""
 
-    Args:
-        gpus: of the cluster.
-        ready: trials that wait or run, this one with them.
-        evaluation: it keeps a GPU busy, so it gets one, or half of one where there are by far more of them than GPUs.
-        failed: the share with which it ran out of memory before; 0: it did not.
-    """
-    fair = gpus / max(1, ready)
-    if evaluation:
-        fair = max(fair, 0.5 if ready > BY_FAR * gpus else 1.0)
-    least = max(memory_share(needed, gpu_bytes), fair, min(1.0, 2 * failed))
-    return next((share for share in SHARES if share >= least), 1.0)
+
+@dataclass(frozen=True)
+class Grants:
+    """What each trial gets of the cluster."""
+
+    nodes: Sequence[Mapping[str, float]]  # the resources of each
+    gpus_per_trial: float | None  # of every trial; None: what `share` says
+    gpu_bytes: int | None  # of the smallest GPU; None: there is none
+
+    def share(self, needed: int, ready: int, *, evaluation: bool = False, failed: bool = False) -> float:
+        """The GPUs of a trial, 0 where there are none.
+
+        Args:
+            needed: bytes; 0: not known, the trial gets one GPU.
+            ready: trials that wait or run, this one with them.
+            evaluation: it keeps a GPU busy, so it gets one, or half of one where there are by far more of them than GPUs.
+            failed: it ran out of memory before, so it gets twice what its memory asks for.
+        """
+        if self.gpu_bytes is None:
+            return 0.0
+        if self.gpus_per_trial is not None or not needed:
+            return self.gpus_per_trial or 1.0
+        gpus = sum(node.get("GPU", 0) for node in self.nodes)
+        fair = gpus / max(1, ready)
+        if evaluation:
+            fair = max(fair, 0.5 if ready > BY_FAR * gpus else 1.0)
+        least = max(fair, memory_share(needed, self.gpu_bytes) * (1 + failed))
+        return next((share for share in SHARES if share >= least), 1.0)
+
+    def resources(self, gpus: float) -> dict[str, float]:
+        """GPUs, and the CPUs that go with them; one CPU on a cluster without GPUs.
+
+        Raises:
+            ConfigError: no node has so much, so Ray would wait for ever.
+        """
+        most = max((node.get("GPU", 0) for node in self.nodes), default=0)
+        cpus = max((node.get("CPU", 0) for node in self.nodes if node.get("GPU", 0) == most), default=0)
+        if cpus < 1:
+            raise ConfigError(f"address: a trial takes 1 CPU, the largest {'GPU ' if most else ''}node has {cpus:g}")
+        if not most:
+            return {"cpu": 1}
+        if gpus > most:
+            raise ConfigError(f"gpus_per_trial: {gpus} asked, the largest node has {most:g}")
+        # A process that keeps its images on the device uses at most four CPUs.
+        share = min(node.get("CPU", 0) * gpus / node["GPU"] for node in self.nodes if node.get("GPU", 0) >= gpus)
+        return {"gpu": gpus, "cpu": max(1, min(4, int(share)))}
 
 
 def check_gpus_per_trial(gpus: float | None) -> None:
@@ -74,7 +110,6 @@ def multi_process_service() -> Iterator[None]:
         raise ConfigError(f"mps: {program} is not there; it comes with NVIDIA's driver. Without --mps trials take turns on a GPU")
     with tempfile.TemporaryDirectory(prefix="mps-") as folder:
         places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        before = {name: os.environ.get(name) for name in places}
         os.environ.update(places)  # for the service, and for the trials that Ray starts
         try:
             started = subprocess.run([program, "-d"], capture_output=True, text=True, check=False)
@@ -88,8 +123,5 @@ def multi_process_service() -> Iterator[None]:
             finally:
                 subprocess.run([program], input="quit\n", capture_output=True, text=True, check=False)
         finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            for name in places:
+                del os.environ[name]

@@ -1,6 +1,5 @@
 """A Ray session and the sweep of a study's trials over it, through Ray Tune.
 
-`Grants` says what each trial gets of the cluster: its share of a GPU and the CPUs that go with it.
 `Queue` hands trials to Tune as they become possible. `Display` receives Tune's reports. It shows progress and ends a sweep that
 cannot go on.
 """
@@ -13,9 +12,10 @@ import os
 import pickle
 import re
 import secrets
+import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,93 +34,34 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
-from pdarts_tune.evaluation.job import error_text, write_eval_row
+from pdarts_tune.evaluation.job import EvalJob, error_text, write_eval_row
 from pdarts_tune.results.storage import Storage, open_filesystem
 from pdarts_tune.results.tables import read_rows, write_rows
 from pdarts_tune.study.forecast import predict_need, refuse_large
-from pdarts_tune.study.locking import ClusterLostError
 from pdarts_tune.study.plan import Arguments, EvalTrial, SearchTrial
 from pdarts_tune.study.progress import Progress
-from pdarts_tune.study.shares import gpu_share, memory_share
-from pdarts_tune.study.trainable import PRETEND, TrialRow, TrialSpec, evaluation_job, run_trial, spent_so_far
+from pdarts_tune.study.shares import ClusterLostError, Grants
+from pdarts_tune.study.trainable import PRETEND, TrialRow, TrialSpec, evaluation_job, run_trial
 
 if TYPE_CHECKING:
     from pdarts_tune.study.run import StudyState
 
 
-@dataclass(frozen=True)
-class Grants:
-    """What a trial gets of the cluster."""
-
-    nodes: Sequence[Mapping[str, float]]  # the resources of each
-    gpus_per_trial: float | None  # None: by `gpu_share`
-    gpu_bytes: int | None  # of the smallest GPU; None: there is none
-
-    def share(self, needed_bytes: int, ready: int, *, evaluation: bool = False, failed: bool = False) -> float:
-        """The GPUs for a trial that needs so many bytes, 0 where there are none; 0 bytes: not known, it gets one GPU.
-
-        Args:
-            ready, evaluation: see `gpu_share`.
-            failed: it ran out of memory before.
-        """
-        if self.gpu_bytes is None:
-            return 0.0
-        if self.gpus_per_trial is not None or not needed_bytes:
-            return self.gpus_per_trial or 1.0
-        gpus = sum(node.get("GPU", 0) for node in self.nodes)
-        before = memory_share(needed_bytes, self.gpu_bytes) if failed else 0.0
-        return gpu_share(needed_bytes, self.gpu_bytes, gpus, ready, evaluation=evaluation, failed=before)
-
-    def resources(self, gpus: float) -> dict[str, float]:
-        """For a trial with so many GPUs. ConfigError if no node has so much."""
-        return trial_resources(self.nodes, gpus)
-
-
-def trial_resources(nodes: Sequence[Mapping[str, float]], gpus_per_trial: float) -> dict[str, float]:
-    """What one trial gets of the cluster: GPUs where there are any, otherwise one CPU.
-
-    Raises:
-        ConfigError: no node has so much, so Ray would wait for ever.
-    """
-    most = max((node.get("GPU", 0) for node in nodes), default=0)
-    cpus = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) == most), default=0)
-    if cpus < 1:
-        raise ConfigError(f"address: a trial takes 1 CPU, the largest {'GPU ' if most else ''}node has {cpus:g}")
-    if not most:
-        return {"cpu": 1}
-    if gpus_per_trial > most:
-        raise ConfigError(f"gpus_per_trial: {gpus_per_trial} asked, the largest node has {most:g}")
-    # CPUs go with the GPUs. A process that keeps its images on the device uses at most four.
-    share = min(node.get("CPU", 0) * gpus_per_trial / node["GPU"] for node in nodes if node.get("GPU", 0) >= gpus_per_trial)
-    return {"gpu": gpus_per_trial, "cpu": max(1, min(4, int(share)))}
-
-
 DIED = "the process of the trial died (killed, or its node was lost)"
 
 _PROBE, _PROBE_BYTES = ".probe", 2**20  # written after a failure: a full disk often has room for a few small files
+LOOK_EVERY_SECONDS = 15.0  # whether the cluster has a node left, without which Ray would wait for ever
 WAITING = 16  # trials that wait for room, at the least, on a cluster that grows for those that wait
 
 
 class Display(TrialProgressCallback):  # else Tune adds its own, which prints at any verbosity
     """Shows what Tune reports, and ends a sweep that cannot go on.
 
-    Args:
-        end: called with the id of a trial that has ended, well or for good.
-        retry: called with Tune's trial that starts again.
-        every: seconds between two looks whether the cluster has a node left, without which Ray would wait for ever.
-
-    `error` is what ends the sweep: Tune wraps what its callbacks raise.
+    `queue`: what also hears of trials that end or start again. `error` is what ends the sweep: Tune wraps what its callbacks raise.
     """
 
-    def __init__(
-        self,
-        progress: Progress,
-        storage: Storage,
-        end: Callable[[str], object] = str,
-        retry: Callable[[Any], object] = str,
-        every: float = 15.0,
-    ) -> None:
-        self.progress, self.storage, self.end, self.retry, self.every = progress, storage, end, retry, every
+    def __init__(self, progress: Progress, storage: Storage, queue: Queue | None = None) -> None:
+        self.progress, self.storage, self.queue = progress, storage, queue
         self.error: Exception | None = None
         self.checked, self.kernel_kills = time.monotonic(), kernel_kills()
 
@@ -136,7 +77,7 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
             raise
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self.checked < self.every:
+        if time.monotonic() - self.checked < LOOK_EVERY_SECONDS:
             return
         self.checked = time.monotonic()
         with self.keeping_errors():
@@ -150,12 +91,12 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "position" in result:
-            fields = ("position", "accuracy", "done_epochs", "total_epochs", "epoch_seconds")
-            self.progress.epoch(trial_id(trial), **{field: result[field] for field in fields}, warning=result.get("warning", ""))
+            self.progress.epoch(trial_id(trial), result)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.retried(trial_id(trial), self._reason(trial) or DIED)
-        self.retry(trial)
+        if self.queue:
+            self.queue.enlarge(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.finish(trial.config["trial"])
@@ -166,14 +107,17 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
     def finish(self, spec: Mapping[str, Any], error: str | None = None) -> None:
         """A trial has ended, with this error or well."""
         with self.keeping_errors():
-            self.end(spec["trial_id"])
+            if self.queue:
+                self.queue.end(spec["trial_id"])
             self.progress.finished(spec["trial_id"], is_evaluation=bool(spec["genotype"]), error=error)
 
     def _reason(self, trial: Any) -> str | None:
         """Why the trial failed, in one line; its table has the traceback. None: the tables say that it is completed."""
         with self.keeping_errors():
             error, kills = _python_error(trial), kernel_kills()
-            if "running low on memory" in _last_failure(trial):
+            failures = Path(trial.error_file).read_text() if trial.error_file else ""
+            # A kill by Ray's memory monitor is in this file alone, and not among the errors.
+            if "running low on memory" in failures.rpartition("Failure #")[2]:
                 error = KilledForMemoryError("Ray")
             elif error is None and kills > self.kernel_kills:
                 error = KilledForMemoryError("the kernel")
@@ -190,13 +134,13 @@ class Queue(Searcher):
     def __init__(self, state: StudyState, sweep: Sweep, progress: Progress) -> None:
         super().__init__()
         self.state, self.sweep = state, sweep
-        self.display = Display(progress, sweep.storage, self._end, self._enlarge)
+        self.display = Display(progress, sweep.storage, self)
         self._live: dict[str, Mapping[str, float]] = {}  # what the trials that Tune has take, by trial id
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self.display.keeping_errors():
             while trial := self.state.take(self._has_room):
-                gpus = self._share(trial)
+                gpus = self.sweep.share(trial, self.state)
                 self._live[trial.trial_id] = self.sweep.grants.resources(gpus)
                 spec, refusal = self.sweep.describe(trial, gpus), refuse_large(trial, self.sweep.storage)
                 if refusal is None:
@@ -210,20 +154,17 @@ class Queue(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the tables say what is left to do."""
 
-    def _share(self, trial: SearchTrial | EvalTrial) -> float:
-        return self.sweep.share(trial, self.state.ready, self.state.ran_out_of_memory(trial.trial_id))
-
     def _has_room(self, trial: SearchTrial | EvalTrial) -> bool:
         live, running = self._live.values(), len(self.display.progress.running)
         if len(live) >= (self.sweep.settings.max_trials or math.inf):
             return False
-        total, request = ray.cluster_resources(), self.sweep.grants.resources(self._share(trial))
+        total, request = ray.cluster_resources(), self.sweep.grants.resources(self.sweep.share(trial, self.state))
         taken = {name: sum(other.get(name, 0.0) for other in live) for name in request}
         fits = all(taken[name] + amount <= total.get(name.upper(), 0) for name, amount in request.items())
         grows = self.sweep.settings.address is not None and len(live) - running < max(WAITING, running)
         return fits or grows or not live
 
-    def _enlarge(self, trial: Any) -> None:
+    def enlarge(self, trial: Any) -> None:
         """A trial that ran out of memory starts again with twice its share of a GPU."""
         spec, given = trial.config["trial"], self.sweep.settings.gpus_per_trial
         row = read_rows(self.sweep.storage, "evaluations" if spec["genotype"] else "trials", spec["trial_id"], ("status",))
@@ -232,7 +173,8 @@ class Queue(Searcher):
             trial.update_resources(tune_request(self.sweep.grants, trial.config))
             self._live[spec["trial_id"]] = self.sweep.grants.resources(2 * spec["gpus"])
 
-    def _end(self, trial_id: str) -> None:
+    def end(self, trial_id: str) -> None:
+        """A trial has ended, well or for good."""
         del self._live[trial_id]
         self.state.end(trial_id)
         self.display.progress.total["evaluations"] = self.state.most_evaluations
@@ -251,17 +193,13 @@ def record_failure(settings: dict[str, Any], error: BaseException | None) -> str
     Returns:
         None if the trial is completed: its process died after its last row.
     """
-    spec = TrialSpec(**settings["trial"])
-    job = spec.eval_job if spec.genotype else None
-    if job is None:
-        rows = read_rows(spec.study_dir, "trials", spec.trial_id)
-        if rows and rows[0]["status"] == "completed":
-            if "evaluation" not in settings:
-                return None
-            job = evaluation_job(spec, settings["evaluation"])
-    table, column = ("trials", "error") if job is None else ("evaluations", "failure")
-    name = spec.trial_id if job is None else job.trial_id
-    rows = read_rows(spec.study_dir, table, name)
+    spec, table, column = TrialSpec(**settings["trial"]), "trials", "error"
+    job: EvalJob | None = None
+    name, rows = spec.trial_id, read_rows(spec.folder, table, spec.trial_id)
+    if spec.genotype or (rows and rows[0]["status"] == "completed" and "evaluation" in settings):
+        job = spec if spec.genotype else evaluation_job(spec, settings["evaluation"])
+        table, column, name = "evaluations", "failure", job.trial_id
+        rows = read_rows(spec.folder, table, name)
     status = rows[0]["status"] if rows else None
     if status == "completed":
         return None
@@ -269,15 +207,15 @@ def record_failure(settings: dict[str, Any], error: BaseException | None) -> str
         return str(rows[0][column])
     reason, status_now, peak, now = DIED, "failed", None, datetime.now(UTC)
     if isinstance(error, KilledForMemoryError):
-        peak = max((row["peak_bytes"] for row in read_rows(spec.study_dir, "epochs", spec.trial_id)), default=None)
+        peak = max((row["peak_bytes"] for row in read_rows(spec.folder, "epochs", spec.trial_id)), default=None)
         reason, status_now = error.explain(peak), "out_of_memory"
     elif error is not None:
         reason = error_text(error)
     if status == "running":
         state = {"status": status_now, column: reason, "finished": now, "peak_bytes": peak}
-        write_rows(spec.study_dir, table, name, [rows[0] | state])
+        write_rows(spec.folder, table, name, [rows[0] | state])
     elif job is None:  # this attempt wrote no row
-        TrialRow(spec, from_dict(SearchConfig, spec.config)).write(status_now, *spent_so_far(spec), peak=peak, error=reason)
+        TrialRow(spec, from_dict(SearchConfig, spec.config)).write(status_now, peak=peak, error=reason)
     else:
         started, attempts = (rows[0]["started"], rows[0]["attempts"] + 1) if rows else (now, 1)
         write_eval_row(job, {"status": status_now, column: reason}, "unknown", None, started, attempts)
@@ -303,11 +241,6 @@ def kernel_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
-
-
-def _last_failure(trial: Any) -> str:
-    """What Tune has written of a trial's last failure. A kill by Ray's memory monitor is there alone, and not among the errors."""
-    return Path(trial.error_file).read_text().rpartition("Failure #")[2] if trial.error_file else ""
 
 
 def _python_error(trial: Any) -> BaseException | None:
@@ -348,10 +281,10 @@ class Sweep:
     settings: Arguments
     commit: str  # of the code
 
-    def share(self, trial: SearchTrial | EvalTrial, ready: int, failed: bool = False) -> float:
+    def share(self, trial: SearchTrial | EvalTrial, state: StudyState) -> float:
         """The GPUs of a trial, as `Grants.share` says."""
-        needed = predict_need(trial) if self.grants.gpu_bytes else 0
-        return self.grants.share(needed, ready, evaluation=isinstance(trial, EvalTrial), failed=failed)
+        needed, failed = predict_need(trial) if self.grants.gpu_bytes else 0, state.ran_out_of_memory(trial.trial_id)
+        return self.grants.share(needed, state.ready, evaluation=isinstance(trial, EvalTrial), failed=failed)
 
     def slots(self, gpus: float) -> int:
         """How many trials run at the same time, if all have so many GPUs."""
@@ -363,15 +296,15 @@ class Sweep:
     def describe(self, trial: SearchTrial | EvalTrial, gpus: float) -> dict[str, Any]:
         """The trial's `TrialSpec`, as its worker gets it."""
         genotype, variant = (trial.genotype, "") if isinstance(trial, EvalTrial) else ("", trial.variant)
-        names = (trial.trial_id, self.storage.name, variant, str(self.storage), to_dict(trial.config), genotype)
+        place = trial.trial_id, str(self.storage), genotype, to_dict(trial.config), self.settings.keep_weights
         threads = int(self.grants.resources(gpus)["cpu"])
-        return asdict(TrialSpec(*names, threads, self.commit, gpus, self.settings.keep_weights))
+        return asdict(TrialSpec(*place, variant=variant, threads=threads, commit=self.commit, gpus=gpus))
 
     def run_study(self, state: StudyState) -> int:
         """Runs what the tables lack and returns how many trials failed for good."""
-        done = {"searches": len(state.ended), "evaluations": state.evaluated}
+        done = {"searches": len(state.ended), "evaluations": len(state.completed & state.found.keys())}
         total = {"searches": len(state.searches), "evaluations": state.most_evaluations}
-        slots = self.slots(self.share(next(iter(state.searches.values())), state.ready))
+        slots = self.slots(self.share(next(iter(state.searches.values())), state))
         with Progress(total, done, slots, state.table) as progress:
             queue = Queue(state, self, progress)
             self.run(run_trial, queue.display, search_alg=queue, num_samples=-1, reuse_actors=True)
@@ -384,12 +317,14 @@ class Sweep:
             OSError: a trial failed, and the study's folder cannot be written, so every other trial would fail too.
             ClusterLostError: no node is left, so Ray would wait for ever.
         """
+        filesystem, root = open_filesystem(self.storage.location)
         tuner = tune.Tuner(
             tune.with_resources(trainable, partial(tune_request, self.grants)),
             tune_config=tune.TuneConfig(trial_name_creator=trial_id, trial_dirname_creator=_trial_dirname, **options),
-            run_config=tune.RunConfig(
+            run_config=tune.RunConfig(  # all nodes must reach Tune's own state; none of it is worth keeping
                 name=self.storage.name,
-                **_tune_storage(self.storage),
+                storage_path=f"{root}/ray",
+                storage_filesystem=filesystem if self.storage.is_remote else None,
                 failure_config=tune.FailureConfig(max_failures=self.settings.max_failures),
                 callbacks=[display],
                 verbose=0,
@@ -407,14 +342,6 @@ def tune_request(grants: Grants, config: dict[str, Any]) -> Any:
     """What a trial gets, in Tune's form; pickled with the trial."""
     resources = grants.resources(config["trial"]["gpus"])
     return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in resources.items()}])
-
-
-def _tune_storage(storage: Storage) -> dict[str, Any]:
-    """Where Tune keeps its own state. All nodes must reach it; none of it is worth keeping."""
-    if not storage.is_remote:
-        return {"storage_path": str(storage.path / "ray")}
-    filesystem, root = open_filesystem(storage.location)
-    return {"storage_path": f"{root}/ray", "storage_filesystem": filesystem}
 
 
 def _forget_tune_state(storage: Storage) -> None:
@@ -440,6 +367,7 @@ def open_sweep(storage: Storage, settings: Arguments, commit: str) -> Iterator[S
     _forget_tune_state(storage)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the display and the tables have the errors
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if settings.address is None:  # never somebody else's cluster on this machine
             if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111  (raises nothing where there is no home)
@@ -453,6 +381,8 @@ def open_sweep(storage: Storage, settings: Arguments, commit: str) -> Iterator[S
     except Exception as error:  # Ray has no common type for what keeps it from starting
         ray.shutdown()
         raise ConfigError(explain_start_error(error, settings.address)) from None
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray's start installs one that aborts
     try:
         gpu_bytes = _smallest_gpu_bytes()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

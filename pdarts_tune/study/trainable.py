@@ -54,34 +54,27 @@ from pdarts_tune.study.shares import memory_fraction
 PRETEND = "PDARTS_TUNE_PRETEND_GPUS"  # in the environment of tests, bytes: GPUs are only declared to Ray, trials run on the CPU
 
 
-@dataclass(frozen=True)
-class TrialSpec:
-    """What a worker needs to know of its trial; travels as a plain dict."""
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec(EvalJob):
+    """What a worker needs to know of its trial; travels as a plain dict. A search has no genotype, an evaluation no variant.
 
-    trial_id: str
-    study: str
-    variant: str  # of a search; empty for an evaluation
-    study_dir: str  # an absolute path or a URI
-    config: dict[str, Any]
-    genotype: str  # of an evaluation; empty for a search
+    A search keeps the weights of the last stage's search network.
+    """
+
+    variant: str
     threads: int  # the CPUs that the trial was given
     commit: str
     gpus: float = 0.0  # that it was given: a share of one or a number; 0: it runs on the CPU
-    keep_weights: bool = False  # in weights/<trial_id>.pt: of the last stage's search network, or of the trained network
-
-    @property
-    def eval_job(self) -> EvalJob:
-        return EvalJob(self.trial_id, self.study_dir, self.genotype, self.config, self.keep_weights)
-
-    @property
-    def checkpoint(self) -> str:
-        return f"checkpoints/{self.trial_id}.pt"
 
 
 def run_trial(settings: dict[str, Any]) -> None:
     """The function that Ray Tune runs in a worker: a search, or the evaluation of a genotype."""
     spec = TrialSpec(**settings["trial"])
-    (run_evaluation if spec.genotype else run_search)(spec)
+    if not spec.genotype:
+        run_search(spec)
+        return
+    epochs = from_dict(EvalConfig, spec.config).epochs
+    run_eval_job(spec, prepare(spec), lambda epoch: tune.report(training_progress(epoch, epochs)))
 
 
 def run_search(spec: TrialSpec) -> None:
@@ -91,37 +84,37 @@ def run_search(spec: TrialSpec) -> None:
     if trial.before == "completed":  # its process died before it could report so
         tune.report({"finished": True})
         return
-    trial.write("running", *spent_so_far(spec))  # before anything that can fail
+    trial.write("running")  # before anything that can fail
     try:
         device = prepare(spec)
         trial.row["device"] = describe_device(device)
         genotype = _settled_genotype(spec, config)
         if genotype is None:  # else no cell is computed
             trial.row["cell_evaluation"] = choose(cell_evaluation(config.execution, config.method), device)
-            spent, peak = _search(spec, config, device, trial)
+            peak = _search(spec, config, device, trial)
         else:
             row = genotype_row(genotype, stage=0, max_skips=config.max_skips, inherited_accuracy=None)
-            write_rows(spec.study_dir, "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
-            spent, peak = (0.0, 0.0), None
+            write_rows(spec.folder, "genotypes", spec.trial_id, [{"trial_id": spec.trial_id} | row])
+            peak = None
     except MemoryLimitError as error:  # a result: another attempt would end the same way
-        trial.write("out_of_memory", *spent_so_far(spec), peak=error.needed, error=error_text(error))
-        Storage(spec.study_dir).remove(spec.checkpoint)
+        trial.write("out_of_memory", peak=error.needed, error=error_text(error))
+        Storage(spec.folder).remove(spec.checkpoint)
         tune.report({"finished": True})
         return
     except Exception as error:
         needed = error.needed if isinstance(error, StageMemoryError) else None
-        trial.write(failure_status(error), *spent_so_far(spec), peak=needed, error=error_text(error))
+        trial.write(failure_status(error), peak=needed, error=error_text(error))
         raise
-    trial.write("completed", *spent, peak=peak)  # a later failure does not change it
-    Storage(spec.study_dir).remove(spec.checkpoint)
+    trial.write("completed", peak=peak)  # a later failure does not change it
+    Storage(spec.folder).remove(spec.checkpoint)
     if genotype is not None:
         tune.report({"finished": True})
 
 
-def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: TrialRow) -> tuple[tuple[float, float], int]:
-    """Searches to the end. Returns seconds of training and of diagnostics, and peak bytes."""
-    trial.write("running", *spent_so_far(spec))
-    storage = Storage(spec.study_dir)
+def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: TrialRow) -> int:
+    """Searches to the end. Returns peak bytes."""
+    trial.write("running")
+    storage = Storage(spec.folder)
     rows = _SearchRows(spec, config)
     # To the CPU: Adam reads its step counts at every step, and waits for a GPU if they are there.
     saved = load_checkpoint(storage, spec.checkpoint, torch.device("cpu"))
@@ -134,25 +127,13 @@ def _search(spec: TrialSpec, config: SearchConfig, device: torch.device, trial: 
     for _ in search.epochs():
         save_checkpoint(search.state_dict(), storage, spec.checkpoint)
         rows.write(search.records)
-        trial.write("running", *_spent(search.records))
+        trial.write("running")
         tune.report(_progress(search.records, config))
     if spec.keep_weights:
         moments = {"mean": list(search.dataset.mean), "std": list(search.dataset.std)}
-        save_weights(search.network, moments, storage, spec.eval_job.weights)
+        save_weights(search.network, moments, storage, spec.weights)
     trial.row["left_out"] = len(search.dataset.left_out)
-    return _spent(search.records), max(r.peak_bytes for r in search.records)
-
-
-def _spent(records: Iterable[EpochRecord]) -> tuple[float, float]:
-    """Seconds of training and validation, and of diagnostics."""
-    spent = [(record.seconds, record.diagnostic_seconds) for record in records]
-    return sum(seconds for seconds, _ in spent), sum(diagnostics for _, diagnostics in spent)
-
-
-def spent_so_far(spec: TrialSpec) -> tuple[float, float]:
-    """The same of the epochs in the table, over all attempts."""
-    rows = read_rows(spec.study_dir, "epochs", spec.trial_id)
-    return sum(row["seconds"] for row in rows), sum(row["diagnostic_seconds"] for row in rows)
+    return max(record.peak_bytes for record in search.records)
 
 
 def _settled_genotype(spec: TrialSpec, config: SearchConfig) -> Genotype | None:
@@ -160,30 +141,25 @@ def _settled_genotype(spec: TrialSpec, config: SearchConfig) -> Genotype | None:
     method = config.method
     if isinstance(method, Given):
         return Genotype.parse(method.genotype)
-    if isinstance(method, RandomSampling):
-        rng, pair = random.Random(derive_seed(config.seed, "genotype")), paired_variant(method)
-        if pair is not None:
-            return random_genotype(rng, _final_skips(spec.study_dir, search_id(pair, config.seed)), True, config.start)
-        return random_genotype(rng, config.max_skips, method.exactly, config.start)
-    return None
+    if not isinstance(method, RandomSampling):
+        return None
+    skips, exactly = config.max_skips, method.exactly
+    if pair := paired_variant(method):  # as many skip-connects as the cell of another search, at its own skip limit
+        name = search_id(pair, config.seed)
+        status, genotype = _last_genotype(spec.folder, name)
+        if genotype is None:
+            raise RuntimeError(
+                f"search {name} is {status}, so its skip-connects are not known; they are drawn once it is completed"
+            )
+        skips, exactly = genotype["skips"], True
+    return random_genotype(random.Random(derive_seed(config.seed, "genotype")), skips, exactly, config.start)
 
 
-def _final_skips(study_dir: str, trial_id: str) -> int:
-    """The skip-connects of the normal cell that another search of the study ends with, at its own skip limit."""
-    trials = read_rows(study_dir, "trials", trial_id)
-    genotype = final_genotype(trials[0], read_rows(study_dir, "genotypes", trial_id)) if trials else None
-    if genotype is None:
-        status = trials[0]["status"] if trials else "not there"
-        raise RuntimeError(
-            f"search {trial_id} is {status}, so its skip-connects are not known; they are drawn once it is completed"
-        )
-    return int(genotype["skips"])
-
-
-def run_evaluation(spec: TrialSpec) -> None:
-    """Trains or continues training one genotype from scratch, tests it once, writes its row of `evaluations`."""
-    epochs = from_dict(EvalConfig, spec.config).epochs
-    run_eval_job(spec.eval_job, prepare(spec), lambda epoch: tune.report(training_progress(epoch, epochs)))
+def _last_genotype(folder: str, trial_id: str) -> tuple[str, Any]:
+    """The status of a search of the study, and the row of the genotype that it ends with, if it is completed."""
+    for trial in read_rows(folder, "trials", trial_id):
+        return trial["status"], final_genotype(trial, read_rows(folder, "genotypes", trial_id))
+    return "not there", None
 
 
 def training_progress(epoch: EvalEpoch, epochs: int) -> dict[str, Any]:
@@ -203,10 +179,10 @@ class TrialRow:
 
     def __init__(self, spec: TrialSpec, config: SearchConfig) -> None:
         self.spec = spec
-        before = read_rows(spec.study_dir, "trials", spec.trial_id, ("status", "started", "attempts"))
+        before = read_rows(spec.folder, "trials", spec.trial_id, ("status", "started", "attempts"))
         self.before = before[0]["status"] if before else None  # the status after an earlier attempt
         self.row: dict[str, Any] = {
-            "study": spec.study,
+            "study": Storage(spec.folder).name,
             "variant": spec.variant,
             "trial_id": spec.trial_id,
             "seed": config.seed,
@@ -225,7 +201,7 @@ class TrialRow:
             "config": json.dumps(to_dict(config)),
             "config_id": config_id(config),
             "commit": spec.commit,
-            "versions": json.dumps(library_versions()),
+            "versions": json.dumps({"python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__}),
             "device": None,
             "started": before[0]["started"] if before else datetime.now(UTC),
             "attempts": before[0]["attempts"] + 1 if before else 1,
@@ -235,13 +211,13 @@ class TrialRow:
             "std": None,
         }
 
-    def write(
-        self, status: str, seconds: float, diagnostics: float = 0.0, *, peak: int | None = None, error: str | None = None
-    ) -> None:
+    def write(self, status: str, *, peak: int | None = None, error: str | None = None) -> None:
+        """Writes the row. Its seconds are those of the epochs in the table, over all attempts."""
+        epochs = read_rows(self.spec.folder, "epochs", self.spec.trial_id, ("seconds", "diagnostic_seconds"))
         finished = None if status == "running" else datetime.now(UTC)
         state: dict[str, Any] = {"status": status, "error": error, "finished": finished, "peak_bytes": peak}
-        state |= {"seconds": seconds, "diagnostic_seconds": diagnostics}
-        write_rows(self.spec.study_dir, "trials", self.spec.trial_id, [self.row | state])
+        state |= {name: sum(epoch[name] for epoch in epochs) for name in ("seconds", "diagnostic_seconds")}
+        write_rows(self.spec.folder, "trials", self.spec.trial_id, [self.row | state])
 
 
 def prepare(spec: TrialSpec) -> torch.device:
@@ -268,7 +244,7 @@ class _SearchRows:
 
     def __init__(self, spec: TrialSpec, config: SearchConfig) -> None:
         self.spec, self.config = spec, config
-        self.epochs, self.alphas = (GrowingTable(spec.study_dir, table, spec.trial_id) for table in ("epochs", "alphas"))
+        self.epochs, self.alphas = (GrowingTable(spec.folder, table, spec.trial_id) for table in ("epochs", "alphas"))
         self.written = 0  # records
 
     def write(self, records: list[EpochRecord]) -> None:
@@ -277,7 +253,7 @@ class _SearchRows:
         self.epochs.add(self._named(map(epoch_row, new)))
         self.alphas.add(self._named(row for record in new for row in alpha_rows(record)))
         if self.written == 0 or any(record.derived_epoch is not None for record in new):  # a stage has ended
-            write_rows(self.spec.study_dir, "genotypes", self.spec.trial_id, self._named(genotype_rows(records, self.config)))
+            write_rows(self.spec.folder, "genotypes", self.spec.trial_id, self._named(genotype_rows(records, self.config)))
         self.written = len(records)
 
     def _named(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -285,45 +261,31 @@ class _SearchRows:
 
 
 def _progress(records: list[EpochRecord], config: SearchConfig) -> dict[str, Any]:
-    """What Tune's display shows of the last epoch of a search."""
-    record, rounds = records[-1], plan_rounds(config.method, config.stages)
-    epochs = rounds[record.stage - 1].epochs
+    """What Tune's display shows of a search's last epoch, with a warning once a stage: its cell has collapsed, or it ends early."""
+    record, rounds, warnings = records[-1], plan_rounds(config.method, config.stages), []
     noun = "candidate" if isinstance(config.method, RandomSearch) else "stage"
-    collapsed = f", collapsed: {_skips(record)} skip-connects in the normal cell" if _collapsed(record) else ""
+    skips, collapsed = record.genotype(max_skips=8).normal.skips, ""
+    if _has_collapsed(record):
+        collapsed = f", collapsed: {skips} skip-connects in the normal cell"
+        if not any(_has_collapsed(other) for other in records[:-1] if other.stage == record.stage):
+            warnings.append(f"{skips} of the normal cell's 8 operations are skip-connects now; the search goes on")
+    if record.derived_epoch is not None and record.derived_epoch != record.epoch:
+        by_skips = record.epoch - record.derived_epoch == 1  # the eigenvalue's rule goes back further
+        reason = f"its cell has {skips} skip-connects" if by_skips else "the Hessian's eigenvalue has grown too much"
+        warnings.append(f"the stage ends early, {reason}; what counts are the alphas of epoch {record.derived_epoch + 1}")
     return {
-        "position": f"{noun} {record.stage}/{len(rounds)}, epoch {record.epoch + 1}/{epochs}{collapsed}",
+        "position": f"{noun} {record.stage}/{len(rounds)}, epoch {record.epoch + 1}/{rounds[record.stage - 1].epochs}{collapsed}",
         "accuracy": ("validation", record.validation_accuracy),
         "done_epochs": len(records),
         "total_epochs": sum(stage.epochs for stage in rounds),
         "epoch_seconds": record.seconds + record.diagnostic_seconds,
-        "warning": _warning(records),
+        "warning": f"stage {record.stage}, epoch {record.epoch + 1}: {'; '.join(warnings)}" if warnings else "",
     }
 
 
-def _warning(records: list[EpochRecord]) -> str:
-    """A warning about the last epoch, once a stage: the cell has collapsed, or the stage ends early."""
-    record, warnings = records[-1], []
-    earlier = [other for other in records[:-1] if other.stage == record.stage]
-    if _collapsed(record) and not any(map(_collapsed, earlier)):
-        warnings.append(f"{_skips(record)} of the normal cell's 8 operations are skip-connects now; the search goes on")
-    if record.derived_epoch is not None and record.derived_epoch != record.epoch:
-        by_skips = record.epoch - record.derived_epoch == 1  # the eigenvalue's rule goes back further
-        reason = f"its cell has {_skips(record)} skip-connects" if by_skips else "the Hessian's eigenvalue has grown too much"
-        warnings.append(f"the stage ends early, {reason}; what counts are the alphas of epoch {record.derived_epoch + 1}")
-    return f"stage {record.stage}, epoch {record.epoch + 1}: " + "; ".join(warnings) if warnings else ""
-
-
-def _skips(record: EpochRecord) -> int:
-    return record.genotype(max_skips=8).normal.skips
-
-
-def _collapsed(record: EpochRecord) -> bool:
+def _has_collapsed(record: EpochRecord) -> bool:
     """Never while alphas are frozen: then the cell is as it was initialised."""
     return record.phase == "both" and has_collapsed(record.genotype(max_skips=8).normal)
-
-
-def library_versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__}
 
 
 OBJECTIVES = ("evaluation_error", "search_seconds", "peak_bytes")  # percent, seconds, bytes; all minimised
@@ -333,7 +295,7 @@ EVALUATED = "evaluated_epochs"  # of the training from scratch; ASHA compares tr
 def run_schedule(settings: dict[str, Any]) -> None:
     """The function that Ray Tune runs in a worker: a search and its evaluation. Continues from tables and checkpoints."""
     spec = TrialSpec(**settings["trial"])
-    folder = spec.study_dir
+    folder = spec.folder
     run_search(spec)
     (trial,) = read_rows(folder, "trials", spec.trial_id)
     costs = {"search_seconds": trial["seconds"], "peak_bytes": trial["peak_bytes"] or 0}
@@ -351,16 +313,12 @@ def run_schedule(settings: dict[str, Any]) -> None:
 
     run_eval_job(job, prepare(spec), report)
     (evaluation,) = read_rows(folder, "evaluations", job.trial_id)
-    error = 100 * (1 - evaluation["last_validation_accuracy"])
-    assert math.isfinite(error)
-    tune.report({"evaluation_error": error, **costs})
+    tune.report({"evaluation_error": 100 * (1 - evaluation["last_validation_accuracy"]), **costs})
 
 
 def evaluation_job(spec: TrialSpec, evaluation: dict[str, Any]) -> EvalJob:
     """The training of a completed search's genotype. Two trials with the same genotype each train it."""
-    (trial,) = read_rows(spec.study_dir, "trials", spec.trial_id)
-    genotype = final_genotype(trial, read_rows(spec.study_dir, "genotypes", spec.trial_id))
-    assert genotype is not None  # the trial is completed
+    _, genotype = _last_genotype(spec.folder, spec.trial_id)
     config = from_dict(EvalConfig, evaluation)
     trial_id = f"{spec.trial_id}-{config.recipe_id}-seed{config.seed}"
-    return EvalJob(trial_id, spec.study_dir, genotype["genotype"], evaluation)
+    return EvalJob(trial_id, spec.folder, genotype["genotype"], evaluation)

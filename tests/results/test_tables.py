@@ -426,7 +426,7 @@ def readers_of(table):
     if table in ("trials", "evaluations"):
         readers["state"] = lambda folder: StudyState(PLAN, folder)
     if table == "trials":
-        readers["reuse"] = lambda folder: Source(folder).find(PLAN.searches()[0])
+        readers["reuse"] = lambda folder: Source(folder).find(PLAN.searches[0])
     return readers
 
 

@@ -1,5 +1,6 @@
 """The forecast of bytes and seconds, and the mobile setting's limit."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ from pdarts_tune.study.forecast import (
     refuse_large,
 )
 from pdarts_tune.study.plan import Arguments, EvalTrial, make_plan
+from pdarts_tune.study.run import StudyState
 from studies import approximation, depth_gap, transfer
 
 DIGITS = DatasetInfo(1, 8, 10, 1437, 360)
@@ -58,7 +60,7 @@ def test_seconds_follow_from_epochs_steps_and_phases(clock):
     assert seconds == pytest.approx(9 * (3 * 1.0 + 4 * 3.0) + 7 * 5 * 0.5)
 
 
-def test_diagnostics_are_forecast_apart_as_often_as_they_are_asked_for(clock):
+def test_diagnostics_are_forecast_apart_as_often_as_they_are_asked_for(clock, tmp_path):
     """Nine batches of training and five of validation: a look takes 0.2 x 14 + 1 steps, the default one look in the stage."""
 
     def diagnostics(**settings):
@@ -73,7 +75,8 @@ def test_diagnostics_are_forecast_apart_as_often_as_they_are_asked_for(clock):
     candidate = Stage(3, 8, epochs=2, warmup_epochs=2)
     config = replace(LAPTOP.search, stages=(candidate,), method=RandomSearch(2))
     assert Forecaster(torch.device("cpu"), 10.0).search_stage(config, candidate, DIGITS).diagnostic_seconds == 0
-    text = forecast_here(make_plan(approximation.STUDY, Arguments("laptop", seeds=2, variants="lowest_dropped")), 10.0)
+    plan = make_plan(approximation.STUDY, Arguments("laptop", seeds=2, variants="lowest_dropped"))
+    text = forecast_here(StudyState(plan, tmp_path), 10.0)
     assert f"of which diagnostics take {2 * 3 * 3.8:.3g} seconds" in text
 
 
@@ -84,9 +87,9 @@ def test_bytes_are_those_that_a_stage_is_predicted_to_take(monkeypatch):
     assert needed == predict_stage_bytes(LAPTOP.search, stage, 8, 10, 1)
 
 
-def test_stages_of_one_shape_are_probed_once(clock):
+def test_stages_of_one_shape_are_probed_once(clock, tmp_path):
     plan = make_plan(depth_gap.STUDY, Arguments("smoke", variants="progressive,progressive_all_operations"))
-    forecast_here(plan, 1000.0)
+    forecast_here(StudyState(plan, tmp_path), 1000.0)
     assert clock == [(3, 8), (4, 5), (5, 3), (4, 8), (5, 8)]
 
 
@@ -99,12 +102,12 @@ def test_what_probing_has_no_time_for_is_scaled_by_its_work(clock):
     assert (first.timed, scaled.timed) == (True, False)
     # Twice the weights' steps, for the alphas two thirds of three times as much, a third without training.
     assert scaled.seconds == pytest.approx(9 * (3 * 2.0 + 4 * 4.0) + 7 * 5 * 2 / 3)
-    assert Forecaster(torch.device("cpu"), 0.0).search_stage(LAPTOP.search, twice, DIGITS).seconds is None
+    assert math.isnan(Forecaster(torch.device("cpu"), 0.0).search_stage(LAPTOP.search, twice, DIGITS).seconds)
 
 
-def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(clock):
+def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(clock, tmp_path):
     plan = make_plan(approximation.STUDY, Arguments("laptop", seeds=2, variants="lowest_dropped,random_dropped,random"))
-    text = forecast_here(plan, 10.0)
+    text = forecast_here(StudyState(plan, tmp_path), 10.0)
     for variant in plan.variants:
         assert f"  {variant.name} " in text
     per_search = 3 * (9 * 15 + 7 * 5 * 0.5)
@@ -115,9 +118,9 @@ def test_a_dry_run_forecasts_every_variant_the_total_and_what_fits_on_a_gpu(cloc
     assert "disk: about" in text
 
 
-def test_a_gpu_that_is_too_small_is_told(clock):
+def test_a_gpu_that_is_too_small_is_told(clock, tmp_path):
     plan = make_plan(approximation.STUDY, Arguments("laptop", variants="lowest_dropped,nothing_dropped"))
-    text = forecast(plan, Forecaster(torch.device("cpu"), 10.0), 640_000_000)
+    text = forecast(StudyState(plan, tmp_path), Forecaster(torch.device("cpu"), 10.0), 640_000_000)
     assert "one GPU of this GPU (640 MB): 0 trials (nothing_dropped) to 1 (lowest_dropped) at a time" in text
     assert "too large for it: nothing_dropped" in text
 
@@ -125,8 +128,8 @@ def test_a_gpu_that_is_too_small_is_told(clock):
 def test_what_trials_need_is_predicted_for_searches_and_evaluations():
     plan = make_plan(transfer.STUDY, Arguments("smoke", variants="pdarts_c10"))
     cell = {"a": str(PUBLISHED["PDARTS_C10"].genotype)}
-    search = make_plan(approximation.STUDY, Arguments("smoke", variants="lowest_dropped")).searches()
-    trials = [*plan.searches(), *plan.evaluations(cell), *search]
+    search = make_plan(approximation.STUDY, Arguments("smoke", variants="lowest_dropped")).searches
+    trials = [*plan.searches, *plan.evaluations(cell), *search]
     needs = {trial.trial_id: predict_need(trial) for trial in trials}
     assert needs["pdarts_c10-seed0"] == 0
     images = (1 if search[0].config.validation_fraction else 1.5) * check_dataset(search[0].config).train_images * 8 * 8
@@ -138,7 +141,7 @@ def test_what_trials_need_is_predicted_for_searches_and_evaluations():
 
 
 def test_averaged_images_are_forecast_at_the_size_that_the_network_sees():
-    whole = make_plan(approximation.STUDY, "smoke", variants="lowest_dropped").searches()[0]
+    whole = make_plan(approximation.STUDY, Arguments("smoke", variants="lowest_dropped")).searches[0]
     small = replace(whole, config=replace(whole.config, downsample=2))
     assert predict_need(small) < 0.5 * predict_need(whole)
 
@@ -195,7 +198,7 @@ def test_other_recipes_have_no_limit(tmp_path, imagenet):
 
 
 def test_a_gpu_smaller_than_the_smallest_stage_is_refused_with_what_would_fit():
-    searches = make_plan(approximation.STUDY, Arguments("laptop", variants="lowest_dropped,nothing_dropped")).searches()
+    searches = make_plan(approximation.STUDY, Arguments("laptop", variants="lowest_dropped,nothing_dropped")).searches
     check_gpu(searches, 80 * 10**9)
     with pytest.raises(
         ConfigError, match=r"^address: the smallest stage, \d of lowest_dropped, takes [\d.]+ MB .* has 640 MB; a batch"

@@ -24,8 +24,8 @@ STUDY = Study("example", "Does it matter?", two_variants)
 
 def test_a_plan_is_variants_times_seeds_with_seeds_outermost():
     plan = make_plan(STUDY, Arguments("smoke", seeds=2))
-    assert [trial.trial_id for trial in plan.searches()] == ["base-seed0", "flat-seed0", "base-seed1", "flat-seed1"]
-    assert [trial.config.seed for trial in plan.searches()] == [0, 0, 1, 1]
+    assert [trial.trial_id for trial in plan.searches] == ["base-seed0", "flat-seed0", "base-seed1", "flat-seed1"]
+    assert [trial.config.seed for trial in plan.searches] == [0, 0, 1, 1]
 
 
 def test_each_distinct_genotype_is_evaluated_once_per_evaluation_seed():
@@ -210,7 +210,7 @@ def test_a_refusal_names_two_differences_and_is_short(tmp_path):
 
 def test_seeds_may_start_anywhere_and_the_folder_remembers_which_there_are(tmp_path):
     later = make_plan(STUDY, Arguments("smoke", seeds=2, first_seed=3))
-    assert [trial.trial_id for trial in later.searches()][:3] == ["base-seed3", "flat-seed3", "base-seed4"]
+    assert [trial.trial_id for trial in later.searches][:3] == ["base-seed3", "flat-seed3", "base-seed4"]
     assert define(later)["seeds"] == {"base": [3, 4], "flat": [3, 4]}
     write_definition(make_plan(STUDY, Arguments("smoke", seeds=2)), tmp_path)
     apart = check_folder(later, tmp_path)

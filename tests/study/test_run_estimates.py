@@ -79,7 +79,7 @@ def test_every_epochs_cell_is_that_of_its_alphas_and_is_estimated(searched, benc
     state = StudyState(plan, results / "ready", (), estimator, every_epoch=True)
     rows = rows_of(results / "ready")
     expected = set()
-    for trial in plan.searches():
+    for trial in plan.searches:
         genotypes = epoch_genotypes(results / "ready", trial.trial_id, trial.config.max_skips)
         assert len(genotypes) == sum(stage.epochs for stage in trial.config.stages)
         for row in read_rows(results / "ready", "genotypes", trial.trial_id):

@@ -125,8 +125,8 @@ def test_a_schedule_over_its_memory_limit_is_the_worst_there_is(tmp_path, monkey
     monkeypatch.setattr(trainable.tune, "report", told.append)
     monkeypatch.setattr("pdarts_tune.study.trainable.ray.get_gpu_ids", list)  # which would start Ray
     plan = make_plan(study.STUDY, Arguments("smoke", memory_limit=1000))
-    (search,) = plan.searches()
-    spec = asdict(TrialSpec("schedule-x", "s", "x", str(tmp_path), to_dict(search.config), "", 1, ""))
+    (search,) = plan.searches
+    spec = asdict(TrialSpec("schedule-x", str(tmp_path), "", to_dict(search.config), variant="x", threads=1, commit=""))
     trainable.run_schedule({"trial": spec, "evaluation": to_dict(plan.evaluation)})
     (row,) = read_rows(tmp_path, "trials", "schedule-x")
     assert row["status"] == "out_of_memory"
@@ -137,7 +137,7 @@ def schedule_settings(folder):
     plan = make_plan(study.STUDY, Arguments("smoke"))
     tiny = replace(SMOKE.search, stages=(Stage(3, 8, epochs=1, warmup_epochs=0),), channels=2, train_images=60)
     evaluation = replace(plan.evaluation, epochs=2, cells=3, channels=4, train_images=60, test_images=30)
-    spec = TrialSpec("schedule-x", "s", "x", str(folder), to_dict(tiny), "", 1, "")
+    spec = TrialSpec("schedule-x", str(folder), "", to_dict(tiny), variant="x", threads=1, commit="")
     return {"trial": asdict(spec), "evaluation": to_dict(evaluation)}, f"schedule-x-{evaluation.recipe_id}-seed0"
 
 

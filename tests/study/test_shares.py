@@ -15,14 +15,19 @@ from pdarts_tune.study.shares import (
     HEADROOM,
     PROCESS_BYTES,
     SHARES,
+    Grants,
     check_gpus_per_trial,
-    gpu_share,
     memory_fraction,
     memory_share,
     multi_process_service,
 )
 
 GPU = 80 * 10**9
+
+
+def of_gpus(count):
+    """A cluster with so many GPUs."""
+    return Grants([{"GPU": count}], None, GPU)
 
 
 def fill(shares, gpus):
@@ -39,15 +44,15 @@ def fill(shares, gpus):
 @pytest.mark.parametrize("ready", [1, 4, 8, 16, 17, 48, 100])
 def test_as_many_gpus_have_work_as_there_are_trials(ready):
     """The paper's searches need 10 to 13 GB: by memory alone 48 of them would sit on four or five of eight GPUs."""
-    share = gpu_share(7 * 10**9, GPU, 8, ready)
+    share = of_gpus(8).share(7 * 10**9, ready)
     assert sum(used > 0 for used in fill([share] * ready, 8)) == min(8, ready)
     assert 48 // 8 == 6
     assert sum(used > 0 for used in fill([memory_share(7 * 10**9, GPU)] * 16, 8)) == 2
 
 
 def test_a_share_holds_what_its_trial_needs():
-    for needed in (0, 10**9, 7 * 10**9, 15 * 10**9, 31 * 10**9, 60 * 10**9):
-        share = gpu_share(needed, GPU, 8, 1000)
+    for needed in (10**9, 7 * 10**9, 15 * 10**9, 31 * 10**9, 60 * 10**9):
+        share = of_gpus(8).share(needed, 1000)
         assert share in SHARES
         assert HEADROOM * needed + PROCESS_BYTES <= share * GPU
     assert memory_share(70 * 10**9, GPU) == 1.0
@@ -55,23 +60,20 @@ def test_a_share_holds_what_its_trial_needs():
 
 def test_shares_of_any_mixture_fill_gpus_without_fragments():
     """Powers of one half, largest first as they come, leave less than the smallest share over."""
-    shares = [gpu_share(needed * 10**9, GPU, 2, 100) for needed in (30, 30, 14, 14, 6, 6, 6, 6)]
+    shares = [of_gpus(2).share(needed * 10**9, 100) for needed in (30, 30, 14, 14, 6, 6, 6, 6)]
     assert Counter(shares) == {0.5: 2, 0.25: 2, 0.125: 4}
     assert sum(fill(shares, 2)) == sum(shares) == 2.0
 
 
 def test_an_evaluation_has_a_gpu_unless_there_are_by_far_more_of_them():
-    assert gpu_share(9 * 10**9, GPU, 8, 32, evaluation=True) == 1.0
-    assert gpu_share(9 * 10**9, GPU, 8, 33, evaluation=True) == 0.5
-    assert gpu_share(50 * 10**9, GPU, 8, 33, evaluation=True) == 1.0
+    assert of_gpus(8).share(9 * 10**9, 32, evaluation=True) == 1.0
+    assert of_gpus(8).share(9 * 10**9, 33, evaluation=True) == 0.5
+    assert of_gpus(8).share(50 * 10**9, 33, evaluation=True) == 1.0
 
 
 def test_a_trial_that_ran_out_of_memory_gets_a_larger_share():
-    share, tried = gpu_share(7 * 10**9, GPU, 2, 100), []
-    while share < 1:
-        tried.append(share)
-        share = gpu_share(7 * 10**9, GPU, 2, 100, failed=share)
-    assert tried == [0.125, 0.25, 0.5]
+    shares = [of_gpus(2).share(needed * 10**9, 100, failed=True) for needed in (7, 15, 31, 60)]
+    assert shares == [0.25, 0.5, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("gpus", [0.3, 0.0, -1.0, 1.5, 0.0625])
@@ -134,7 +136,7 @@ def test_eight_trials_have_eight_gpus_and_mixed_shares_all_finish(tmp_path, monk
     from ray import init, nodes, shutdown, tune
     from ray.cluster_utils import Cluster
 
-    from pdarts_tune.study.sweep import Grants, tune_request
+    from pdarts_tune.study.sweep import tune_request
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

@@ -25,10 +25,10 @@ def test_a_study_runs_from_its_command_to_its_report(tmp_path, module):
     assert done.returncode == 0, done.stdout + done.stderr
     plan = make_plan(study, Arguments("smoke"))
     trials, genotypes, evaluations = (read_table(tmp_path, table) for table in ("trials", "genotypes", "evaluations"))
-    assert set(trials["trial_id"]) == {trial.trial_id for trial in plan.searches()}
+    assert set(trials["trial_id"]) == {trial.trial_id for trial in plan.searches}
     assert set(trials["status"]) == set(evaluations["status"]) == {"completed"}
     found = set()
-    for trial in plan.searches():
+    for trial in plan.searches:
         rows = genotypes[genotypes["trial_id"] == trial.trial_id]
         (limits,) = (variant.limits for variant in plan.variants if variant.name == trial.variant)
         last = rows[(rows["stage"] == rows["stage"].max()) & rows["max_skips"].isin(limits)]

@@ -32,7 +32,7 @@ def arms(study, preset="paper"):
 def test_every_study_has_every_preset_and_no_two_variants_are_one(study, preset):
     plan = make_plan(study, Arguments(preset))
     assert len({variant.search for variant in plan.variants}) == len(plan.variants)
-    assert len({trial.trial_id for trial in plan.searches()}) == len(plan.searches())
+    assert len({trial.trial_id for trial in plan.searches}) == len(plan.searches)
 
 
 @pytest.mark.parametrize("study", STUDIES[:3], ids=lambda study: study.name)
@@ -103,7 +103,7 @@ def test_a_study_of_an_earlier_definition_of_a_variant_is_told_which_and_how_to_
 
 def test_a_sweep_over_the_skip_limit_takes_no_further_searches():
     plan = make_plan(regularization.STUDY, Arguments("smoke", variants="dropout,no_dropout"))
-    assert len(plan.searches()) == 2
+    assert len(plan.searches) == 2
     assert plan.most_genotypes == 8
     assert arms(regularization.STUDY)["dropout"].limits == (0, 1, 2, 3, 4, 8)
 
@@ -130,7 +130,7 @@ def test_transfer_searches_nothing_and_trains_by_two_recipes_on_each_data_set():
 def test_published_cells_are_evaluated_in_place_of_a_studys_searches():
     cell = PUBLISHED["DARTS_V1"].genotype
     plan = make_plan(depth_gap.STUDY, Arguments("smoke", seeds=3, genotypes="darts=DARTS_V1"))
-    (trial,) = plan.searches()
+    (trial,) = plan.searches
     assert Genotype.parse(trial.config.method.genotype) == cell
     assert trial.config.max_skips == cell.normal.skips == 3
 

@@ -31,7 +31,7 @@ from pdarts_tune.study import sweep
 from pdarts_tune.study.cli import main
 from pdarts_tune.study.plan import Arguments, Study, Variant, define, make_plan
 from pdarts_tune.study.run import Outcomes, StudyState
-from pdarts_tune.study.sweep import Grants, trial_resources
+from pdarts_tune.study.shares import Grants
 from studies.depth_gap import STUDY as DEPTH_GAP
 from synthetic import make_planned, make_trial
 from synthetic_rows import evaluation_row
@@ -91,7 +91,7 @@ def test_the_commit_is_of_the_repository_that_holds_the_package_and_of_no_other_
     module.parent.mkdir(parents=True)
     module.touch()
     monkeypatch.setattr(study_run, "__file__", str(module))
-    find_commit = study_run._commit.__wrapped__
+    find_commit = study_run._commit
     assert find_commit() == "unknown"  # no repository
     git(tmp_path, "init")
     assert find_commit() == "unknown"  # one without a commit
@@ -211,22 +211,22 @@ def test_images_that_were_left_out_or_are_in_both_parts_are_told_by_data_set(tmp
 
 
 def test_a_trial_takes_one_cpu_where_there_is_no_gpu():
-    assert trial_resources([{"CPU": 8.0}, {"CPU": 2.0}], 1.0) == {"cpu": 1}
+    assert Grants([{"CPU": 8.0}, {"CPU": 2.0}], None, None).resources(1.0) == {"cpu": 1}
 
 
 def test_gpus_are_shared_in_fractions_and_bring_their_cpus():
-    assert trial_resources([{"CPU": 16.0, "GPU": 4.0}], 0.5) == {"gpu": 0.5, "cpu": 2}
-    assert trial_resources([{"CPU": 64.0, "GPU": 1.0}, {"CPU": 4.0}], 1.0) == {"gpu": 1.0, "cpu": 4}
+    assert Grants([{"CPU": 16.0, "GPU": 4.0}], None, None).resources(0.5) == {"gpu": 0.5, "cpu": 2}
+    assert Grants([{"CPU": 64.0, "GPU": 1.0}, {"CPU": 4.0}], None, None).resources(1.0) == {"gpu": 1.0, "cpu": 4}
 
 
 def test_a_request_that_no_node_can_meet_is_refused():
     with pytest.raises(ConfigError, match=r"gpus_per_trial: 4.0 asked, the largest node has 2"):
-        trial_resources([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 2.0}], 4.0)
+        Grants([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 2.0}], None, None).resources(4.0)
 
 
 def test_a_trial_needs_a_cpu_beside_its_gpu():
     with pytest.raises(ConfigError, match="a trial takes 1 CPU, the largest GPU node has 0"):
-        trial_resources([{"GPU": 2.0}, {"CPU": 4.0}], 1.0)
+        Grants([{"GPU": 2.0}, {"CPU": 4.0}], None, None).resources(1.0)
 
 
 def test_the_share_of_a_gpu_follows_from_predicted_memory_unless_it_is_given():
@@ -330,7 +330,7 @@ def test_a_killed_search_ends_with_the_alphas_of_an_undisturbed_one(killed_and_c
     results, before, _ = killed_and_continued
     trial_id = before.trial_id.iloc[0]
     plan = make_plan(DEPTH_GAP, Arguments("smoke", variants=VARIANTS))
-    (config,) = (trial.config for trial in plan.searches() if trial.trial_id == trial_id)
+    (config,) = (trial.config for trial in plan.searches if trial.trial_id == trial_id)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     search = Search(config, torch.device("cpu"))
@@ -401,7 +401,7 @@ def test_a_stopped_study_says_how_to_continue(tmp_path, stop):
 def test_a_search_over_its_memory_limit_is_not_run_again_and_has_nothing_to_evaluate(tmp_path):
     plan = make_plan(STUDY, Arguments("smoke", seeds=2, memory_limit=10**9))
     over = {"status": "out_of_memory", "error": "MemoryLimitError: stage 3: takes 2 bytes by prediction, memory_limit is 1"}
-    for trial, state in zip(plan.searches(), (over, over | {"error": "StageMemoryError: stage 3"}), strict=True):
+    for trial, state in zip(plan.searches, (over, over | {"error": "StageMemoryError: stage 3"}), strict=True):
         make_trial(tmp_path, trial.trial_id, trial.variant, trial.config, status="out_of_memory")
         (row,) = read_rows(tmp_path, "trials", trial.trial_id)
         write_rows(tmp_path, "trials", trial.trial_id, [row | state])

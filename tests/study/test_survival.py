@@ -21,7 +21,7 @@ from pdarts_tune.results.storage import Storage
 from pdarts_tune.results.tables import read_table
 from pdarts_tune.search.loop import Search
 from pdarts_tune.search.records import alpha_rows
-from pdarts_tune.study import locking, sweep
+from pdarts_tune.study import cli, sweep
 from pdarts_tune.study.plan import Arguments, make_plan
 from pdarts_tune.study.progress import Progress
 from survival_study import STUDY
@@ -41,7 +41,7 @@ def undisturbed():
             plan = make_plan(STUDY, Arguments("smoke", variants=variant, seeds=seed + 1))
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
-            records = Search(plan.searches()[-1].config, torch.device("cpu")).epochs()
+            records = Search(plan.searches[-1].config, torch.device("cpu")).epochs()
             known[variant, seed] = pd.DataFrame([row for record in records for row in alpha_rows(record)])
             torch.set_num_threads(threads)
         return known[variant, seed]
@@ -337,21 +337,22 @@ def test_a_failed_trial_stops_the_study_if_nothing_can_be_written_any_more(tmp_p
         monkeypatch.setattr(Storage, "write", fill)
         with pytest.raises(OSError, match="No space left"):
             display.on_trial_error(0, [], Trial())
-    assert locking.explain_storage_error(display.error) == (
+    assert cli.explain_storage_error(display.error) == (
         "results cannot be written: No space left on device (somewhere); when that is solved, the same command continues the study"
     )
-    assert locking.explain_storage_error(FileNotFoundError(2, "No such file", "x")) is None
+    assert cli.explain_storage_error(FileNotFoundError(2, "No such file", "x")) is None
 
 
 def test_a_cluster_without_nodes_ends_the_study_in_place_of_waiting_for_ever(monkeypatch, tmp_path):
     alive = [True]
+    monkeypatch.setattr(sweep, "LOOK_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(sweep.ray, "nodes", lambda: [{"Alive": alive[0]}])
-    display = sweep.Display(Progress({"searches": 1}, {"searches": 0}, 1), Storage(tmp_path), every=0.0)
+    display = sweep.Display(Progress({"searches": 1}, {"searches": 0}, 1), Storage(tmp_path))
     display.on_step_begin(1, [])
     alive[0] = False
-    with pytest.raises(locking.ClusterLostError, match="no node of the Ray cluster is alive any more"):
+    with pytest.raises(cli.ClusterLostError, match="no node of the Ray cluster is alive any more"):
         display.on_step_begin(2, [])
-    assert isinstance(display.error, locking.ClusterLostError)
+    assert isinstance(display.error, cli.ClusterLostError)
 
 
 @pytest.mark.slow  # three Ray nodes

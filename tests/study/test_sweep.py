@@ -16,10 +16,10 @@ from pdarts_tune.study import sweep
 from pdarts_tune.study.plan import Arguments, Study, Variant, make_plan
 from pdarts_tune.study.progress import Progress
 from pdarts_tune.study.run import StudyState
+from pdarts_tune.study.shares import Grants
 from pdarts_tune.study.sweep import (
     WAITING,
     Display,
-    Grants,
     KilledForMemoryError,
     Queue,
     Sweep,
@@ -184,7 +184,7 @@ def test_an_address_at_which_nothing_answers_is_refused_at_once(tmp_path, monkey
 def test_a_trial_that_is_killed_for_memory_says_so_with_its_peak_and_what_to_change(tmp_path):
     config = shrink(SearchConfig(), 2)
     make_trial(tmp_path, "t", "pdarts", config, status="running", epochs_done=2)
-    spec = TrialSpec("t", "study", "pdarts", str(tmp_path), to_dict(config), "", 1, "commit")
+    spec = TrialSpec("t", str(tmp_path), "", to_dict(config), variant="pdarts", threads=1, commit="commit")
     peak = max(row["peak_bytes"] for row in read_rows(tmp_path, "epochs", "t"))
     reason = record_failure({"trial": asdict(spec)}, KilledForMemoryError("the kernel"))
     assert reason.startswith("out of memory: the kernel killed the process of the trial, the machine had no memory left; its peak")
@@ -244,7 +244,7 @@ def test_a_trial_that_ran_out_of_memory_starts_again_with_twice_its_share(make_q
     take(queue)
     trial = ran_out(queue, "a-seed0")
     for share in (0.5, 1.0, 1.0):
-        queue._enlarge(trial)
+        queue.enlarge(trial)
         assert trial.config["trial"]["gpus"] == queue._live["a-seed0"]["gpu"] == share
         assert trial.request["GPU"] == share
 

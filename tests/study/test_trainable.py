@@ -76,12 +76,13 @@ def reports(monkeypatch):
 
 
 def search_settings(folder, config=SEARCH, trial_id="progressive-seed0"):
-    return {"trial": asdict(TrialSpec(trial_id, "depth_gap", "progressive", str(folder), to_dict(config), "", 1, "abc"))}
+    return {"trial": asdict(TrialSpec(trial_id, str(folder), "", to_dict(config), variant="progressive", threads=1, commit="abc"))}
 
 
 def evaluation_settings(folder, config=EVALUATION):
     genotype = str(PUBLISHED["PDARTS_C10"].genotype)
-    return {"trial": asdict(TrialSpec("genotype-seed0", "depth_gap", "", str(folder), to_dict(config), genotype, 1, "abc"))}
+    spec = TrialSpec("genotype-seed0", str(folder), genotype, to_dict(config), variant="", threads=1, commit="abc")
+    return {"trial": asdict(spec)}
 
 
 def kill_after(monkeypatch, epochs):
@@ -143,7 +144,8 @@ def test_a_killed_search_continues_with_no_row_lost_doubled_or_changed(tmp_path,
     monkeypatch.setattr(trainable.tune, "report", reports.append)
     run_trial(search_settings(tmp_path / "killed"))
     for table in ("epochs", "alphas", "genotypes", "trials"):
-        whole, killed = (read_table(tmp_path / side, table).drop(columns=CLOCK, errors="ignore") for side in ("whole", "killed"))
+        sides = [read_table(tmp_path / side, table) for side in ("whole", "killed")]
+        whole, killed = (rows.drop(columns=[*CLOCK, "study"], errors="ignore") for rows in sides)  # a study is named by its folder
         pd.testing.assert_frame_equal(whole, killed)
     (trial,) = read_rows(tmp_path / "killed", "trials", "progressive-seed0")
     assert trial["attempts"] == 2
