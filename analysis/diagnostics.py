@@ -4,8 +4,8 @@ python analysis/diagnostics.py --results results               # of the study ba
 python analysis/diagnostics.py --results results/depth_gap     # of any study
 
 A figure a variant, from the table `epochs`: skip-connects and operations' entropy, the Hessian's eigenvalue, the agreement between
-cells, and the accuracy of the derived cell in inherited weights, each against the epoch, a line per seed. The table is of the
-epochs that cells were taken from.
+cells, and the accuracy of the derived cell in inherited weights, each against the epoch, a line per seed. The tables are of
+the epochs that cells were taken from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.question import Answer, Question
-from common.study_tables import StudyTables, chosen_epochs
+from common.study_tables import Configs, StudyTables, chosen_epochs
+from pdarts_tune.config.methods import Snas
+from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.search.diagnostics import COLLAPSED_SKIPS
 
@@ -53,9 +55,15 @@ _PANELS = (  # title, limits of the axis (None: from the figures, and 0), and li
         ),
     ),
 )
+RESOURCES = {  # column: its name in the report, factor
+    "params": ("params_thousands", 1e-3),
+    "macs": ("macs_millions", 1e-6),
+    "latency_seconds": ("latency_milliseconds", 1e3),
+}
 COLUMNS = (
     *("phase", "reduce_skip_count", "alpha_entropy", "alpha_margin", "normal_agreement", "normal_first_last"),
     *("reduce_agreement", "inherited_accuracy", "diagnostic_seconds"),
+    *(f"{kind}_{column}" for column in RESOURCES for kind in ("expected", "derived")),
 )
 MEANS = {
     "normal_skip_count": "skip_connects",
@@ -68,7 +76,11 @@ NOTES = {
     "chosen_epochs": """\
 Means over completed searches, of the epochs that they took their cells from. *eigenvalue growth*: the last over the first of the
 epochs of the last stage that train alphas. *looking*: the time of the diagnostics in percent of that of training and validation, as
-often as this study asks for them."""
+often as this study asks for them.""",
+    "resources": """\
+What the cells' operations cost in the last search network, means over completed searches. *expected*: all 14 edges of a cell draw
+their operations by the probabilities; *derived*: of the derived cells, which keep 8 edges. *saves*: weight and resource of the
+penalty.""",
 }
 
 
@@ -127,6 +139,29 @@ def summarize_epochs(study: StudyTables) -> pd.DataFrame:
     )
 
 
+def compare_resources(study: StudyTables, configs: Configs) -> dict[str, pd.DataFrame]:
+    """The table `resources`, one row a variant: expected figures beside those of the derived cells. None in earlier studies."""
+    chosen = chosen_epochs(study)
+    figures = pd.DataFrame(
+        {
+            f"{kind}_{name}": scale * chosen[f"{kind}_{column}"].astype(float)
+            for column, (name, scale) in RESOURCES.items()
+            for kind in ("expected", "derived")
+        }
+    ).dropna(axis=1, how="all")
+    if figures.empty:
+        return {}
+    means = figures.groupby(chosen["variant"], sort=False).mean().reset_index()
+    means.insert(1, "saves", [_saves(configs[variant]) for variant in means["variant"]])
+    return {"resources": means}
+
+
+def _saves(config: SearchConfig) -> str:
+    if isinstance(config.method, Snas):
+        return config.method.penalty
+    return f"{config.penalty.weight:g} x {config.penalty.resource}" if config.penalty.weight else "nothing"
+
+
 def list_collapses(epochs: pd.DataFrame) -> list[str]:
     """A line for each trial whose normal cell ever collapsed; while alphas are frozen, and of candidates, a cell is as drawn."""
     collapsed = epochs[epochs["collapsed"] & (epochs["phase"] == "both")].groupby("trial_id")["running_epoch"].agg(["min", "size"])
@@ -144,6 +179,7 @@ def fill(answer: Answer) -> None:
         answer.figures[str(name)] = partial(draw_diagnostics, epochs, f"{study.folder.name}: {name}")
     answer.conclusion += list_collapses(study.epochs) or ["No normal cell collapsed to skip-connects."]
     answer.tables["chosen_epochs"] = summarize_epochs(study)
+    answer.tables |= compare_resources(study, answer.configs)
 
 
 QUESTION = Question("diagnostics", "baselines", __doc__, NOTES, lambda _: True, fill, epoch_columns=COLUMNS)

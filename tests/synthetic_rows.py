@@ -76,6 +76,12 @@ def _epoch_columns(config, stage, epoch, probs, accuracy, seconds, clock):
         "reduce_agreement": 0.3,
         "hessian_eigenvalue": None,
         "derived_epoch": epoch if epoch + 1 == stage.epochs else None,
+        "expected_params": 40_000.0 * stage.cells,
+        "derived_params": 30_000 * stage.cells,
+        "expected_macs": 5e6 * stage.cells,
+        "derived_macs": 4_000_000 * stage.cells,
+        "expected_latency_seconds": None,
+        "derived_latency_seconds": None,
         "finished": clock,
     }
 

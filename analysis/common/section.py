@@ -23,7 +23,17 @@ NOTHING = "–"
 NOTHING_MISSING = "Nothing: every search and every evaluation is there."
 PUBLISHED = "published"  # a table whose name starts with this holds other people's figures, and its heading says so
 
-UNITS = {"percent": "%", "points": "points", "millions": "M", "seconds": "s", "mebibytes": "MiB", "hours": "h"}
+UNITS = {
+    "percent": "%",
+    "points": "points",
+    "thousands": "k",
+    "millions": "M",
+    "seconds": "s",
+    "milliseconds": "ms",
+    "mebibytes": "MiB",
+    "hours": "h",
+}
+UNITS |= {"thousands": "k", "milliseconds": "ms"}
 _DIGITS = {"seconds": 0, "mebibytes": 0, "p": 3, "min_p": 3, "p_holm": 3}
 _DIGITS |= dict.fromkeys(("search_percent", "inherited_percent", "hours", "skips", "depth", "width"), 1)
 _HEADINGS = {"two_by_two": "Dropout x refinement", "non_inferiority": "Non-inferiority", "by_limit": "Limits on skip-connects"}

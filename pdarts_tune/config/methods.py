@@ -41,7 +41,7 @@ class Snas:
 
     The temperature falls geometrically over the epochs of a stage in which alphas train. The paper anneals it to near zero and
     gives no figures; 1 to 0.03 is from AutoML's ConfigurableOptimizer (`SNASProfile`). The paper's three levels of the resource
-    constraint have no figures either: see `search/snas.py`.
+    constraint have no figures either: see `search/resources.py`.
     """
 
     temperature: PositiveFloat = 1.0

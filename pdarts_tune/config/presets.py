@@ -112,7 +112,7 @@ PDARTS = SearchConfig()
 DARTS_FIRST = replace(PDARTS, stages=DARTS, batch_size=64, alpha_learning_rate=3e-4, max_skips=8)
 DARTS_SECOND = replace(DARTS_FIRST, method=SecondOrder())
 # Xie et al., ICLR 2019 (arXiv 1812.09926), section 3.1 and appendix: 150 epochs in one level, the rest as DARTS. The paper gives
-# neither temperatures nor the factors of the penalty; those in `methods.py` and `search/snas.py` are this project's.
+# neither temperatures nor the factors of the penalty; those in `methods.py` and `search/resources.py` are this project's.
 SNAS_MILD = replace(DARTS_FIRST, stages=SNAS, method=Snas(penalty="mild"))
 SNAS_MODERATE = replace(SNAS_MILD, method=Snas(penalty="moderate"))
 SNAS_AGGRESSIVE = replace(SNAS_MILD, method=Snas(penalty="aggressive"))

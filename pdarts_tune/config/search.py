@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from pdarts_tune.config.evaluation import Stem
 from pdarts_tune.config.execution import Execution, check_execution
 from pdarts_tune.config.methods import FirstOrder, Method, RandomSampling, RandomSearch, check_method, trains_alphas
+from pdarts_tune.config.penalty import ResourcePenalty, check_penalty
 from pdarts_tune.config.remedies import Remedy, check_remedies
 from pdarts_tune.config.serialize import (
     Fraction,
@@ -27,6 +28,7 @@ from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10, Stage, check_st
 from pdarts_tune.pdarts.space import SPACES, SearchSpace, check_choices, check_operations
 
 DEFAULT_EXECUTION = Execution()
+NO_PENALTY = ResourcePenalty()
 
 
 def _make_stage(value: Any) -> Any:
@@ -88,6 +90,7 @@ class SearchConfig:
     stem: Stem = later("cifar")  # imagenet: three convolutions of stride 2 first, an eighth of the resolution
     space: Annotated[str | SearchSpace, PlainValidator(_read_space)] = later("full")  # what the first stage starts from
     remedies: tuple[Annotated[Remedy, Field(discriminator="name")], ...] = later(())  # against collapse, in any order
+    penalty: ResourcePenalty = later(NO_PENALTY)  # on expected parameters, multiply-adds or latency; SNAS has its own
 
     @property
     def start(self) -> SearchSpace:
@@ -104,6 +107,7 @@ class SearchConfig:
         if self.stem == "imagenet" and self.channels % 2:
             raise ValueError(f"channels: {self.channels} is odd, the imagenet stem halves them; take an even number")
         check_remedies(self.remedies, self.method, self.stages)
+        check_penalty(self.penalty, self.method, self.remedies)
         object.__setattr__(self, "remedies", tuple(sorted(self.remedies, key=lambda remedy: remedy.name)))  # one id for any order
         check_execution(self.execution, self.method, "execution.")
         if self.eigenvalue_every and isinstance(self.method, RandomSearch):  # methods that train nothing ignore it
@@ -120,7 +124,7 @@ def named_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if name == "stages":
             settings |= {f"stages.{field}": [stage[field] for stage in value] for field in value[0]}
-        elif name in ("method", "execution"):
+        elif name in ("method", "execution", "penalty"):
             settings |= {f"{name}.{field}": own for field, own in value.items()}
         else:
             settings[name] = value

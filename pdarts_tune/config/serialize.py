@@ -90,7 +90,8 @@ def _explain(error: ValidationError, kind: Any) -> str:
             kind = typing.get_type_hints(kind, include_extras=True).get(name)
         elif isinstance(part, int):
             path += f"[{part}]"
-            kind = typing.get_args(kind)[0]
+            kinds = typing.get_args(kind)
+            kind = kinds[0] if kinds[-1] is Ellipsis else kinds[part]
         else:  # one of several dataclasses, by its name
             kind = next(choice for choice in typing.get_args(kind) if choice.name == part)
     match first["type"]:
@@ -106,7 +107,7 @@ def _explain(error: ValidationError, kind: Any) -> str:
         right = f"settings with a name, one of {', '.join(choices)}"
     elif isinstance(bare, type) and dataclasses.is_dataclass(bare):
         right = f"settings of {bare.__name__}"
-    elif first["type"] in ("tuple_type", "finite_number", "space"):
+    elif first["type"] in ("tuple_type", "finite_number", "space", "latencies"):
         right = first["msg"].removeprefix("Input should be ").replace("valid array", "list")
     else:
         right = _in_words(TypeAdapter(kind).json_schema())

@@ -101,6 +101,25 @@ def _agreements() -> list[Any]:
     ]
 
 
+def _costs() -> list[Any]:
+    """Both of the stage's search network, so that they compare."""
+    resources = [
+        ("params", _INTEGER, "count", "weights of the cells' operations", ""),
+        ("macs", _INTEGER, "count", "multiply-accumulates of the cells' operations for one image", ""),
+        ("latency_seconds", _NUMBER, "seconds", "sum of the measured latencies of the cells' operations", "; null without a table"),
+    ]
+    drawn = "in the search network, expected by its probabilities"
+    derived = "in a network of its depth and width with the cells derived now"
+    return [
+        column
+        for name, kind, unit, what, null in resources
+        for column in (
+            _later(f"expected_{name}", _NUMBER, unit, f"{what} {drawn}{null or '; null with independent weights'}"),
+            _later(f"derived_{name}", kind, unit, f"{what} {derived}{null}"),
+        )
+    ]
+
+
 _DERIVED_EPOCH = "at a stage's last epoch, the epoch whose alphas decide; earlier after an early stop. Null at other epochs"
 
 _PEAK_BYTES = _column(
@@ -190,6 +209,7 @@ _COLUMNS: dict[str, list[Any]] = {
         _optional("derived_epoch", _INTEGER, "index from 0", _DERIVED_EPOCH),
         _column("finished", _TIME, "UTC", "end of the epoch"),
         _later("diagnostic_peak_bytes", _INTEGER, "bytes", "peak_bytes of the diagnostics; null where there were none"),
+        *_costs(),
     ],
     "alphas": [
         _column("trial_id", _REPEATED, "text", "the trial; also the name of the file"),

@@ -40,7 +40,7 @@ from pdarts_tune.networks.runtime import (
     switched,
 )
 from pdarts_tune.pdarts.approximation import draw_operations, keep_choice, prune
-from pdarts_tune.pdarts.genotype import random_genotype, sigmoid, softmax
+from pdarts_tune.pdarts.genotype import Genotype, random_genotype, sigmoid, softmax
 from pdarts_tune.pdarts.progressive_depth import Stage, cosine_rate
 from pdarts_tune.pdarts.regularization import skip_dropout
 from pdarts_tune.pdarts.space import NUM_NODES, SearchSpace
@@ -231,7 +231,8 @@ class Search:
             raise FloatingPointError(f"{place}: {tensor} is not finite after the last step")
         measured, peak = time.perf_counter(), max(peak_bytes(self.device), self.steps.graphs.peak_bytes)
         choice = self._choice()
-        diagnostics = self._diagnose(choice, validation_accuracy)
+        genotype = choice.genotype(self.config.max_skips)
+        diagnostics = self._diagnose(genotype, validation_accuracy)
         finished = time.perf_counter()
         return EpochRecord(
             stage=self.stage_index + 1,
@@ -250,6 +251,7 @@ class Search:
             finished=time.time(),
             **asdict(choice),
             **asdict(diagnostics),
+            **self._cost(choice, genotype),
             derived_epoch=self._derived_epoch(both, choice, diagnostics.hessian_eigenvalue),
         )
 
@@ -290,7 +292,16 @@ class Search:
         weigh = sigmoid if network.independent else softmax
         return Choice(by_name, {cell: [weigh(edge) for edge in edges] for cell, edges in by_name.items()}, edge_weights)
 
-    def _diagnose(self, choice: Choice, validation_accuracy: float) -> Diagnostics:
+    def _cost(self, choice: Choice, genotype: Genotype) -> dict[str, Any]:
+        """The columns of the same names: what architectures cost by the present choice, and what the derived cells cost."""
+        columns: dict[str, Any] = {}
+        for name, column in (("params", "params"), ("macs", "macs"), ("latency", "latency_seconds")):
+            if resource := self.steps.resources.get(name):
+                expected = None if self.network.independent else resource.expected(choice.probabilities)
+                columns |= {f"expected_{column}": expected, f"derived_{column}": resource.derived(genotype)}
+        return columns
+
+    def _diagnose(self, genotype: Genotype, validation_accuracy: float) -> Diagnostics:
         if isinstance(self.config.method, RandomSearch):  # no alphas, and the network is the derived one
             return Diagnostics(inherited_accuracy=validation_accuracy)
         epochs, every = self.epoch + 1, self.config.eigenvalue_every
@@ -298,7 +309,7 @@ class Search:
         return diagnose(
             self.config,
             self.network,
-            choice.genotype(self.config.max_skips),
+            genotype,
             (self.weight_batches, self.alpha_batches, self.validation_batches),
             self.dataset.num_classes,
             self.dataset.in_channels,

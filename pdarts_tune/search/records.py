@@ -53,6 +53,13 @@ class EpochRecord(Diagnostics, Choice):
     peak_bytes: int  # of training and validation
     finished: float  # Unix time
     derived_epoch: int | None  # at the end of a stage: the epoch whose alphas count
+    # Of the cells' operations in the search network: expected by the probabilities, and of the cell derived now, at the skip limit.
+    expected_params: float | None = None
+    derived_params: int | None = None
+    expected_macs: float | None = None
+    derived_macs: int | None = None
+    expected_latency_seconds: float | None = None
+    derived_latency_seconds: float | None = None
 
 
 def epoch_row(record: EpochRecord) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from pdarts_tune.config.remedies import (
     FrozenOperations,
     IndependentWeights,
     PerturbedAlphas,
-    Remedy,
 )
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.build import clip_gradients, in_one_call
@@ -31,7 +30,8 @@ from pdarts_tune.networks.operations import frozen_statistics
 from pdarts_tune.networks.supernet import Mixing, Supernet
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.search.remedies import Freezer, alpha_decay, attack, disturb, scheduled, zero_one_loss
-from pdarts_tune.search.snas import PENALTY_WEIGHTS, expected_cost, relative_costs, sample_mixing, temperature
+from pdarts_tune.search.resources import count_resources, expected_cost, penalty_of, relative_costs
+from pdarts_tune.search.snas import sample_mixing, temperature
 
 Batch = tuple[Tensor, Tensor]  # images, labels
 Loss = Callable[[], Tensor]  # the same function at each call: same images, same dropout masks
@@ -52,13 +52,8 @@ def build_steps(
         image_size: side of the images, in pixels.
         generator: draws architectures, and what remedies draw.
     """
-    if isinstance(config.method, SecondOrder):
-        return Unrolled(config, network, optimizers)
-    if isinstance(config.method, Snas):
-        return Sampled(config, network, optimizers, config.method, stage, image_size, generator)
-    if config.remedies and isinstance(config.method, FirstOrder):
-        return Remedied(config, network, optimizers, stage, generator)
-    return Alternating(config, network, optimizers)
+    kinds = {SecondOrder: Unrolled, Snas: Sampled, FirstOrder: Remedied if config.remedies else Alternating}
+    return kinds.get(type(config.method), Alternating)(config, stage, network, optimizers, image_size, generator)
 
 
 class Alternating:
@@ -69,19 +64,26 @@ class Alternating:
     def __init__(
         self,
         config: SearchConfig,
+        stage: Stage,
         network: Supernet,
         optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
-        generator: torch.Generator | None = None,
+        image_size: int,
+        generator: torch.Generator,
     ) -> None:
         self.config = config
+        self.stage = stage
         self.network = network
+        self.generator = generator
         self.weight_optimizer, self.alpha_optimizer = optimizers
         self.weights = network.weight_parameters()
         self.alphas = network.arch_parameters()
+        self.resources = count_resources(network, image_size, config.start, config.penalty.latencies)
+        self.penalty_weight, names = penalty_of(config)
+        self.costs = relative_costs([self.resources[name] for name in names], network)
         self.graphs = StepGraphs(
             network.alphas_normal.device,
             config.batch_size,
-            (network.dropout_generator, generator),
+            (network.dropout_generator, None if self.trains_alphas_apart else generator),  # SNAS draws in each step
             self.weight_optimizer,
             allows_graphs(config.execution, config.method, config.remedies),
         )
@@ -117,7 +119,13 @@ class Alternating:
 
     def train_alphas(self, batch: Batch, weight_batch: Batch) -> None:  # noqa: ARG002
         """One step of the alphas on their own images. `weight_batch` is the weights' next one."""
-        self._step(batch, self.alpha_optimizer, self.alphas, self.weights)
+        self._step(batch, self.alpha_optimizer, self.alphas, self.weights, penalty=self._penalty)
+
+    def _penalty(self) -> Tensor | float:
+        """What the alphas' loss has beside the cross-entropy: the weighted expected cost (`search/resources.py`)."""
+        if not self.penalty_weight:
+            return 0.0
+        return self.penalty_weight * expected_cost(self.network.operation_weights(), self.costs)
 
     def train_weights(self, batch: Batch, both: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """One step of the weights, and the loss (scalar) and logits before it. `both`: alphas train in this epoch."""
@@ -130,7 +138,7 @@ class Alternating:
         trained: list[nn.Parameter],
         fixed: list[nn.Parameter],
         mixing: Mixing | None = None,
-        penalty: Tensor | float = 0.0,
+        penalty: Callable[[], Tensor | float] = float,
     ) -> tuple[Tensor, Tensor]:
         """A step down the cross-entropy and a penalty; the loss returned is the cross-entropy alone."""
         images, labels = batch
@@ -139,7 +147,7 @@ class Alternating:
         optimizer.zero_grad()
         logits = self.network(images, mixing)
         loss = cross_entropy(logits, labels)
-        (loss + penalty).backward()
+        (loss + penalty()).backward()
         clip_gradients(trained, self.config.gradient_clip)
         optimizer.step()
         return loss.detach(), logits.detach()
@@ -148,17 +156,8 @@ class Alternating:
 class Remedied(Alternating):
     """First order with remedies against collapse (`config/remedies.py`)."""
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        network: Supernet,
-        optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
-        stage: Stage,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(config, network, optimizers)
-        self.stage = stage
-        self.generator = generator
+    def __init__(self, config: SearchConfig, stage: Stage, network: Supernet, *further: Any) -> None:
+        super().__init__(config, stage, network, *further)
         self.epoch = 0
         self.perturbed = next((r for r in config.remedies if isinstance(r, PerturbedAlphas)), None)
         frozen = next((r for r in config.remedies if isinstance(r, FrozenOperations)), None)
@@ -181,15 +180,17 @@ class Remedied(Alternating):
         if watched:
             require_gradients(self.weights, True)
             self.weight_optimizer.zero_grad()
-        require_gradients(self.alphas, True)
-        penalty = sum(map(self._penalty, self.config.remedies))
-        self._step(batch, self.alpha_optimizer, self.alphas, [] if watched else self.weights, penalty=penalty)
+        self._step(batch, self.alpha_optimizer, self.alphas, [] if watched else self.weights, penalty=self._penalty)
         self.of_alphas = [gradient_of(weight) for weight in watched]
 
-    def _penalty(self, remedy: Remedy) -> Tensor | float:
-        if isinstance(remedy, BetaDecay):
-            return self._scheduled(remedy) * alpha_decay(self.network)
-        return remedy.zero_one * zero_one_loss(self.network) if isinstance(remedy, IndependentWeights) else 0.0
+    def _penalty(self) -> Tensor | float:
+        penalty = super()._penalty()
+        for remedy in self.config.remedies:
+            if isinstance(remedy, BetaDecay):
+                penalty = penalty + self._scheduled(remedy) * alpha_decay(self.network)
+            elif isinstance(remedy, IndependentWeights):
+                penalty = penalty + remedy.zero_one * zero_one_loss(self.network)
+        return penalty
 
     def train_weights(self, batch: Batch, both: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         mixing = None if self.perturbed is None else self.network.with_auxiliary(self._disturbed(batch, self.perturbed))
@@ -264,7 +265,7 @@ class Unrolled(Alternating):
             nonlocal after
             loss = cross_entropy(self.network(batch[0]), batch[1])
             after = generator.get_state()
-            return loss
+            return loss + self._penalty()
 
         with frozen_statistics(self.network):
             gradients = unrolled_gradient(
@@ -360,23 +361,11 @@ class Sampled(Alternating):
 
     trains_alphas_apart = False
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        network: Supernet,
-        optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
-        method: Snas,
-        stage: Stage,
-        image_size: int,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(config, network, optimizers, generator)
-        self.method = method
-        self.stage = stage
-        self.generator = generator
-        self.temperature = Number(method.temperature)
-        self.penalty = PENALTY_WEIGHTS[method.penalty]
-        self.costs = relative_costs(network, image_size)
+    def __init__(self, config: SearchConfig, *further: Any) -> None:
+        super().__init__(config, *further)
+        assert isinstance(config.method, Snas)
+        self.method = config.method
+        self.temperature = Number(self.method.temperature)
 
     def start_epoch(self, epoch: int) -> None:
         self.temperature.set(temperature(self.method, self.stage, epoch))
@@ -397,10 +386,7 @@ class Sampled(Alternating):
         self.alpha_optimizer.zero_grad()
         logits = self.network(images, self._sample(self.generator))
         loss = cross_entropy(logits, labels)
-        total = loss
-        if both and self.penalty:
-            total = loss + self.penalty * expected_cost(self.network.mixing(), self.costs)
-        total.backward()
+        (loss + self._penalty() if both else loss).backward()
         clip_gradients(self.weights, self.config.gradient_clip)
         self.weight_optimizer.step()
         if both:

@@ -277,9 +277,12 @@ def _check_inputs(plan: Plan, settings: Arguments) -> dict[str, Any]:
     from pdarts_tune.data.datasets import check_dataset
     from pdarts_tune.networks.cost import check_madds
     from pdarts_tune.results.tables import table_file
+    from pdarts_tune.search.resources import check_latencies
 
     table_file(plan.study.name, "trials", plan.searches[0].trial_id)  # names of tables are no names of studies
-    check_dataset(plan.base)
+    image_size = check_dataset(plan.base).image_size
+    for variant in plan.variants:
+        check_latencies(variant.search, image_size)
     for recipe in plan.recipes:
         info = check_dataset(recipe)
         for variant in plan.variants:

@@ -357,7 +357,7 @@ def _tags(trial: Row, genotype: Row | None) -> dict[str, str]:
 def _params(config: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a search by name, as text; those of the stages are joined by dashes."""
     settings = named_settings(config)
-    for name in ("seed", "method.name", "method.genotype"):  # the first two are columns of the trial
+    for name in ("seed", "method.name", "method.genotype", "penalty.latencies"):  # columns of the trial, and long texts
         settings.pop(name, None)
     joined = {name: "-".join(map(str, value)) if name.startswith("stages.") else str(value) for name, value in settings.items()}
     return {"depths" if name == "stages.cells" else name.removeprefix("stages."): text for name, text in joined.items()}

@@ -473,7 +473,12 @@ def _summary(config: SearchConfig) -> dict[str, Any]:
     further = {f"stage {name}": named[f"stages.{name}"] for name in ("warmup_epochs", "dropout_decay", "dropout_restart")}
     method, remedies = _in_words(settings["method"]), " + ".join(map(_in_words, settings["remedies"])) or "none"
     other = {name: value for name, value in named.items() if "." not in name}
-    return stage_columns(config) | further | {"method": method} | other | {"remedies": remedies} | settings["execution"]
+    penalty, table = settings["penalty"], settings["penalty"]["latencies"]
+    saves = f"{penalty['weight']:g} x {penalty['resource']}" if penalty["weight"] else "none"
+    if table is not None:
+        saves += f", latencies {content_id(table)} of {table['device']}"
+    other |= {"remedies": remedies, "penalty": saves}
+    return stage_columns(config) | further | {"method": method} | other | settings["execution"]
 
 
 def _in_words(method: dict[str, Any]) -> str:

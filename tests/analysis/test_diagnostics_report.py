@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 from pdarts_tune.config.methods import PartialChannels, RandomSampling
+from pdarts_tune.config.penalty import ResourcePenalty
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.results.tables import read_rows, write_rows
 from synthetic import make_study
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "diagnostics.py"
 VARIANTS = {
-    "pdarts": SearchConfig(),
+    "pdarts": SearchConfig(penalty=ResourcePenalty("macs", 0.5)),
     "pc_darts": SearchConfig(method=PartialChannels()),
     "random": SearchConfig(method=RandomSampling()),
 }
@@ -31,6 +32,7 @@ def test_a_figure_a_variant_and_a_line_for_a_collapsed_trial(tmp_path):
     assert done.returncode == 0, done.stderr
     report = folder / "report"
     names = {"diagnostics.md", "diagnostics_chosen_epochs.csv", "diagnostics_chosen_epochs.tex"}
+    names |= {"diagnostics_resources.csv", "diagnostics_resources.tex"}
     names |= {f"diagnostics_{variant}.{kind}" for variant in ("pc_darts", "pdarts") for kind in ("png", "svg")}
     assert {path.name for path in report.iterdir()} == names
     text = (report / "diagnostics.md").read_text()
@@ -38,6 +40,11 @@ def test_a_figure_a_variant_and_a_line_for_a_collapsed_trial(tmp_path):
     assert "baselines-pdarts-s1: 5 skip-connects or more in the normal cell in 2 epochs, first in epoch 7" in text
     assert text.count("skip-connects or more") == 1
     assert "torch" not in SCRIPT.read_text()
+    # Per cell of the synthetic search network: 40,000 expected and 30,000 derived weights; the last stage has 17 cells.
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| p") and " x " in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["pdarts", "0.5 x macs", "680.00", "510.00", "85.00", "68.00"],
+    ]
 
 
 def test_a_study_without_epochs_is_refused_in_one_line(tmp_path):

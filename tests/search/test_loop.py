@@ -16,12 +16,13 @@ import torch
 
 from images import write_folders
 from pdarts_tune.config.methods import PartialChannels, RandomSearch, SecondOrder, Snas
+from pdarts_tune.config.penalty import ResourcePenalty
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, to_dict
 from pdarts_tune.data import streaming
 from pdarts_tune.networks.build import build_network
 from pdarts_tune.pdarts.genotype import softmax
-from pdarts_tune.pdarts.progressive_depth import Stage, cosine_rate
+from pdarts_tune.pdarts.progressive_depth import Stage, cosine_rate, with_operations
 from pdarts_tune.pdarts.regularization import skip_dropout
 from pdarts_tune.pdarts.space import PRIMITIVES
 from pdarts_tune.search import diagnostics, loop
@@ -61,6 +62,7 @@ CONFIGS = {
     "snas": replace(SHORT, method=Snas(penalty="moderate")),
     "partial_channels": replace(SHORT, method=PartialChannels(2)),
     "random_search": replace(SHORT, method=RandomSearch(4), stages=CANDIDATES),
+    "penalty": replace(SHORT, penalty=ResourcePenalty("params", 5.0), space="S3", stages=with_operations(SHORT.stages, (3, 2))),
 }
 
 
@@ -512,7 +514,7 @@ def run_script(settings, checkpoint, killed_in):
 
 
 @pytest.mark.slow  # three processes that import torch, and two searches, for each method
-@pytest.mark.parametrize("name", ["first_order", "second_order", "snas", "partial_channels", "random_search"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_search_that_was_killed_in_an_epoch_goes_on_to_the_same_bits(tmp_path, name):
     settings = json.dumps(to_dict(CONFIGS[name]))
     whole = run_script(settings, tmp_path / "whole.pt", -1)

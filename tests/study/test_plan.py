@@ -6,9 +6,10 @@ import pytest
 
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.methods import PartialChannels, RandomSampling, RandomSearch, Snas
+from pdarts_tune.config.penalty import Latencies, ResourcePenalty
 from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.config.serialize import ConfigError, to_dict
+from pdarts_tune.config.serialize import ConfigError, content_id, to_dict
 from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, PDARTS_CIFAR100, Stage, with_depths
 from pdarts_tune.results.manifest import check_definition, planned_seeds
 from pdarts_tune.study.cli import main
@@ -20,6 +21,20 @@ def two_variants(base):
 
 
 STUDY = Study("example", "Does it matter?", two_variants)
+LATENCIES = Latencies("a device", "2.14", 1, 1, (("sep_conv_3x3", 4, 1, 8, 1e-4),))
+
+
+def test_a_table_of_latencies_without_a_shape_is_refused_before_anything_starts(tmp_path, capsys):
+    (tmp_path / "latency.json").write_text(json.dumps(to_dict(LATENCIES)))
+    settings = ["penalty.resource=latency", f"penalty.latencies={tmp_path}/latency.json", "penalty.weight=0.5"]
+    with pytest.raises(SystemExit) as exit_:
+        main(STUDY, ["--preset", "smoke", "--results", str(tmp_path / "results"), "--set", *settings])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: penalty.latencies: has no avg_pool_3x3 with 4 channels, stride 1, 8 pixels; "
+        "benchmarks/latency.py with the settings of this search measures it\n"
+    )
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_plan_is_variants_times_seeds_with_seeds_outermost():
@@ -127,6 +142,11 @@ def test_the_difference_names_just_the_fields_that_differ():
     assert differences(changed, base) == ["depths 17-11-5 (base: 5-11-17)", "max_skips 4 (base: 2)"]
     later = replace(base, stages=tuple(replace(stage, warmup_epochs=0) for stage in base.stages))
     assert differences(later, base) == ["stage warmup_epochs [0, 0, 0] (base: [10, 10, 10])"]
+    saving = replace(base, penalty=ResourcePenalty("macs", 0.5))
+    assert differences(saving, base) == ["penalty 0.5 x macs (base: none)"]
+    table = content_id(to_dict(LATENCIES))
+    measured = replace(base, penalty=ResourcePenalty("latency", 0.5, LATENCIES))
+    assert differences(measured, saving) == [f"penalty 0.5 x latency, latencies {table} of a device (base: 0.5 x macs)"]
 
 
 def test_a_dry_run_shows_every_trial_and_what_it_changes(tmp_path):
