@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from common import comparisons
 from common.comparisons import compare_variants, summarize
 from common.figures import draw_costs, draw_curves, draw_search
-from common.published_figures import METHOD_NOTES, published_methods
+from common.published_figures import METHOD_NOTES, PUBLISHED_METHODS
 from common.question import Answer, Question
 from common.section import NOTHING
 from common.statistics import mcnemar
 from common.study_tables import Configs, StudyTables
 from pdarts_tune.config.methods import RandomSampling, trains_alphas
-from pdarts_tune.results.tables import read_rows
+from pdarts_tune.results.tables import final_genotypes, read_rows
 
 RANKED = {"search_accuracy": "search network", "inherited_accuracy": "inherited weights"}
 
@@ -29,16 +29,12 @@ NOTES = {
 Means over search seeds ± standard deviation. *over random*: by how many percent its accuracy is above that of cells drawn at
 random (Yang et al., ICLR 2020): what the search adds to its space and its training recipe. *s*: of search, on the study's device.
 {NOTHING}: none, or not there yet.""",
-    "error_differences": comparisons.COMPARISON_NOTES,
     "against_random": """\
 Each method minus random cells: a second question and a family of its own, without P-DARTS. Its row is that of the table of error
 differences turned round, with the p of that family: it is tested there, once.""",
     "same_images": """\
 McNemar's exact test of two trained networks on the same test images: for each method, its cell and P-DARTS' cell of the first
 search and evaluation seed that both have. It speaks of these two networks, not of the methods.""",
-    "ranks": comparisons.RANK_NOTES,
-    "spread": comparisons.SPREAD_NOTES,
-    "tradeoff": "Points: means; bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
     "published": METHOD_NOTES,
 }
 
@@ -55,7 +51,7 @@ def fill(answer: Answer) -> None:
         tables["error_differences"] = compare_variants(measures, "error_percent", baseline, rng)
         hypothesis = "P-DARTS finds better or worse cells than another method"
         answer.conclusion += comparisons.conclude(tables["error_differences"], baseline, "evaluation error", hypothesis)
-        tables["same_images"] = compare_images(study, measures, baseline)
+        tables["same_images"] = compare_images(study, baseline)
     if random is None:
         answer.missing.insert(0, "no cells drawn at random, so nothing says what searching adds")
     else:
@@ -63,7 +59,7 @@ def fill(answer: Answer) -> None:
         answer.conclusion += conclude_random(tables["against_random"], random)
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
     tables["spread"] = comparisons.spread_table(study, measures)
-    tables["published"] = published_methods()
+    tables["published"] = PUBLISHED_METHODS
     costs = {"search_seconds": "seconds of search"}
     answer.figures |= draw_costs(measures, rng, costs)
     answer.figures |= draw_curves(study, "learning_curves") | draw_search(study, baseline)
@@ -81,36 +77,29 @@ def list_methods(measures: pd.DataFrame, configs: Configs, random: str | None) -
     return table.assign(over_random_percent=(100 * (accuracy / accuracy[~others].mean() - 1)).where(others))
 
 
-def compare_images(study: StudyTables, measures: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """McNemar's test of each method against the baseline, on the first cells and evaluations of equal seeds."""
-    flags = read_correct(study)
-    known = measures.dropna(subset=["accuracy"])
-    seeds = sorted(study.evaluations["seed"].unique())
-    rows = []
-    for variant in (name for name in known["variant"].unique() if name != baseline):
-        sides = (known.loc[known["variant"] == name, ["seed", "split_seed", "genotype_id"]] for name in (variant, baseline))
-        pairs = next(sides).merge(next(sides), on=["seed", "split_seed"], suffixes=("", "_baseline")).sort_values("seed")
-        for one, other in pairs[["genotype_id", "genotype_id_baseline"]].to_numpy().tolist():
-            seed = next((seed for seed in seeds if (one, seed) in flags and (other, seed) in flags), None)
-            if seed is not None and one != other:
-                test = mcnemar(flags[one, seed], flags[other, seed])
-                row = {"variant": variant, "images": test.n, "only_it_right": test.only_a, f"only_{baseline}_right": test.only_b}
-                rows.append(row | {"p": test.p_value})
-                break
-    return pd.DataFrame(rows)
+def compare_images(study: StudyTables, baseline: str) -> pd.DataFrame:
+    """McNemar's test of each method against the baseline, on the cells of the first search seed, of equal evaluation seeds.
 
-
-def read_correct(study: StudyTables) -> dict[tuple[str, int], NDArray[np.bool_]]:
-    """Per-example correctness by genotype and evaluation seed, of the first search seed's cells alone, since it is large."""
+    Only these cells' evaluations are read, since per-example correctness is large.
+    """
     cells = study.cells[(study.cells["seed"] == study.trials["seed"].min()) & (study.cells["status"] == "completed")]
-    completed = study.evaluations["status"] == "completed"
-    runs = study.evaluations[completed & study.evaluations["genotype_id"].isin(cells["genotype_id"])]
-    flags = {}
+    last = final_genotypes(cells, study.trials).drop_duplicates("variant").set_index("variant")["genotype_id"]
+    runs = study.evaluations[(study.evaluations["status"] == "completed") & study.evaluations["genotype_id"].isin(last)]
+    flags: dict[tuple[str, int], NDArray[np.bool_]] = {}
     for trial_id in runs["trial_id"]:
-        (row,) = read_rows(study.folder, "evaluations", trial_id)
-        if row["correct"]:
-            flags[row["genotype_id"], row["seed"]] = np.array(row["correct"], dtype=bool)
-    return flags
+        (run,) = read_rows(study.folder, "evaluations", trial_id)
+        if run["correct"]:
+            flags[run["genotype_id"], run["seed"]] = np.array(run["correct"], dtype=bool)
+    rows = []
+    own = last.get(baseline)
+    for variant, cell in last.drop(baseline, errors="ignore").items():
+        seeds = [seed for genotype_id, seed in sorted(flags) if genotype_id == cell and (own, seed) in flags]
+        if seeds and cell != own:
+            one, other = flags[cell, seeds[0]], flags[own, seeds[0]]
+            only_one, only_other, p = mcnemar(one, other)
+            row = {"variant": variant, "images": len(one), "only_it_right": only_one, f"only_{baseline}_right": only_other}
+            rows.append(row | {"p": p})
+    return pd.DataFrame(rows)
 
 
 def compare_random(

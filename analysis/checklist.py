@@ -6,7 +6,7 @@ Titles are those of the paper. Where no table has the answer, such as whether co
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Literal
 
 import pandas as pd
 
+from common.section import span
 from common.study_tables import differences, read_configs
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.serialize import ConfigError
@@ -23,6 +24,7 @@ SOURCE = "Lindauer, Hutter: Best Practices for Scientific Research on Neural Arc
 ENOUGH_SEEDS = 3  # with fewer a standard deviation says nothing; the paper names ten as the ideal
 
 Status = Literal["met", "partly", "not met", "not known"]
+Finding = tuple[Status, str]  # with its reasons
 # Settings of a search that say which images it sees, with their defaults.
 _IMAGES = {"data": None, "train_images": None, "validation_fraction": None, "image_size": None, "downsample": 1}
 _METHODS = {"random": "random sampling", "random_search": "random search"}
@@ -68,45 +70,14 @@ class Item:
 
 def fill_checklist(studies: Sequence[StudyFacts]) -> list[Item]:
     """All 14 items for the studies together: an item is met if every study meets it."""
-    unread: tuple[Status, str] = "not known", "No table knows when code was published."
-    training_code: tuple[Status, str] = (
-        "not known",
-        "The table of evaluations names no commit: which code trained the cells from scratch, no table says.",
-    )
-    tuning: tuple[Status, str] = (
-        "not known",
-        "Every trial's settings are in its table; how they were found, and at what cost, no table says.",
-    )
-    groups = {
-        "Releasing code": (
-            ("Release Code for the Training Pipeline(s) You Use", training_code),
-            ("Release Code for Your NAS Method", _search_code(studies)),
-            ("Don’t Wait Until You’ve Cleaned up the Code; That Time May Never Come", unread),
-        ),
-        "Comparing methods": (
-            ("Use the Same NAS Benchmarks, not Just the Same Datasets", _benchmarks(studies)),
-            ("Run Ablation Studies", _ablations(studies)),
-            ("Use the Same Evaluation Protocol for the Methods Being Compared", _protocol(studies)),
-            ("Evaluate Performance as a Function of Compute Resources", _compute(studies)),
-            ("Compare Against Random Sampling and Random Search", _random(studies)),
-            ("Perform Multiple Runs with Different Seeds", _seeds(studies)),
-            ("Use Tabular or Surrogate Benchmarks If Possible", _looked_up(studies)),
-            ("Control Confounding Factors", _confounders(studies)),
-        ),
-        "Reporting details": (
-            ("Report the Use of Hyperparameter Optimization", tuning),
-            ("Report End-to-End Resources Required for the Entire NAS Method", _resources(studies)),
-            ("Report All the Details of Your Experimental Setup", _setup(studies)),
-        ),
-    }
-    items = [(group, *item) for group, items in groups.items() for item in items]
-    return [Item(number, group, title, *answer) for number, (group, title, answer) in enumerate(items, start=1)]
+    items = [(group, title, check) for group, checks in _CHECKS.items() for title, check in checks.items()]
+    return [Item(number, group, title, *check(studies)) for number, (group, title, check) in enumerate(items, start=1)]
 
 
-def _search_code(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _search_code(studies: Sequence[StudyFacts]) -> Finding:
     commits = pd.concat([study.trials["commit"] for study in studies]).astype("string")
-    named = commits[_known(commits) & ~commits.str.endswith("+", na=False)]
-    changed = int(commits.str.endswith("+", na=False).sum())
+    dirty = commits.str.endswith("+", na=False)
+    named, changed = commits[_known(commits) & ~dirty], int(dirty.sum())
     if named.empty:
         return "not known", "No search names the commit of unchanged code."
     text = f"The code that searched is named by its commit ({_listed(named.unique())}) for {len(named)} of {len(commits)} searches"
@@ -114,17 +85,16 @@ def _search_code(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     return "partly", f"{text}. Whether it was published is not known."
 
 
-def _benchmarks(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _benchmarks(studies: Sequence[StudyFacts]) -> Finding:
     differing, data = [], set()
     for study in studies:
         trials = study.trials[~study.trials["method"].isin(["random", "given"])]  # which look at no images
         data |= set(trials["data"])
         settings = {text: json.loads(text) for text in trials["config"].unique()}
-        images = trials["config"].map(
-            {text: tuple(str(values.get(name, _IMAGES[name])) for name in _IMAGES) for text, values in settings.items()}
-        )
-        pairs = trials.assign(both=pd.Series(zip(images, trials["split_seed"], strict=True), index=trials.index, dtype=object))
-        splits = pairs.groupby(["seed", "variant"])["both"].agg(frozenset).groupby("seed").nunique()
+        seen = {text: str([values.get(name, default) for name, default in _IMAGES.items()]) for text, values in settings.items()}
+        images = trials["config"].map(seen)
+        both = images.astype(str) + trials["split_seed"].astype(str)
+        splits = both.groupby([trials["seed"], trials["variant"]]).agg(frozenset).groupby("seed").nunique()
         if images.nunique() > 1 or (splits > 1).any() or trials["left_out"].dropna().nunique() > 1:
             differing.append(study.name)
     if not data:
@@ -135,7 +105,7 @@ def _benchmarks(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     return "met", f"All searches of a study ask for the same images, and those of a seed for the same split ({names})."
 
 
-def _ablations(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _ablations(studies: Sequence[StudyFacts]) -> Finding:
     counts, apart = {}, []
     for study in studies:
         try:
@@ -147,35 +117,31 @@ def _ablations(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
             fewest = min((len(differences(config, other)) for variant, other in configs.items() if variant != name), default=1)
             if fewest != 1:
                 apart.append(f"{name} of {study.name} ({fewest or 'no'} settings)")
-    variants = [f"{name}: {count} variant{'s' if count != 1 else ''} with a completed search" for name, count in counts.items()]
-    text = "; ".join(variants)
+    text = "; ".join(f"{name}: {n} variant{'s' if n != 1 else ''} with a completed search" for name, n in counts.items())
     if max(counts.values()) == 0:
         return "not known", "No search is completed."
-    if max(counts.values()) == 1:
-        return "not met", f"A study of one variant is no ablation. {text}."
-    if apart:
+    if apart and max(counts.values()) > 1:
         return "partly", f"{text}. Not one setting away from any other variant: {_listed(apart)}."
     if min(counts.values()) < 2:
-        return "partly", f"A study of one variant is no ablation. {text}."
+        return "partly" if max(counts.values()) > 1 else "not met", f"A study of one variant is no ablation. {text}."
     return "met", f"Each variant is one setting away from another one of its study. {text}."
 
 
-def _protocol(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
-    parts, faults = [], []
-    worst: Status = "met"
+def _protocol(studies: Sequence[StudyFacts]) -> Finding:
+    parts, faults, unequal = [], [], False
     for study in studies:
         runs = study.trainings
         if runs.empty:
             continue
         if (runs.groupby(["data", "recipe"])["recipe_id"].nunique() > 1).any():
-            worst = "not met"
+            unequal = True
             faults.append(f"several versions of one recipe in {study.name}")
         settings = runs.assign(setting=runs["data"] + ", " + runs["recipe_id"])
         own = settings[settings["last"]]
         used = {str(variant): set(part) for variant, part in own.groupby("variant")["setting"]}
         fewer = [name for name, part in used.items() if part != set.union(*used.values())]
         if fewer:
-            worst = worst if set.intersection(*used.values()) else "not met"
+            unequal |= not set.intersection(*used.values())
             faults.append(f"not in every setting in {study.name}: {_listed(fewer)}")
         absent = [name for name in study.searches["variant"].unique() if name not in used]
         if absent:
@@ -184,20 +150,16 @@ def _protocol(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
         if seeds.groupby("setting").nunique().gt(1).any():
             faults.append(f"cells trained with different seeds in {study.name}")
         cells = runs.groupby("trial_id")["genotype_id"].nunique()
-        parts.append(
-            f"{study.name}: recipes {runs['recipe_id'].nunique()}, data sets {runs['data'].nunique()}, "
-            f"cells a search {_span(cells)}, "
-            f"seeds a cell {_span(seeds.map(len)) if len(seeds) else 'unknown'}"
-        )
+        counts = f"recipes {runs['recipe_id'].nunique()}, data sets {runs['data'].nunique()}, cells a search {span(cells)}"
+        parts.append(f"{study.name}: {counts}, seeds a cell {span(seeds.map(len)) if len(seeds) else 'unknown'}")
     if not parts:
         return "not known", "No cell of a completed search has been evaluated yet."
     if faults:
-        worst = "partly" if worst == "met" else worst
-        return worst, f"{'; '.join(parts)}. But {'; '.join(faults)}."
+        return "not met" if unequal else "partly", f"{'; '.join(parts)}. But {'; '.join(faults)}."
     return "met", f"Cells of all variants were trained from scratch in the same settings, with the same seeds. {'; '.join(parts)}."
 
 
-def _compute(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _compute(studies: Sequence[StudyFacts]) -> Finding:
     searches = pd.concat([study.searches for study in studies])
     timed = int(searches["seconds"].notna().sum())
     if not timed:
@@ -210,21 +172,19 @@ def _compute(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     return "partly", f"{text} Cells of several stages of a search, and so of several budgets, were trained from scratch {where}."
 
 
-def _random(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _random(studies: Sequence[StudyFacts]) -> Finding:
     parts, counts = [], []
     for study in studies:
-        runs = study.trainings
-        methods = set(runs.loc[runs["last"], "method"])
+        methods = set(study.trainings.loc[study.trainings["last"], "method"])
         there = [words for method, words in _METHODS.items() if method in methods]
-        absent = " and no ".join(words for method, words in _METHODS.items() if method not in methods)
+        absent = [f"no {words}" for method, words in _METHODS.items() if method not in methods]
         counts.append(len(there))
-        lacks = f"no {absent}" if absent else ""
-        parts.append(f"{study.name}: " + ", but ".join(filter(None, (" and ".join(there), lacks))))
+        parts.append(f"{study.name}: " + ", but ".join(filter(None, (" and ".join(there), " and ".join(absent)))))
     status: Status = "met" if min(counts) == len(_METHODS) else "partly" if max(counts) else "not met"
     return status, f"Completed and evaluated in {'; in '.join(parts)}."
 
 
-def _seeds(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _seeds(studies: Sequence[StudyFacts]) -> Finding:
     counts: dict[str, int] = {}
     evaluated = any(len(study.trainings) for study in studies)
     for study in studies:
@@ -237,16 +197,15 @@ def _seeds(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     what = "completed and evaluated" if evaluated else "completed, none of them evaluated"
     if not counts or max(counts.values()) == 0:
         return "not known", "No search is completed" + (" and evaluated." if evaluated else ".")
-    text = f"Search seeds a variant, {what}: {_span(counts.values())}"
-    if not evaluated:
-        return ("partly" if max(counts.values()) > 1 else "not met"), f"{text}."
-    if min(counts.values()) >= ENOUGH_SEEDS:
-        return "met", text + "."
+    text = f"Search seeds a variant, {what}: {span(counts.values())}."
     few = [name for name, count in counts.items() if count < ENOUGH_SEEDS]
-    return ("partly" if max(counts.values()) > 1 else "not met"), f"{text}. Fewer than {ENOUGH_SEEDS}: {_listed(few)}."
+    if evaluated and not few:
+        return "met", text
+    text += f" Fewer than {ENOUGH_SEEDS}: {_listed(few)}." if evaluated else ""
+    return "partly" if max(counts.values()) > 1 else "not met", text
 
 
-def _looked_up(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _looked_up(studies: Sequence[StudyFacts]) -> Finding:
     runs = pd.concat([study.evaluations[study.evaluations["status"] == "completed"] for study in studies])
     unknown = int((runs["seconds"].isna() | runs["device"].isna()).sum())
     if runs.empty:
@@ -256,21 +215,19 @@ def _looked_up(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     return "not met", f"All {len(runs)} completed evaluations have a device and a duration: their networks were trained."
 
 
-def _confounders(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _confounders(studies: Sequence[StudyFacts]) -> Finding:
     differing, unknown = [], []
     words = {"device": "devices", "versions": "library versions", "commit": "commits"}
     execution = [setting.name for setting in fields(Execution)]
     for study in studies:
-        for column in [*words, *execution]:
-            trials = study.trials
-            if column == "cell_evaluation":  # random and given cells are computed by no search
-                trials = trials[trials["seconds"] > 0]
-            if column == "graph":  # earlier rows are of code without graphs
-                trials = trials.assign(graph=trials["graph"].eq(True))
-            known = trials.loc[_known(trials[column]), column].unique()
-            if len(known) > 1:
-                differing.append(f"{len(known)} {words.get(column, f'values of {column}')} in {study.name}")
-            if len(trials) and not _known(trials[column]).all():
+        columns = {column: study.trials[column] for column in [*words, *execution]}
+        columns["cell_evaluation"] = columns["cell_evaluation"][study.trials["seconds"] > 0]  # a search computes the cells
+        columns["graph"] = columns["graph"].eq(True)  # earlier rows are of code without graphs
+        for column, values in columns.items():
+            different = values[_known(values)].nunique()
+            if different > 1:
+                differing.append(f"{different} {words.get(column, f'values of {column}')} in {study.name}")
+            if not _known(values).all():
                 unknown.append(f"{words.get(column, column)} in {study.name}")
         plain = study.trials["config"].map(lambda text: str(sorted((k, v) for k, v in json.loads(text).items() if "seed" not in k)))
         mixed = plain.groupby(study.trials["variant"], sort=False).nunique()
@@ -290,7 +247,7 @@ def _confounders(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     return "partly", f"{text[:1].upper()}{text[1:]}."
 
 
-def _resources(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _resources(studies: Sequence[StudyFacts]) -> Finding:
     parts, unknown = [], 0
     for table, words in (("trials", "searching"), ("evaluations", "training from scratch")):
         rows = pd.concat([getattr(study, table) for study in studies], ignore_index=True)
@@ -308,7 +265,7 @@ def _resources(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
     return "partly", f"{text[:1].upper()}{text[1:]} What was spent before the study, on tuning, is not known."
 
 
-def _setup(studies: Sequence[StudyFacts]) -> tuple[Status, str]:
+def _setup(studies: Sequence[StudyFacts]) -> Finding:
     trials = pd.concat([study.trials for study in studies], ignore_index=True)
     lacks = [name for name in ("config", "versions", "device", "commit") if not _known(trials[name]).all()]
     libraries = sorted({name for text in trials["versions"].dropna().unique() for name in json.loads(text)})
@@ -323,11 +280,40 @@ def _known(values: pd.Series) -> pd.Series:
     return values.notna() & (values != "unknown")
 
 
-def _span(counts: Iterable[int]) -> str:
-    values = list(counts)
-    return " to ".join(str(count) for count in dict.fromkeys((min(values), max(values))))
-
-
 def _listed(values: Iterable[object], most: int = 6) -> str:
     texts = [str(value)[:60] for value in values]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _always(status: Status, answer: str) -> Callable[[Sequence[StudyFacts]], Finding]:
+    return lambda _: (status, answer)
+
+
+_CHECKS: Mapping[str, Mapping[str, Callable[[Sequence[StudyFacts]], Finding]]] = {
+    "Releasing code": {
+        "Release Code for the Training Pipeline(s) You Use": _always(
+            "not known", "The table of evaluations names no commit: which code trained the cells from scratch, no table says."
+        ),
+        "Release Code for Your NAS Method": _search_code,
+        "Don’t Wait Until You’ve Cleaned up the Code; That Time May Never Come": _always(
+            "not known", "No table knows when code was published."
+        ),
+    },
+    "Comparing methods": {
+        "Use the Same NAS Benchmarks, not Just the Same Datasets": _benchmarks,
+        "Run Ablation Studies": _ablations,
+        "Use the Same Evaluation Protocol for the Methods Being Compared": _protocol,
+        "Evaluate Performance as a Function of Compute Resources": _compute,
+        "Compare Against Random Sampling and Random Search": _random,
+        "Perform Multiple Runs with Different Seeds": _seeds,
+        "Use Tabular or Surrogate Benchmarks If Possible": _looked_up,
+        "Control Confounding Factors": _confounders,
+    },
+    "Reporting details": {
+        "Report the Use of Hyperparameter Optimization": _always(
+            "not known", "Every trial's settings are in its table; how they were found, and at what cost, no table says."
+        ),
+        "Report End-to-End Resources Required for the Entire NAS Method": _resources,
+        "Report All the Details of Your Experimental Setup": _setup,
+    },
+}

@@ -11,7 +11,7 @@ question of its own gets this page at its end. The scripts of the questions add 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,54 +20,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.comparisons import (
-    COMPARISON_NOTES,
-    anytime_table,
-    compare_pairs,
-    compare_variants,
-    conclude,
-    mean_intervals,
-    pair_up,
-    summarize,
-)
-from common.figures import CURVES, SEARCH_NOTES, draw_curves, draw_depth_gap, draw_search, draw_sweep, gap_frame
-from common.question import RNG_SEED
-from common.section import NOTHING, UNITS, Draw, Section, show, show_answer
-from common.study_tables import (
-    MEASURES,
-    OF_EVALUATIONS,
-    Configs,
-    Read,
-    StudyTables,
-    by_setting,
-    choose_settings,
-    describe_study,
-    differences,
-    estimate_note,
-    find_studies,
-    keep_one_device,
-    list_missing,
-    list_settings,
-    measure_trials,
-    read_configs,
-    read_study,
-)
+from common import study_tables
+from common.comparisons import COMPARISON_NOTES, anytime_table, compare_pairs, conclude, mean_intervals, pair_up, summarize
+from common.figures import CURVES, draw_curves, draw_depth_gap, draw_search, draw_sweep, gap_frame
+from common.question import COMMON_NOTES, RNG_SEED
+from common.section import NOTHING, UNITS, Draw, Section, errors_in_one_line, show, show_section
+from common.study_tables import MEASURES, OF_EVALUATIONS, Configs, Read, StudyTables, by_setting, list_settings, measure_trials
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
-from pdarts_tune.results.tables import final_genotype, final_genotypes, read_rows
 
+SHOWN_OF_CELLS = ("searches", "different_cells", "skips", "depth", "width")
 LONG = ("method.genotype",)  # settings whose values no table has room for
 
-NOTES = SEARCH_NOTES | {
+NOTES = COMMON_NOTES | {
     "variants": f"""\
 First the settings in which the variants differ. Means over the seeds that have the figure ± standard deviation over search seeds,
 after averaging over evaluation seeds. *error*: test error of the cell, trained from scratch, after the last epoch. *search, %*:
 validation accuracy of the search network that the cell was taken from. *gap*: search accuracy minus test accuracy, in points.
 *skips*, *depth*: of the normal cell. *search, s* and *peak*: of the search, on the study's device. Figures of two recipes or data
 sets stand in columns of their own. {NOTHING}: none, or not there yet.""",
-    "error_differences": COMPARISON_NOTES,
     "accuracies": "A dot a seed, bars at the means, in grey the way from search to evaluation.",
     "cells": "Of each variant, the cell that its first completed search ended with, and how many different ones there are.",
 }
@@ -80,7 +53,7 @@ are those of the differences above: a curve is not tested."""
 def build(
     results: Path,
     *,
-    read: Read = read_study,
+    read: Read = study_tables.read_study,
     recipe: str | None = None,
     data: str | None = None,
     baseline: str | None = None,
@@ -98,48 +71,41 @@ def build(
         ConfigError: the study cannot be read, or one of these is not there. The message lists the ones that are.
     """
     folder = one_study(results)
-    study, other_devices = keep_one_device(choose_settings(read(folder), recipe, data))
+    study, other_devices = study_tables.keep_one_device(study_tables.choose_settings(read(folder), recipe, data))
     parts = {setting: measure_trials(part) for setting, part in by_setting(study).items()}
-    configs, rng = read_configs(study.trials), np.random.default_rng(RNG_SEED)
+    configs, rng = study_tables.read_configs(study.trials), np.random.default_rng(RNG_SEED)
     baseline = _choose("baseline", baseline or next(iter(configs)), configs, f"a variant of {folder.name}")
-    columns = {name: MEASURES[_choose("measure", name, MEASURES, "a measure")] for name in measures or MEASURES}
-    apart = tell_apart(configs)
-    tables = {"variants": apart.merge(summarize_settings(parts, [column for column, _ in columns.values()]))}
-    families = {}
-    for name, (column, _) in columns.items():
-        table = compare_settings(parts, column, baseline, rng)
-        if table["n"].any() or name == "error":
-            families[name] = table
-            tables[f"{name}_differences"] = table
-    curves = {field: sweep(parts, configs, field, next(iter(columns.values()))[0], rng) for field in by or swept_alone(apart)}
+    columns = choose_measures(measures)
+    first, apart = next(iter(columns.values())), tell_apart(configs)
+    tables = {"variants": apart.merge(summarize_settings(parts, list(columns.values())))}
+    families = {name: compare_settings(parts, column, baseline, rng) for name, column in columns.items()}
+    families = {name: table for name, table in families.items() if table["n"].any() or name == "error"}
+    tables |= {f"{name}_differences": table for name, table in families.items()}
+    curves = {field: sweep(parts, configs, field, first, rng) for field in by or swept_alone(apart)}
     for field, curve in curves.items():
         shown = curve.assign(**{field: curve[field].map("{:g}".format)})
         tables[f"by_{field}"] = shown if curve["line"].any() else shown.drop(columns="line")
     tables["cells"], pictures, captions = list_cells(study)
-    tables["searches"] = list_searches(parts)
-    tables |= anytime_table(study)
-    lines = {setting: list_missing(part, parts[setting]) for setting, part in by_setting(study).items()}
+    tables |= {"searches": list_searches(parts)} | anytime_table(study)
+    lines = {setting: study_tables.list_missing(part, parts[setting]) for setting, part in by_setting(study).items()}
     common = set.intersection(*map(set, lines.values()))  # the others are of evaluations in one setting
     missing = [line if line in common else f"{line} ({setting})" for setting, own in lines.items() for line in own]
-    notes = NOTES | captions | {f"by_{field}": SWEEP_NOTE for field in curves}
-    notes |= {f"{name}_differences": OTHER_NOTE for name in families if name != "error"}
-    first = next(iter(columns.values()))[0]
-    swept = {f"by_{field}": partial(draw_sweep, curve, field, first) for field, curve in curves.items()}
+    swept: dict[str, Draw] = {f"by_{field}": partial(draw_sweep, curve, field, first) for field, curve in curves.items()}
     return Section(
         name="compare",
-        title=f"{folder.name}: its variants compared with {baseline}{estimate_note(study)}",
+        title=f"{folder.name}: its variants compared with {baseline}{study_tables.estimate_note(study)}",
         tables=tables,
         figures=draw(study, parts, baseline) | swept | pictures,
         conclusion=conclude_all(families, baseline),
-        missing=(*dict.fromkeys(missing), *other_devices),
-        notes=notes,
-        about=describe_study(study),
+        missing=[*dict.fromkeys(missing), *other_devices],
+        notes=note_differences(families) | NOTES | captions | {f"by_{field}": SWEEP_NOTE for field in curves},
+        about=study_tables.describe_study(study),
     )
 
 
 def one_study(results: Path) -> Path:
     """The folder of the one study that `results` is or holds. ConfigError if it holds several."""
-    folders = find_studies(results)
+    folders = study_tables.find_studies(results)
     if len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
         raise ConfigError(f"{results}: holds {len(folders)} studies, {names}; name one, such as --results {folders[0]}")
@@ -150,6 +116,15 @@ def _choose(option: str, name: str, known: Mapping[str, Any] | Sequence[str], wh
     if name not in known:
         raise ConfigError(f"{option}: {name!r} is not {what}; there are: {', '.join(known) or 'none'}")
     return name
+
+
+def choose_measures(names: Sequence[str]) -> dict[str, str]:
+    """The columns of the measures of these names; of no name, of all."""
+    return {name: MEASURES[_choose("measure", name, MEASURES, "a measure")][0] for name in names or MEASURES}
+
+
+def note_differences(families: Iterable[str]) -> dict[str, str]:
+    return {f"{name}_differences": OTHER_NOTE for name in families}
 
 
 def tell_apart(configs: Configs) -> pd.DataFrame:
@@ -172,11 +147,11 @@ def summarize_settings(parts: Mapping[str, pd.DataFrame], columns: Sequence[str]
     first = next(iter(parts.values()))
     if len(parts) == 1:
         return summarize(first, *columns).dropna(axis="columns", how="all")
-    own, rest = ([column for column in columns if (column in OF_EVALUATIONS) == decided] for decided in (True, False))
-    table = summarize(first, *rest)
-    sides = [summarize(measures, *own).drop(columns=["variant", "seeds"]).add_prefix(f"{key}: ") for key, measures in parts.items()]
-    joined = pd.concat([table[["variant", "seeds"]], *sides, table.drop(columns=["variant", "seeds", "evaluated"])], axis="columns")
-    return joined.dropna(axis="columns", how="all")
+    own = [column for column in columns if column in OF_EVALUATIONS]
+    tables = [summarize(first)[["variant", "seeds"]]]
+    tables += [summarize(part, *own).drop(columns=["variant", "seeds"]).add_prefix(f"{key}: ") for key, part in parts.items()]
+    tables.append(summarize(first, *(column for column in columns if column not in own)).iloc[:, 3:])
+    return pd.concat(tables, axis="columns").dropna(axis="columns", how="all")
 
 
 def compare_settings(parts: Mapping[str, pd.DataFrame], column: str, baseline: str, rng: np.random.Generator) -> pd.DataFrame:
@@ -184,30 +159,31 @@ def compare_settings(parts: Mapping[str, pd.DataFrame], column: str, baseline: s
 
     Only completed searches count.
     """
-    completed = {setting: measures[measures["status"] == "completed"] for setting, measures in parts.items()}
-    if column not in OF_EVALUATIONS or len(parts) == 1:
-        return compare_variants(next(iter(completed.values())), column, baseline, rng)
-    variants = [name for name in next(iter(parts.values()))["variant"].unique() if name != baseline]
-    places = list(itertools.product(variants, completed))
-    pairs = {f"{name} ({setting})": pair_up(completed[setting], column, name, baseline) for name, setting in places}
-    return compare_pairs(pairs, rng)
+    completed = {key: measures[measures["status"] == "completed"] for key, measures in settings_of(parts, column).items()}
+    variants = [name for name in next(iter(completed.values()))["variant"].unique() if name != baseline]
+    places = {name if len(completed) == 1 else f"{name} ({key})": (key, name) for name in variants for key in completed}
+    return compare_pairs({label: pair_up(completed[key], column, name, baseline) for label, (key, name) in places.items()}, rng)
 
 
-def conclude_all(families: Mapping[str, pd.DataFrame], baseline: str, among: str = "variants") -> tuple[str, ...]:
+def settings_of(parts: Mapping[str, pd.DataFrame], column: str) -> dict[str, pd.DataFrame]:
+    """Where a measure stands: in every setting if evaluations decide it, else in the first, as in all others."""
+    return dict(parts if column in OF_EVALUATIONS else itertools.islice(parts.items(), 1))
+
+
+def conclude_all(families: Mapping[str, pd.DataFrame], baseline: str, among: str = "variants") -> list[str]:
     """What the first measure's comparisons show, and in one further sentence the claims in the others; `among` what is compared."""
-    sentences: tuple[str, ...] = ()
-    claims = []
+    if not families:
+        return [f"Nothing can be compared with {baseline}: no two searches of one seed have these figures."]
+    sentences, claims = [], []
     for name, table in families.items():
         column, words = MEASURES[name]
-        unit = unit_of(column)
         if not sentences:
-            sentences = conclude(table, baseline, words, f"what differs between the {among} changes {words}", unit=unit)
+            hypothesis = f"what differs between the {among} changes {words}"
+            sentences += conclude(table, baseline, words, hypothesis, unit=unit_of(column))
             continue
         shown = [f"{row['variant']} {show(row['difference'], 2, True)}" for row in table.to_dict("records") if row["claimed"]]
-        claims += [f"{words} ({unit}): {', '.join(shown)}"] if shown else []
-    if not families:
-        return (f"Nothing can be compared with {baseline}: no two searches of one seed have these figures.",)
-    return (*sentences, f"Shown in other measures, each a family of its own: {'; '.join(claims)}.") if claims else sentences
+        claims += [f"{words} ({unit_of(column)}): {', '.join(shown)}"] if shown else []
+    return sentences + ([f"Shown in other measures, each a family of its own: {'; '.join(claims)}."] if claims else [])
 
 
 def unit_of(column: str) -> str:
@@ -240,7 +216,7 @@ def sweep(parts: Mapping[str, pd.DataFrame], configs: Configs, field: str, colum
     if lines.empty:
         raise ConfigError(f"by: no two variants differ in {field} and in nothing else")
     rows = []
-    for setting, measures in parts.items() if column in OF_EVALUATIONS else itertools.islice(parts.items(), 1):
+    for setting, measures in settings_of(parts, column).items():
         table = mean_intervals(measures[measures["status"] == "completed"], column, rng)
         table = table[table["variant"].isin(lines.index)]
         names = [", ".join(filter(None, (lines[name], setting if len(parts) > 1 else ""))) for name in table["variant"]]
@@ -254,20 +230,12 @@ def list_cells(study: StudyTables) -> tuple[pd.DataFrame, dict[str, Draw], dict[
     rows: list[dict[str, Any]] = []
     pictures: dict[str, Draw] = {}
     captions = {}
-    last = final_genotypes(study.cells, study.trials)
-    completed = study.trials[study.trials["status"] == "completed"].sort_values(["seed", "split_seed"])
-    for variant, trials in completed.groupby("variant", sort=False):
-        first = {str(name): value for name, value in trials.iloc[0].items()}
-        genotype = final_genotype(first, read_rows(study.folder, "genotypes", first["trial_id"]))
-        if genotype is None:
-            continue
-        different = int(last.loc[last["trial_id"].isin(trials["trial_id"]), "genotype_id"].nunique())
-        row = {"variant": variant, "trial": first["trial_id"], "searches": len(trials), "different_cells": different}
-        row |= {name: genotype[name] for name in ("skips", "depth", "width")} | {"params_millions": genotype["params"] / 1e6}
-        rows.append(row | {"genotype": genotype["genotype"]})
-        name = f"cell_{len(rows)}"
-        pictures[name] = partial(draw_genotype, Genotype.parse(genotype["genotype"]), f"{variant}: {first['trial_id']}")
-        captions[name] = f"Both cells of the first completed search of {variant}."
+    for number, cell in enumerate(study_tables.first_cells(study), start=1):
+        variant, trial = cell["variant"], cell["trial_id"]
+        rows.append({"variant": variant, "trial": trial, **{name: cell[name] for name in SHOWN_OF_CELLS}})
+        rows[-1] |= {"params_millions": cell["params"] / 1e6, "genotype": cell["genotype"]}
+        pictures[f"cell_{number}"] = partial(draw_genotype, Genotype.parse(cell["genotype"]), f"{variant}: {trial}")
+        captions[f"cell_{number}"] = f"Both cells of the first completed search of {variant}."
     return pd.DataFrame(rows), pictures, captions
 
 
@@ -277,8 +245,9 @@ def list_searches(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     splits = ["split_seed"] if first["split_seed"].nunique() > 1 else []
     table = first[["variant", "seed", *splits, "status"]].copy()
     for column in (*(column for column, _ in MEASURES.values()), "inherited_percent"):
-        for setting, measures in parts.items() if column in OF_EVALUATIONS and len(parts) > 1 else [("", first)]:
-            table[f"{setting}: {column}" if setting else column] = measures[column].astype(float)
+        places = settings_of(parts, column)
+        for setting, measures in places.items():
+            table[f"{setting}: {column}" if len(places) > 1 else column] = measures[column].astype(float)
     return table.assign(genotype=first["genotype_id"])
 
 
@@ -298,12 +267,7 @@ TWO_NOTES = {
 
 
 def build_two(
-    results: Sequence[Path],
-    *,
-    read: Read = read_study,
-    recipe: str | None = None,
-    data: str | None = None,
-    measures: Sequence[str] = (),
+    results: Sequence[Path], *, recipe: str | None = None, data: str | None = None, measures: Sequence[str] = ()
 ) -> Section:
     """Two studies beside each other: in what they differ, and the searches that both have, the second minus the first.
 
@@ -314,59 +278,55 @@ def build_two(
     """
     if len(results) != 2:
         raise ConfigError(f"results: {len(results)} folders are given, and two studies can be compared")
-    sides = [choose_settings(read(one_study(path)), recipe, data) for path in results]
+    sides = [study_tables.choose_settings(study_tables.read_study(one_study(path)), recipe, data) for path in results]
     names = [study.folder.name for study in sides]
     if names[0] == names[1]:
         names = [str(study.folder) for study in sides]
-    columns = {name: MEASURES[_choose("measure", name, MEASURES, "a measure")] for name in measures or MEASURES}
-    one, other = (read_configs(study.trials) for study in sides)
-    shared = match(one, other)
-    listed = " and ".join(f"{', '.join(configs)} ({name})" for name, configs in zip(names, (one, other), strict=True))
+    columns = choose_measures(measures)
+    configs = [study_tables.read_configs(study.trials) for study in sides]
+    shared = match(*configs)
     if not shared:
+        listed = " and ".join(f"{', '.join(own)} ({name})" for name, own in zip(names, configs, strict=True))
         raise ConfigError(
             f"results: {names[0]} and {names[1]} have nothing in common, neither a variant's name nor its settings: {listed}"
         )
     keys = [study.evaluations["recipe_id"].astype(str) + " on " + study.evaluations["data"].astype(str) for study in sides]
     common, missing = set(keys[0]) & set(keys[1]), []
     if not common:
-        lists = "; ".join(f"{name}: {', '.join(key.unique()) or 'none'}" for name, key in zip(names, keys, strict=True))
+        lists = "; ".join(f"{name}: {study_tables.listed(key) or 'none'}" for name, key in zip(names, keys, strict=True))
         missing.append(f"no recipe and data set of evaluations in common, so evaluations are not compared ({lists})")
-    kept = [
-        replace(study, evaluations=study.evaluations.assign(setting=key)[key.isin(common)])
-        for study, key in zip(sides, keys, strict=True)
-    ]
-    kept, devices = map(list, zip(*(keep_one_device(study) for study in kept), strict=True))
-    missing += [line for lines in devices for line in lines]
-    costs = ("search_seconds", "peak_mebibytes")
-    if len({device for study in kept for device in study.trials["device"].unique()}) > 1:
+    parts = []
+    for study, key in zip(sides, keys, strict=True):
+        same = replace(study, evaluations=study.evaluations.assign(setting=key)[key.isin(common)])
+        same, lines = study_tables.keep_one_device(same)
+        parts.append({setting: measure_trials(part) for setting, part in by_setting(same).items()})
+        missing += lines
+    if pd.concat([study.trials["device"] for study in sides]).nunique() > 1:
         missing.append("seconds and peak memory are of different devices, so they are not compared")
-        columns = {name: value for name, value in columns.items() if value[0] not in costs}
-    both = [{setting: measure_trials(part) for setting, part in by_setting(study).items()} for study in kept]
-    pairs = {setting: pair_trials(both[0][setting], both[1][setting], shared, columns) for setting in both[0] if setting in both[1]}
+        columns = {name: column for name, column in columns.items() if name not in ("seconds", "peak")}
+    first, second = parts
+    pairs = {key: pair_trials(first[key], second[key], shared, columns.values()) for key in first if key in second}
     if not any(len(table) for table in pairs.values()):
         raise ConfigError(f"results: {names[0]} and {names[1]} have variants in common ({', '.join(shared)}), but no seed of one")
     rng, families = np.random.default_rng(RNG_SEED), {}
-    for name, (column, _) in columns.items():
-        chosen = dict(pairs if column in OF_EVALUATIONS else itertools.islice(pairs.items(), 1))
-        sidewise = {}
+    for name, column in columns.items():
+        chosen, values = settings_of(pairs, column), {}
         for (setting, table), variant in itertools.product(chosen.items(), shared):
-            rows = table[table["variant"] == variant][[f"{column}_second", f"{column}_first"]].dropna()
-            sidewise[variant if len(chosen) == 1 else f"{variant} ({setting})"] = rows.to_numpy(dtype=float)
-        table = compare_pairs(sidewise, rng)
-        if table["n"].any():
-            families[name] = table
-    apart = differ_between(sides, (one, other), shared, names)
-    tables = {f"{name}_differences": table for name, table in families.items()}
-    tables |= {"pairs": pd.concat([table.assign(setting=setting) for setting, table in pairs.items()], ignore_index=True)}
+            rows = table.loc[table["variant"] == variant, [f"{column}_second", f"{column}_first"]].dropna()
+            values[variant if len(chosen) == 1 else f"{variant} ({setting})"] = rows.to_numpy(dtype=float)
+        families[name] = compare_pairs(values, rng)
+    families = {name: table for name, table in families.items() if table["n"].any()}
+    tables = {"settings": differ_between(sides, configs, shared, names)}
+    tables |= {f"{name}_differences": table for name, table in families.items()}
+    tables["pairs"] = pd.concat([table.assign(setting=setting) for setting, table in pairs.items()], ignore_index=True)
     return Section(
         name="compare_two",
         title=f"{names[1]} compared with {names[0]}, in the searches that both have",
-        tables={"settings": apart} | tables,
-        figures={},
+        tables=tables,
         conclusion=conclude_all(families, names[0], "studies"),
-        missing=tuple(missing),
-        notes={f"{name}_differences": OTHER_NOTE for name in families} | TWO_NOTES,
-        about=" ".join(describe_study(study) for study in sides),
+        missing=missing,
+        notes=note_differences(families) | TWO_NOTES,
+        about=" ".join(map(study_tables.describe_study, sides)),
     )
 
 
@@ -380,14 +340,12 @@ def match(one: Configs, other: Configs) -> dict[str, str]:
     return shared
 
 
-def pair_trials(one: pd.DataFrame, other: pd.DataFrame, shared: Mapping[str, str], columns: Mapping[str, Any]) -> pd.DataFrame:
+def pair_trials(one: pd.DataFrame, other: pd.DataFrame, shared: Mapping[str, str], columns: Iterable[str]) -> pd.DataFrame:
     """One row a search that both have, with each measure of both."""
-    known, keys = [column for column, _ in columns.values()], ["variant", "seed", "split_seed"]
-    back = {there: name for name, there in shared.items()}
-    sides = [
-        table.loc[table["status"] == "completed", keys + known] for table in (one, other.assign(variant=other["variant"].map(back)))
-    ]
-    return sides[0].merge(sides[1], on=keys, suffixes=("_first", "_second"))
+    keys, back = ["variant", "seed", "split_seed"], {there: name for name, there in shared.items()}
+    tables = one, other.assign(variant=other["variant"].map(back))
+    first, second = (table.loc[table["status"] == "completed", [*keys, *columns]] for table in tables)
+    return first.merge(second, on=keys, suffixes=("_first", "_second"))
 
 
 def differ_between(
@@ -395,16 +353,16 @@ def differ_between(
 ) -> pd.DataFrame:
     """One row a difference: of the studies, and of the variants that they share; one that all of these have stands once."""
     rows: list[tuple[str | None, ...]] = []
-    for words, name, column in (
-        ("recipe", "evaluations", "recipe_id"),
-        ("device", "trials", "device"),
-        ("commit", "trials", "commit"),
-    ):
-        texts = [", ".join(map(str, getattr(study, name)[column].dropna().unique())) or "none" for study in sides]
+    for words, columns in {
+        "recipe": [study.evaluations["recipe_id"] for study in sides],
+        "device": [study.trials["device"] for study in sides],
+        "commit": [study.trials["commit"] for study in sides],
+    }.items():
+        texts = [study_tables.listed(column) or "none" for column in columns]
         rows += [("the study", words, *texts)] if texts[0] != texts[1] else []
     for name, there in shared.items():
         one, other = list_settings(configs[0][name]), list_settings(configs[1][there])
-        own = sorted(differences(configs[0][name], configs[1][there]) - set(LONG))
+        own = sorted(study_tables.differences(configs[0][name], configs[1][there]) - set(LONG))
         rows += [(name, field, _show_setting(one.get(field)), _show_setting(other.get(field))) for field in own]
     table = pd.DataFrame(rows, columns=["of", "setting", *names])
     alike = table.groupby(["setting", *names], dropna=False)["of"].transform("size") == len(shared)
@@ -432,17 +390,14 @@ class Arguments:
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse(Arguments, arguments, description=__doc__ or "")
     choice: dict[str, Any] = {"recipe": settings.recipe, "data": settings.data, "measures": settings.measure}
-
-    def answer() -> tuple[Section, Path]:
+    with errors_in_one_line():
         if len(settings.results) == 1:
             section = build(settings.results[0], baseline=settings.baseline, by=settings.by, **choice)
         elif settings.baseline or settings.by:
             raise ConfigError("results: of two studies the first is the baseline; leave out --baseline and --by")
         else:
             section = build_two(settings.results, **choice)
-        return section, settings.out or one_study(settings.results[0]) / "report"
-
-    show_answer(answer)
+        show_section(section, settings.out or one_study(settings.results[0]) / "report")
 
 
 if __name__ == "__main__":

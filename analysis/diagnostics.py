@@ -22,38 +22,26 @@ from common.study_tables import Configs, StudyTables, chosen_epochs
 from pdarts_tune.config.methods import Snas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
-from pdarts_tune.search.diagnostics import COLLAPSED_SKIPS
+from pdarts_tune.pdarts.regularization import COLLAPSED_SKIPS
 
 NORMAL, REDUCTION = "#D55E00", "#0072B2"  # colours
-_PANELS = (  # title, limits of the axis (None: from the figures, and 0), and lines: column, label, style, colour
-    (
-        "skip-connects of the cell derived now",
-        (-0.3, 8.3),
-        (("normal_skip_count", "normal", "-", NORMAL), ("reduce_skip_count", "reduction", "--", REDUCTION)),
-    ),
-    (
-        "entropy of operations, nats (all equally probable: 8 operations 2.08, 5 operations 1.61, 3 operations 1.10)",
-        (0.0, 2.2),
-        (("alpha_entropy", "both cells", "-", NORMAL),),
-    ),
-    ("largest eigenvalue of the alphas' Hessian, nats", None, (("hessian_eigenvalue", "both cells", "-", NORMAL),)),
-    (
-        "cosine of the alphas' gradients between cells",
-        (-1.05, 1.05),
-        (
-            ("normal_agreement", "normal, all pairs", "-", NORMAL),
-            ("normal_first_last", "normal, first and last", ":", NORMAL),
-            ("reduce_agreement", "reduction", "--", REDUCTION),
-        ),
-    ),
-    (
-        "validation accuracy",
-        (0.0, 1.02),
-        (
-            ("validation_accuracy", "search network", "--", REDUCTION),
-            ("inherited_accuracy", "derived cell, inherited weights", "-", NORMAL),
-        ),
-    ),
+_PANELS = {  # titles, with the limits of the axis (None: from the figures, and 0)
+    "skip-connects of the cell derived now": (-0.3, 8.3),
+    "entropy of operations, nats (all equally probable: 8 operations 2.08, 5 operations 1.61, 3 operations 1.10)": (0.0, 2.2),
+    "largest eigenvalue of the alphas' Hessian, nats": None,
+    "cosine of the alphas' gradients between cells": (-1.05, 1.05),
+    "validation accuracy": (0.0, 1.02),
+}
+_LINES = (  # panel, column, label, style, colour
+    (0, "normal_skip_count", "normal", "-", NORMAL),
+    (0, "reduce_skip_count", "reduction", "--", REDUCTION),
+    (1, "alpha_entropy", "", "-", NORMAL),
+    (2, "hessian_eigenvalue", "", "-", NORMAL),
+    (3, "normal_agreement", "normal, all pairs", "-", NORMAL),
+    (3, "normal_first_last", "normal, first and last", ":", NORMAL),
+    (3, "reduce_agreement", "reduction", "--", REDUCTION),
+    (4, "validation_accuracy", "search network", "--", REDUCTION),
+    (4, "inherited_accuracy", "derived cell, inherited weights", "-", NORMAL),
 )
 RESOURCES = {  # column: its name in the report, factor
     "params": ("params_thousands", 1e-3),
@@ -65,13 +53,14 @@ COLUMNS = (
     *("reduce_agreement", "inherited_accuracy", "diagnostic_seconds"),
     *(f"{kind}_{column}" for column in RESOURCES for kind in ("expected", "derived")),
 )
-MEANS = {
+MEANS = {  # columns, with their names in the table
     "normal_skip_count": "skip_connects",
     "alpha_entropy": "entropy",
     "alpha_margin": "margin",
     "normal_agreement": "agreement",
+    "validation_accuracy": "search_accuracy",
+    "inherited_accuracy": "inherited_accuracy",
 }
-MEANS |= {"validation_accuracy": "search_accuracy", "inherited_accuracy": "inherited_accuracy"}
 NOTES = {
     "chosen_epochs": """\
 Means over completed searches, of the epochs that they took their cells from. *eigenvalue growth*: the last over the first of the
@@ -87,35 +76,32 @@ penalty.""",
 def draw_diagnostics(epochs: pd.DataFrame, title: str) -> Figure:
     """Five panels over the running epoch, a line per seed.
 
-    Grey: epochs in which alphas are frozen. Lines break where a stage ends, since the next one has another network. Raises
-    ValueError if there are no rows.
+    Grey: epochs in which alphas are frozen. Lines break where a stage ends, since the next one has another network.
     """
-    if epochs.empty:
-        raise ValueError("draw_diagnostics: no rows")
     figure = Figure(figsize=(10.5, 10.0), layout="constrained")
     ends = epochs.groupby("stage")["running_epoch"].max().sort_values()[:-1]
     frozen = epochs.loc[epochs["phase"] == "weights", "running_epoch"].unique()
-    for panel, (name, limits, lines) in zip(figure.subplots(len(_PANELS), 1, sharex=True), _PANELS, strict=True):
-        for column, label, line, colour in lines:
-            style: dict[str, Any] = {"linestyle": line, "marker": "o", "markersize": 3, "color": colour, "alpha": 0.8}
-            for index, (_, part) in enumerate(epochs.dropna(subset=[column]).groupby(["trial_id", "stage"])):
-                panel.plot(part["running_epoch"], part[column], label=None if index else label, **style)
+    panels = figure.subplots(len(_PANELS), 1, sharex=True)
+    for place, column, label, line, colour in _LINES:
+        style: dict[str, Any] = {"linestyle": line, "marker": "o", "markersize": 3, "color": colour, "alpha": 0.8}
+        for index, (_, part) in enumerate(epochs.dropna(subset=[column]).groupby(["trial_id", "stage"])):
+            panels[place].plot(part["running_epoch"], part[column], label=None if index else label, **style)
+    for panel, (name, limits) in zip(panels, _PANELS.items(), strict=True):
+        panel.set_title(name, loc="left", fontsize=10)
+        panel.grid(color="#E0E0E0")
+        panel.spines[["top", "right"]].set_visible(False)
+        if not panel.lines:
+            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777")
+        elif panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         for epoch in frozen:
             panel.axvspan(epoch - 0.5, epoch + 0.5, color="#F0F0F0", linewidth=0, zorder=0)
         for end in ends:
             panel.axvline(end + 0.5, color="#999999", linestyle=":", linewidth=1)
-        panel.set_title(name, loc="left", fontsize=10)
-        panel.grid(color="#E0E0E0")
-        panel.spines[["top", "right"]].set_visible(False)
-        if not panel.get_legend_handles_labels()[0]:
-            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777")
-        elif len(lines) > 1:
-            panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         if limits:
             panel.set_ylim(*limits)
         else:  # from 0, so that a flat curve looks flat
             panel.set_ylim(min(0.0, panel.get_ylim()[0]), max(0.0, panel.get_ylim()[1]))
-    panels = figure.axes
     panels[0].axhline(COLLAPSED_SKIPS, color="#D55E00", linewidth=0.8, alpha=0.6)
     panels[0].text(0.0, COLLAPSED_SKIPS + 0.2, " collapsed", transform=panels[0].get_yaxis_transform(), fontsize=8)
     panels[3].axhline(0.0, color="#999999", linewidth=0.8)
@@ -134,9 +120,8 @@ def summarize_epochs(study: StudyTables) -> pd.DataFrame:
     figures = chosen[[*MEANS]].astype(float).rename(columns=MEANS).assign(eigenvalue_growth=chosen["trial_id"].map(growth))
     means = figures.groupby(chosen["variant"], sort=False).mean()
     seconds = epochs.groupby("variant", sort=False)[["seconds", "diagnostic_seconds"]].sum()
-    return (
-        means.reindex(seconds.index).assign(looking_percent=100 * seconds["diagnostic_seconds"] / seconds["seconds"]).reset_index()
-    )
+    looking = 100 * seconds["diagnostic_seconds"] / seconds["seconds"]
+    return means.reindex(seconds.index).assign(looking_percent=looking).reset_index()
 
 
 def compare_resources(study: StudyTables, configs: Configs) -> dict[str, pd.DataFrame]:

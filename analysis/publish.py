@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from common.section import write_text
+from common.section import errors_in_one_line, write_text
+from common.study_tables import listed
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, short_name
@@ -115,9 +115,9 @@ def describe(study: Path, command: str) -> str:
     began, ended = (f"{time:%Y-%m-%d %H:%M}" for time in (runs["started"].min(), runs["finished"].max()))
     lines = {
         "command": f"`{command}`" if command else "not recorded",
-        "commit": _listed(trials["commit"]),
-        "device": _listed(runs["device"]),
-        "versions": _listed(trials["versions"]),
+        "commit": listed(trials["commit"]) or "not known",
+        "device": listed(runs["device"]) or "not known",
+        "versions": listed(trials["versions"]) or "not known",
         "searches": f"{len(trials)}, {hours[0]} hours of one device",
         "evaluations": f"{len(evaluations)}, {hours[1]} hours of one device",
         "first start, last end": f"{began}, {ended} UTC, pauses included",
@@ -128,17 +128,10 @@ def describe(study: Path, command: str) -> str:
     return f"# {study.name}\n\n| | |\n|---|---|\n{rows}\n\n{closing}\n"
 
 
-def _listed(values: pd.Series) -> str:
-    return ", ".join(str(value) for value in values.dropna().unique()) or "not known"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse(Arguments, arguments, description=__doc__ or "")
-    try:
+    with errors_in_one_line():
         publish(settings.results, settings.out, settings.command)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     size = sum(file.stat().st_size for file in settings.out.rglob("*") if file.is_file())
     print(f"{settings.out}: {size / 1e6:.1f} MB")
 

@@ -13,7 +13,7 @@ import json
 from common import comparisons
 from common.comparisons import compare_pairs, conclude, pair_up, summarize
 from common.figures import draw_curves, draw_search
-from common.published_figures import SPACE_NOTES, published_spaces
+from common.published_figures import PUBLISHED_SPACES, SPACE_NOTES
 from common.question import Answer, Question
 from common.study_tables import Configs, StudyTables, has_skip_dropout
 from pdarts_tune.config.methods import trains_alphas
@@ -51,24 +51,16 @@ def fill(answer: Answer) -> None:
     table.insert(2, "remedies", ["+".join(remedy.name for remedy in config.remedies) for config in shown])
     table.insert(3, "dropout", [has_skip_dropout(config) for config in shown])
     completed = count_skips(study, measures[measures["status"] == "completed"])
-    families = {
-        column: compare_pairs(
-            {name: pair_up(completed, column, name, reference) for name, reference in references.items() if name != reference}, rng
-        )
+    pairs = {name: reference for name, reference in references.items() if name != reference}
+    errors, skips = (
+        compare_pairs({name: pair_up(completed, column, name, reference) for name, reference in pairs.items()}, rng)
         for column in ("error_percent", "derived_skips")
-    }
-    what = "any remedy changes"
-    answer.conclusion += conclude(families["error_percent"], "no remedy", "evaluation error", f"{what} the evaluation error")
-    answer.conclusion += conclude(
-        families["derived_skips"], "no remedy", "skip-connects", f"{what} the number of skip-connects", unit="skip-connects"
     )
-    answer.tables |= {
-        "variants": table,
-        "error_differences": families["error_percent"],
-        "skip_differences": families["derived_skips"],
-        "collapse": count_collapses(study),
-        "published": published_spaces(),
-    }
+    answer.conclusion += conclude(errors, "no remedy", "evaluation error", "any remedy changes the evaluation error")
+    hypothesis = "any remedy changes the number of skip-connects"
+    answer.conclusion += conclude(skips, "no remedy", "skip-connects", hypothesis, unit="skip-connects")
+    answer.tables |= {"variants": table, "error_differences": errors, "skip_differences": skips}
+    answer.tables |= {"collapse": count_collapses(study), "published": PUBLISHED_SPACES}
     if study.epochs["hessian_eigenvalue"].isna().all():
         answer.missing.append("the Hessian's largest eigenvalue was not measured (eigenvalue_every is 0): no curves of it")
     answer.figures |= draw_curves(study, "skips", "eigenvalue", "learning_curves") | draw_search(study, next(iter(configs)))
@@ -80,16 +72,10 @@ def name_space(config: SearchConfig) -> str:
 
 def find_references(configs: Configs) -> dict[str, str]:
     """For each variant that searches, the first one in its space that has no remedy and no dropout on skip-connects."""
-    references = {}
-    for name, config in configs.items():
-        bare = (
-            other
-            for other, its in configs.items()
-            if its.start == config.start and trains_alphas(its.method) and not its.remedies and not has_skip_dropout(its)
-        )
-        if trains_alphas(config.method) and (reference := next(bare, None)):
-            references[name] = reference
-    return references
+    searches = {name: config for name, config in configs.items() if trains_alphas(config.method)}
+    bare = [name for name, config in searches.items() if not config.remedies and not has_skip_dropout(config)]
+    spaces = {configs[name].start: name for name in reversed(bare)}
+    return {name: spaces[config.start] for name, config in searches.items() if config.start in spaces}
 
 
 QUESTION = Question("rq3b", "remedies", __doc__, NOTES, has_remedies, fill)

@@ -13,9 +13,8 @@ import base64
 import io
 import json
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ import rq4_transfer
 import schedule_search
 from checklist import SOURCE, StudyFacts, fill_checklist
 from common.question import Arguments, Question
-from common.section import NOTHING, NOTHING_MISSING, Draw, Section, as_text, heading, write_text
+from common.section import NOTHING, NOTHING_MISSING, Draw, Section, as_text, errors_in_one_line, heading, write_text
 from common.study_tables import find_studies, find_study, first_line, read_study
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
@@ -93,16 +92,14 @@ def build_page(results: Path, *, recipe: str | None = None, data: str | None = N
     choice: dict[str, Any] = {"read": lru_cache(_KEPT)(read_study), "recipe": recipe, "data": data}
     parts, answered = [], set()
     for name, question in QUESTIONS.items():
-        part = _try(name, name, partial(question.build, results, **choice))
-        if part is not None:
-            parts.append(part)
+        if own := _try(name, partial(question.build, results, **choice)):
+            parts += own
             answered.add(find_study(results, question.study))
     for study in facts:
-        part = _try(study.name, study.name, partial(compare.build, study.folder, **choice))
-        if part is not None and part.section is not None and study.folder in answered:  # whose own section has the other figures
-            cells = {name: figure for name, figure in part.section.figures.items() if name.startswith("cell_")}
-            part = replace(part, section=replace(part.section, figures=cells))
-        parts += [part] if part is not None else []
+        for part in _try(study.name, partial(compare.build, study.folder, **choice)):
+            parts.append(part)
+            if part.section and study.folder in answered:  # whose own section has the other figures
+                part.section.figures = {name: draw for name, draw in part.section.figures.items() if name.startswith("cell_")}
     if (recipe or data) and all(part.section is None for part in parts):
         raise ConfigError(parts[-1].refusal)
     return {
@@ -115,13 +112,13 @@ def build_page(results: Path, *, recipe: str | None = None, data: str | None = N
     }
 
 
-def _try(key: str, title: str, build: Callable[[], Section | None]) -> Part | None:
-    """The part that `build` gives; where the study cannot be compared, the page says why."""
+def _try(key: str, build: Callable[[], Section | None]) -> list[Part]:
+    """The part that `build` gives, if there is one; where the study cannot be compared, the page says why."""
     try:
         section = build()
     except ConfigError as error:
-        return Part(key, title, None, str(error))
-    return Part(key, section.title, section) if section else None
+        return [Part(key, key, None, str(error))]
+    return [Part(key, section.title, section)] if section else []
 
 
 def read_facts(folder: Path) -> StudyFacts:
@@ -136,13 +133,17 @@ def read_facts(folder: Path) -> StudyFacts:
 def overview(facts: Sequence[StudyFacts]) -> pd.DataFrame:
     """Per study, searches and evaluations by how they ended, and the time that they took."""
     rows = []
-    for study in facts:
-        for kind, table in (("searches", study.trials), ("evaluations", study.evaluations)):
-            counts = {words: int((table["status"] == status).sum()) for status, words in _STATUSES.items()}
-            row = {"study": study.name, "of": kind, "started": len(table)} | counts
-            seconds = float(table["seconds"].sum()) + (float(table["diagnostic_seconds"].sum()) if kind == "searches" else 0.0)
-            rows.append(row | {"device_hours": seconds / 3600})
+    for study, kind, table in _tables(facts):
+        counts = {words: int((table["status"] == status).sum()) for status, words in _STATUSES.items()}
+        seconds = sum(float(table[column].sum()) for column in ("seconds", "diagnostic_seconds") if column in table)
+        rows.append({"study": study, "of": kind, "started": len(table)} | counts | {"device_hours": seconds / 3600})
     return pd.DataFrame(rows)
+
+
+def _tables(facts: Sequence[StudyFacts]) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    for study in facts:
+        yield study.name, "searches", study.trials
+        yield study.name, "evaluations", study.evaluations
 
 
 def list_failures(facts: StudyFacts) -> list[Failure]:
@@ -160,21 +161,19 @@ def list_failures(facts: StudyFacts) -> list[Failure]:
 def environment(facts: Sequence[StudyFacts]) -> pd.DataFrame:
     """One row a study and circumstance, with every value that its trials have and how many have it."""
     rows = []
-    for study in facts:
-        for name, table in (("searches", study.trials), ("evaluations", study.evaluations)):
-            if table.empty:
-                continue
-            names = {"data": "data", "recipe_id": "recipe", "device": "device", "commit": "commit"}
-            values = {words: table[column] for column, words in names.items() if column in table}
-            if "versions" in table:
-                texts = table["versions"].dropna()
-                versions = {text: json.loads(text) for text in texts.unique()}
-                for library in sorted(set().union(*versions.values())):
-                    values[library] = texts.map({text: known.get(library) for text, known in versions.items()})
-            what = {words: _counted(column) for words, column in values.items()}
-            start, end = f"{table['started'].min():%Y-%m-%d %H:%M}", table["finished"].max()
-            what["started, finished"] = f"{start} UTC, none finished" if pd.isna(end) else f"{start} to {end:%Y-%m-%d %H:%M} UTC"
-            rows += [{"study": study.name, "of": name, "what": words, "values": text} for words, text in what.items()]
+    for study, kind, table in _tables(facts):
+        if table.empty:
+            continue
+        names = {"data": "data", "recipe_id": "recipe", "device": "device", "commit": "commit"}
+        values = {words: table[column] for column, words in names.items() if column in table}
+        texts = table["versions"].dropna() if "versions" in table else pd.Series(dtype=str)
+        versions = {text: json.loads(text) for text in texts.unique()}
+        for library in sorted(set().union(*versions.values())):
+            values[library] = texts.map({text: known.get(library) for text, known in versions.items()})
+        what = {words: _counted(column) for words, column in values.items()}
+        start, end = f"{table['started'].min():%Y-%m-%d %H:%M}", table["finished"].max()
+        what["started, finished"] = f"{start} UTC, none finished" if pd.isna(end) else f"{start} to {end:%Y-%m-%d %H:%M} UTC"
+        rows += [(study, kind, words, text) for words, text in what.items()]
     return pd.DataFrame(rows, columns=["study", "of", "what", "values"])
 
 
@@ -238,14 +237,11 @@ def anchor(text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse(Arguments, arguments, description=__doc__ or "")
     out = settings.out or settings.results / "report.html"
-    try:
+    with errors_in_one_line():
         page = build_page(settings.results, recipe=settings.recipe, data=settings.data)
         if not out.parent.is_dir():
             raise ConfigError(f"--out: {out.parent} is no folder")
         write_text(out, render(page))
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     for part in page["parts"]:
         print(part.title, *(part.section.conclusion if part.section else [f"not answered: {part.refusal}"]), "", sep="\n")
     print(f"report: {out} ({out.stat().st_size / 2**20:.1f} MiB)")

@@ -15,7 +15,7 @@ import pandas as pd
 from common import comparisons
 from common.comparisons import compare_variants, summarize
 from common.figures import draw_curves, draw_depth_gap, draw_search, gap_frame
-from common.published_figures import PUBLISHED_NOTES, published_cifar
+from common.published_figures import PUBLISHED_CIFAR
 from common.question import Answer, Question
 from common.section import NOTHING, show
 from common.study_tables import Configs, StudyTables, at_stage, depths, evaluate_cells, grows, operations, stage_ends
@@ -35,7 +35,6 @@ with width, training length and images, since the two networks differ in all of 
 random cell has no search network), or not there yet."""
 
 NOTES = {
-    "error_differences": comparisons.COMPARISON_NOTES,
     "gap_differences": """\
 The same of the depth gap: a second question and a family of its own. A larger gap of a better cell is no fault of its search.""",
     "equal_budget": """\
@@ -47,23 +46,12 @@ Ordered by the depth of the last search network; mean over seeds with its bootst
     "stages": """\
 Means over the seeds of completed searches, at the end of each stage: the search network, the cell derived then in its weights, and
 that cell trained from scratch, where it was (a study evaluates the last stage's cells).""",
-    "ranks": comparisons.RANK_NOTES,
-    "spread": comparisons.SPREAD_NOTES,
-    "published": PUBLISHED_NOTES,
     "depth_gap": "A dot a seed, bars at the means, in grey the way from search to evaluation.",
 }
 
 RANKED = {"search_accuracy": "search network", "inherited_accuracy": "derived cell, inherited weights"}
-SHOWN = (
-    "search_percent",
-    "inherited_percent",
-    "error_percent",
-    "gap_points",
-    "skips",
-    "depth",
-    "params_millions",
-    "search_seconds",
-)
+SHOWN = ["search_percent", "inherited_percent", "error_percent", "gap_points"]
+SHOWN += ["skips", "depth", "params_millions", "search_seconds"]
 
 
 def fill(answer: Answer) -> None:
@@ -86,7 +74,7 @@ def fill(answer: Answer) -> None:
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
     tables |= comparisons.anytime_table(study)
     tables["spread"] = comparisons.spread_table(study, measures)
-    tables["published"] = published_cifar()
+    tables["published"] = PUBLISHED_CIFAR
     gaps = gap_frame(measures)
     if len(gaps):
         answer.figures["depth_gap"] = partial(draw_depth_gap, gaps)
@@ -119,15 +107,8 @@ def find_equal_budgets(errors: pd.DataFrame, configs: Configs, measures: pd.Data
     Columns: those of `errors`, whose rows they are, and planned cost and seconds relative to the baseline's.
     """
     work = {name: search_work(config.stages) / search_work(configs[baseline].stages) for name, config in configs.items()}
-    alike = [
-        name
-        for name, config in configs.items()
-        if trains_alphas(config.method)
-        and not grows(config)
-        and abs(work[name] - 1) <= ALIKE
-        and name != baseline
-        and operations(config) == operations(configs[baseline])
-    ]
+    others = {name: config for name, config in configs.items() if trains_alphas(config.method) and not grows(config)}
+    alike = [name for name in others if abs(work[name] - 1) <= ALIKE and operations(others[name]) == operations(configs[baseline])]
     table = errors.set_index("variant").loc[alike].reset_index()
     seconds = measures[measures["status"] == "completed"].groupby("variant")["seconds"].mean()
     table.insert(1, "planned_cost_ratio", [work[name] for name in alike])

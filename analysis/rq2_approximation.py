@@ -16,13 +16,12 @@ import pandas as pd
 from common import comparisons
 from common.comparisons import adjust, compare_variants, pair_up, summarize
 from common.figures import draw_costs, draw_curves, draw_search
-from common.published_figures import PUBLISHED_NOTES, published_cifar
+from common.published_figures import PUBLISHED_CIFAR
 from common.question import Answer, Question
 from common.section import NOTHING, show
 from common.statistics import NON_INFERIORITY_LEVEL, non_inferiority, smallest_p
 from common.study_tables import CELLS, Configs, StudyTables, at_stage, drops, operations, read_candidates, stage_ends
 from pdarts_tune.config.methods import trains_alphas
-from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.space import PRIMITIVES
 
 # In points of test error, chosen before any result: about twice the standard deviation of Yang et al. (ICLR 2020) between runs of
@@ -34,7 +33,6 @@ NOTES = {
 Means over seeds ± standard deviation over search seeds. *n*: searches started; *completed*; *out of memory* is a result, not a gap
 in the data. *dropped*: which operations go between stages. *peak*: most device memory that a search had in use at once. *s*: of
 search, on the study's device. {NOTHING}: none, or not there yet.""",
-    "error_differences": comparisons.COMPARISON_NOTES,
     "seconds_differences": "Seconds of search, paired by seed; a question and a family of its own.",
     "peak_differences": """\
 Peak memory of search in MiB, paired by seed; a question and a family of its own. Where all pairs differ by the same there is no
@@ -47,8 +45,6 @@ chosen before any result. *steps ratio*: the steps of the search that keeps all 
 are compared along with dropping. "Not shown" is not "worse".""",
     "stages": "Means over seeds: peak memory, seconds, and the search network's accuracy at the end of each stage.",
     "dropped": "Of the edges of completed searches, the share on which an operation was in a stage and not in the next.",
-    "tradeoff": "Points: means; bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
-    "published": PUBLISHED_NOTES,
 }
 
 
@@ -79,7 +75,7 @@ def fill(answer: Answer) -> None:
         answer.missing.append(
             "peak memory on a CPU is that of the whole process, libraries included, so variants hardly differ in it"
         )
-    tables |= {"stages": summarize_stages(study), "dropped": count_dropped(study), "published": published_cifar()}
+    tables |= {"stages": summarize_stages(study), "dropped": count_dropped(study), "published": PUBLISHED_CIFAR}
     costs = {"peak_mebibytes": "peak memory of search, MiB", "search_seconds": "seconds of search"}
     answer.figures |= draw_costs(measures, rng, costs)
     answer.figures |= draw_curves(study, "learning_curves") | draw_search(study, baseline)
@@ -104,24 +100,19 @@ def judge_dropping(measures: pd.DataFrame, configs: Configs, rng: np.random.Gene
     dropping = [name for name, config in configs.items() if drops(config)]
     keeping = [name for name, config in configs.items() if trains_alphas(config.method) and not drops(config)]
     rows = []
+    steps = {name: sum(stage.epochs for stage in config.stages) / config.batch_size for name, config in configs.items()}  # relative
     for variant, reference in itertools.product(dropping, keeping):
         pairs = pair_up(measures, "error_percent", variant, reference)
         if len(pairs):
             test = non_inferiority(pairs[:, 0], pairs[:, 1], MARGIN, rng)
-            row = {"variant": variant, "against": reference, "n": test.n, "difference_points": test.mean_difference}
-            row |= {"steps_ratio": steps(configs[reference]) / steps(configs[variant])}
-            row |= {"upper_points": test.ci_high, "margin_points": MARGIN, "p": test.p_value, "min_p": test.min_p}
-            rows.append(row | {"p_holm": test.p_value, "shown": test.shown})
+            row = {"variant": variant, "against": reference, "n": test.n, "difference_points": test.difference}
+            row |= {"steps_ratio": steps[reference] / steps[variant]}
+            rows.append(row | {"upper_points": test.ci_high, "margin_points": MARGIN, "p": test.p, "min_p": test.min_p})
     table = pd.DataFrame(rows)
     if rows:
         adjust(table)
-        table["shown"] &= table["p_holm"] < NON_INFERIORITY_LEVEL
+        table["shown"] = (table["upper_points"] < MARGIN) & (table["p_holm"] < NON_INFERIORITY_LEVEL)
     return table
-
-
-def steps(config: SearchConfig) -> float:
-    """The steps of the weights in a search, for each image that trains them: only ratios mean something."""
-    return sum(stage.epochs for stage in config.stages) / config.batch_size
 
 
 def find_costed(searched: pd.DataFrame, configs: Configs, baseline: str) -> str:
@@ -160,13 +151,11 @@ def summarize_stages(study: StudyTables) -> pd.DataFrame:
     stages = stages.merge(ends, on=["trial_id", "stage"], how="left")  # a stage under way has no end
     stages["peak_mebibytes"] = stages["peak_bytes"].astype(float) / 2**20
     stages["search_percent"] = 100 * stages["validation_accuracy"]
-    grouped = stages.groupby(["variant", "stage"], sort=False)
-    means = grouped[["peak_mebibytes", "seconds", "search_percent"]].mean()
-    means.insert(0, "n", grouped.size())
-    table = means.reset_index()
+    columns = {"n": ("trial_id", "size")} | {name: (name, "mean") for name in ("peak_mebibytes", "seconds", "search_percent")}
+    table = stages.groupby(["variant", "stage"], sort=False, as_index=False).agg(**columns)
     plans = study.trials.drop_duplicates("variant").set_index("variant")["operations"]
-    counts = [int(at_stage(plans[name], stage)) for name, stage in zip(table["variant"], table["stage"], strict=True)]
-    table.insert(2, "operations", counts)
+    places = zip(table["variant"], table["stage"], strict=True)
+    table.insert(2, "operations", [int(at_stage(plans[name], stage)) for name, stage in places])
     return table
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common import comparisons
 from common.comparisons import LEVEL, compare_pairs, compare_variants, mean_intervals, summarize
 from common.figures import draw_curves, draw_search, draw_sweep
-from common.published_figures import PUBLISHED_NOTES, published_cifar
+from common.published_figures import PUBLISHED_CIFAR
 from common.question import Answer, Question
 from common.section import show
 from common.statistics import brown_forsythe, mean_sd, proportion_interval
@@ -58,11 +58,9 @@ Standard deviation of the test error over search seeds, and the Brown-Forsythe t
 first with dropout, and of cells as derived against the refined ones of the same searches (those two are not independent, which
 makes the test cautious). Searches that found the same cell have its error each, which is no spread. One family, Holm-adjusted. It
 needs three seeds on both sides and has little power below ten.""",
-    "spread": comparisons.SPREAD_NOTES,
     "limits": """\
 Test error against M, the skip-connects that a normal cell may have (8: no limit). Bars: 95 % bootstrap intervals of the mean over
 seeds (none with fewer than 3).""",
-    "published": PUBLISHED_NOTES,
 }
 
 
@@ -79,8 +77,10 @@ def fill(answer: Answer) -> None:
         missing.insert(0, "no two variants that differ in nothing but dropout on skip-connects, so there is no 2 x 2 table")
     else:
         refined = configs[baseline].max_skips
-        tables["two_by_two"] = cross(limits, baseline, plain, refined)
-        pairs, idle = contrasts(limits, baseline, plain, refined), is_idle(limits, baseline, plain, refined)
+        four = limits[limits["variant"].isin((baseline, plain)) & limits["max_skips"].isin((refined, UNLIMITED))]
+        tables["two_by_two"] = cross(four, baseline, plain, refined)
+        pairs, cells = contrasts(four, baseline, plain, refined), four[four["max_skips"] == refined]
+        idle = cells["variant"].nunique() == 2 and not cells["changed"].any()
         if idle:  # no differences to test, and the family is not corrected for them
             pairs = {"dropout": pairs["dropout"]}
         tables["effects"] = compare_pairs(pairs, rng, "effect")
@@ -108,7 +108,7 @@ def fill(answer: Answer) -> None:
     tables["by_limit"] = summarize_limits(limits)
     tables["collapse"] = count_collapses(study)
     tables["spread"] = comparisons.spread_table(study, measures)
-    tables["published"] = published_cifar()
+    tables["published"] = PUBLISHED_CIFAR
     several = limits[limits.groupby("variant")["max_skips"].transform("nunique") > 1]
     points = [mean_intervals(cells, "error_percent", rng).assign(M=limit) for limit, cells in several.groupby("max_skips")]
     if points:
@@ -126,11 +126,8 @@ def is_about_regularization(study: StudyTables) -> bool:
 
 def find_plain(configs: Configs, baseline: str | None) -> str | None:
     """The variant that is the baseline without dropout on skip-connects, and nothing else."""
-    for name, config in configs.items() if baseline is not None else ():
-        apart = differences(config, configs[str(baseline)])
-        if apart == {"skip_dropout"} and not has_skip_dropout(config) and trains_alphas(config.method):
-            return name
-    return None
+    alike = [name for name in configs if baseline and differences(configs[name], configs[baseline]) == {"skip_dropout"}]
+    return next((name for name in alike if not has_skip_dropout(configs[name]) and trains_alphas(configs[name].method)), None)
 
 
 def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
@@ -144,18 +141,14 @@ def measure_limits(study: StudyTables) -> tuple[pd.DataFrame, list[str]]:
     last = final_genotypes(study.derived, study.trials, range(UNLIMITED + 1))
     evaluated = evaluate_cells(study, last)
     evaluated = evaluated[evaluated["evaluations"] > 0]
-    as_derived = last[last["max_skips"] == UNLIMITED].set_index("trial_id")["genotype_id"]
-    derived = evaluated["trial_id"].map(as_derived)
+    derived = evaluated["trial_id"].map(last[last["max_skips"] == UNLIMITED].set_index("trial_id")["genotype_id"])
     evaluated = evaluated.assign(changed=derived.notna() & (derived != evaluated["genotype_id"]))
     searches = evaluated.groupby("variant")["trial_id"].nunique()
     counts = evaluated.groupby(["variant", "max_skips"], sort=False)["trial_id"].transform("size")
     whole = counts == evaluated["variant"].map(searches)
-    some = evaluated[~whole & evaluated["max_skips"].eq(UNLIMITED)].groupby("variant", sort=False)["trial_id"].size()
-    lines = [
-        f"{variant}: {count} of {searches[str(variant)]} searches evaluated at M = {UNLIMITED}, left out there"
-        for variant, count in some.items()
-    ]
-    return evaluated[whole], lines
+    some = evaluated.loc[~whole & evaluated["max_skips"].eq(UNLIMITED), "variant"].value_counts(sort=False)
+    text = f"searches evaluated at M = {UNLIMITED}, left out there"
+    return evaluated[whole], [f"{variant}: {count} of {searches[str(variant)]} {text}" for variant, count in some.items()]
 
 
 def count_skips(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:
@@ -164,22 +157,21 @@ def count_skips(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:
     return measures.assign(derived_skips=measures["trial_id"].map(last).astype(float))
 
 
-def cross(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> pd.DataFrame:
+def cross(four: pd.DataFrame, dropout: str, plain: str, refined: int) -> pd.DataFrame:
     """The 2 x 2 table: a row with dropout and one without, errors as derived and refined."""
     rows = []
     for variant, name in ((dropout, "with dropout"), (plain, "without dropout")):
         row: dict[str, object] = {"search": name, "variant": variant}
         for limit, place in ((UNLIMITED, "as_derived"), (refined, f"at_most_{refined}_skips")):
-            errors = limits.loc[(limits["variant"] == variant) & (limits["max_skips"] == limit), "error_percent"]
+            errors = four.loc[(four["variant"] == variant) & (four["max_skips"] == limit), "error_percent"]
             row[f"n_{place}"] = len(errors)
             row[f"{place}_percent"], row[f"{place}_percent_sd"] = mean_sd(errors)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def contrasts(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> Mapping[str, NDArray[np.float64]]:
+def contrasts(four: pd.DataFrame, dropout: str, plain: str, refined: int) -> Mapping[str, NDArray[np.float64]]:
     """Both sides of each effect of the 2 x 2 table, one row a seed that all four cells of the table have."""
-    four = limits[limits["variant"].isin((dropout, plain)) & limits["max_skips"].isin((refined, UNLIMITED))]
     wide = four.pivot(index=["seed", "split_seed"], columns=["variant", "max_skips"], values="error_percent")
     wide = wide.reindex(columns=pd.MultiIndex.from_product([(dropout, plain), (refined, UNLIMITED)])).dropna()
     with_refined, with_derived, plain_refined, plain_derived = wide.to_numpy(dtype=float).T
@@ -188,12 +180,6 @@ def contrasts(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> M
         "refinement": np.column_stack([(with_refined + plain_refined) / 2, (with_derived + plain_derived) / 2]),
         "interaction": np.column_stack([with_refined - plain_refined, with_derived - plain_derived]),
     }
-
-
-def is_idle(limits: pd.DataFrame, dropout: str, plain: str, refined: int) -> bool:
-    """Whether the refined cells of both variants are their searches' own."""
-    cells = limits[limits["variant"].isin((dropout, plain)) & (limits["max_skips"] == refined)]
-    return cells["variant"].nunique() == 2 and not cells["changed"].any()
 
 
 def conclude_effects(effects: pd.DataFrame, refined: int) -> tuple[str, ...]:
@@ -273,12 +259,12 @@ def list_variants(measures: pd.DataFrame) -> pd.DataFrame:
 def summarize_limits(limits: pd.DataFrame) -> pd.DataFrame:
     """One row a variant and limit: error, skip-connects, and how many cells the limit changed."""
     rows = []
-    for variant, own in limits.groupby("variant", sort=False):
-        for limit, cells in own.groupby("max_skips"):
-            row = {"variant": variant, "max_skips": limit, "n": len(cells), "changed": int(cells["changed"].sum())}
-            mean, sd = mean_sd(cells["error_percent"])
-            rows.append(row | {"skips": float(cells["skips"].mean()), "error_percent": mean, "error_percent_sd": sd})
-    return pd.DataFrame(rows)
+    for (variant, limit), cells in limits.sort_values("max_skips", kind="stable").groupby(["variant", "max_skips"], sort=False):
+        row = {"variant": variant, "max_skips": limit, "n": len(cells), "changed": int(cells["changed"].sum())}
+        mean, sd = mean_sd(cells["error_percent"])
+        rows.append(row | {"skips": float(cells["skips"].mean()), "error_percent": mean, "error_percent_sd": sd})
+    order = list(limits["variant"].unique())
+    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["variant"])))
 
 
 def count_collapses(study: StudyTables) -> pd.DataFrame:

@@ -9,7 +9,7 @@ settings are correlated and never averaged.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -17,17 +17,18 @@ import pandas as pd
 
 from common.comparisons import LEVEL, adjust
 from common.figures import draw_transfer
-from common.published_figures import PUBLISHED_NOTES, TRANSFER_NOTES, published_cifar, published_imagenet
+from common.published_figures import PUBLISHED_CIFAR, PUBLISHED_IMAGENET
 from common.question import Answer, Question
 from common.ranks import kendall_tau, minimum_detectable_tau, partial_correlation
-from common.section import NOTHING, Draw, show, show_interval
+from common.section import NOTHING, show, show_interval, span
 from common.statistics import mean_sd
-from common.study_tables import StudyTables, first_line
+from common.study_tables import StudyTables, first_line, read_genotype
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
-from pdarts_tune.results.tables import final_genotypes, read_rows
+from pdarts_tune.results.tables import final_genotypes
 
 Errors = Mapping[str, pd.DataFrame]  # by setting, as `table_of` has them
+Pairs = Mapping[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame]]  # by two settings, as `pair_seeds` has them
 GATE_MILLIONS = 600.0  # of the mobile setting (Chen et al., 2019, section 4.4)
 
 NOTES = {
@@ -47,30 +48,35 @@ noise. *partial*: Spearman's correlation of the errors with parameters and multi
 agree on beyond "larger is better"; it needs at least 6 cells. Agreement is claimed if the interval of tau excludes 0 and its
 Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the partial correlation.""",
     "size": "Spearman's correlation of the test error with the size of the network in each setting: negative if larger is better.",
-    "published": PUBLISHED_NOTES,
-    "published_imagenet": TRANSFER_NOTES,
 }
 
 
 def fill(answer: Answer) -> None:
     study, tables = answer.study, answer.tables
-    evaluations, settings = study.evaluations, study.settings
+    evaluations = study.evaluations
     cells = name_cells(study)
     finished = evaluations[evaluations["status"] == "completed"]
-    errors = {name: table_of(finished, name) for name in settings}
-    correlations = correlate(errors, cells)
+    errors = {name: table_of(finished, name) for name in study.settings}
+    known = pd.Index(cells["genotype_id"])
+    pairs = {(one, other): pair_seeds(errors[one], errors[other], known) for one, other in itertools.combinations(errors, 2)}
+    correlations = correlate(pairs, cells)
     tables["cells"] = summarize(cells, errors)
-    mobile = [name for name in settings if (evaluations.loc[evaluations["setting"] == name, "stem"] == "imagenet").all()]
+    mobile = [name for name in errors if (evaluations.loc[evaluations["setting"] == name, "stem"] == "imagenet").all()]
     if mobile:
         tables["imagenet"] = summarize_mobile(cells, evaluations[evaluations["setting"].isin(mobile)])
-    tables["correlations"] = correlations
-    tables["size"] = correlate_size(errors, cells)
-    tables["published_imagenet"] = published_imagenet()
-    tables["published"] = published_cifar()
-    answer.missing += [] if mobile else ["no evaluation in the mobile setting, so nothing is said about ImageNet itself"]
-    answer.missing += list_missing(study, cells, evaluations) + list_unpaired(errors, cells)
-    answer.figures |= draw(study, cells, errors)
-    answer.conclusion += conclude(correlations, settings)
+    else:
+        answer.missing.append("no evaluation in the mobile setting, so nothing is said about ImageNet itself")
+    tables |= {"correlations": correlations, "size": correlate_size(errors, cells)}
+    tables |= {"published_imagenet": PUBLISHED_IMAGENET, "published": PUBLISHED_CIFAR}
+    answer.missing += list_missing(study, cells, evaluations) + list_unpaired(errors, pairs, cells)
+    answer.conclusion += conclude(correlations, len(errors))
+    for index, ((first, second), sides) in enumerate(pairs.items(), start=1):
+        one, other = (cells["genotype_id"].map(side.mean(axis=1)) for side in sides)
+        points = cells.assign(x=one, y=other).dropna(subset=["x", "y"])
+        if len(points):
+            answer.figures[f"transfer_{index}"] = partial(draw_transfer, points, first, second)
+    for cell in cells.head(1).to_dict("records"):
+        answer.figures["first_cell"] = partial(draw_genotype, Genotype.parse(read_genotype(study, cell)), cell["name"])
 
 
 def name_cells(study: StudyTables) -> pd.DataFrame:
@@ -102,42 +108,32 @@ def summarize(cells: pd.DataFrame, errors: Errors) -> pd.DataFrame:
 def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     """Cells in the mobile setting: errors, cost, and whether they pass the gate."""
     rows = []
-    names = cells.set_index("genotype_id")["name"]
-    known = evaluations[evaluations["genotype_id"].isin(names.index)]
-    for (setting, genotype_id), runs in known.groupby(["setting", "genotype_id"], sort=False):
-        completed = runs[runs["status"] == "completed"]
+    known = cells[["name", "genotype_id"]].merge(evaluations, on="genotype_id")
+    for (setting, name), runs in known.groupby(["setting", "name"], sort=False):
+        completed = runs[runs["status"] == "completed"].astype({"accuracy": float, "top5_accuracy": float})
         macs = runs["macs"].dropna().astype(float) / 1e6
-        row: dict[str, object] = {
-            "cell": names[str(genotype_id)],
-            "setting": setting,
-            "runs": len(completed),
-            "refused_or_failed": len(runs) - len(completed),
+        row = {"cell": name, "setting": setting, "runs": len(completed), "refused_or_failed": len(runs) - len(completed)}
+        row |= {
+            "top1_percent": 100 * (1 - completed["accuracy"]).mean(),
+            "top5_percent": 100 * (1 - completed["top5_accuracy"]).mean(),
         }
-        row |= {"top1_percent": 100 * (1 - completed["accuracy"].astype(float)).mean()}
-        row |= {"top5_percent": 100 * (1 - completed["top5_accuracy"].astype(float)).mean()}
         row |= {"params_millions": runs["params"].astype(float).mean() / 1e6, "macs_millions": macs.mean()}
         rows.append(row | {"under_gate": bool((macs <= GATE_MILLIONS).all()) if len(macs) else pd.NA})
-    order = {name: place for place, name in enumerate(names)}
-    rows.sort(key=lambda row: (str(row["setting"]), order[str(row["cell"])]))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(sorted(rows, key=lambda row: str(row["setting"])))  # and of one setting, in the order of the cells
 
 
-def correlate(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:
+def correlate(pairs: Pairs, cells: pd.DataFrame) -> pd.DataFrame:
     """How alike each two settings order the cells that were evaluated in both with the same seeds."""
     rows = []
     sizes = cells.set_index("genotype_id")[["params", "macs"]].astype(float)
-    for first, second in itertools.combinations(errors, 2):
-        one, other = pair_seeds(errors[first], errors[second], sizes.index)
-        seeds = sorted(set(one.notna().sum(axis=1)))
-        row: dict[str, object] = {"setting": first, "with": second, "n": len(one)}
-        row["seeds"] = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1]))) if seeds else "0"
+    for (first, second), (one, other) in pairs.items():
+        seeds = one.notna().sum(axis=1)
+        row: dict[str, object] = {"setting": first, "with": second, "n": len(one), "seeds": span(seeds) if len(one) else "0"}
         if len(one) > 1:
-            tau = kendall_tau(one.mean(axis=1), other.to_numpy())
-            row |= {"tau": tau.tau, "ci_low": tau.ci_low, "ci_high": tau.ci_high, "p": tau.p_value}
-            row |= {"seed_tau": tau.seed_tau, "disattenuated": tau.disattenuated}
+            row |= vars(kendall_tau(one.mean(axis=1), other.to_numpy()))
             rest = partial_correlation(one.mean(axis=1), other.mean(axis=1), sizes.loc[one.index].to_numpy())
             if len(one) > 5:
-                row |= {"partial": rest.correlation, "partial_p": rest.p_value, "partial_low": rest.ci_low}
+                row |= {"partial": rest.correlation, "partial_p": rest.p, "partial_low": rest.ci_low}
         rows.append(row)
     names = ["setting", "with", "n", "seeds", "tau", "ci_low", "ci_high", "p", "p_holm", "seed_tau", "disattenuated"]
     names += ["partial", "partial_low", "partial_p", "partial_p_holm"]
@@ -149,11 +145,10 @@ def correlate(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:
 
 def pair_seeds(one: pd.DataFrame, other: pd.DataFrame, known: pd.Index) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both settings' errors of the `known` cells, nan but for the seeds that a cell has in both; of cells that have such a seed."""
-    cells, seeds = known.intersection(one.index).intersection(other.index), one.columns.intersection(other.columns)
-    sides = one.loc[cells, seeds], other.loc[cells, seeds]
-    both = sides[0].notna() & sides[1].notna()
-    paired = both.any(axis=1)
-    return sides[0].where(both)[paired], sides[1].where(both)[paired]
+    cells = known.intersection(one.index).intersection(other.index)
+    first, second = one.loc[cells].align(other.loc[cells], join="inner", axis="columns")
+    both = first.notna() & second.notna()
+    return first.where(both)[both.any(axis=1)], second.where(both)[both.any(axis=1)]
 
 
 def correlate_size(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:
@@ -164,15 +159,14 @@ def correlate_size(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:
         for column, name in (("params", "parameters"), ("macs", "multiply-accumulates")):
             if len(known) > 2:
                 result = partial_correlation(table.loc[known].mean(axis=1), sizes.loc[known, column].astype(float))
-                row = {"setting": setting, "with": name, "n": result.n, "correlation": result.correlation}
-                rows.append(row | {"ci_low": result.ci_low, "ci_high": result.ci_high, "p": result.p_value})
+                rows.append({"setting": setting, "with": name} | vars(result))
     return pd.DataFrame(rows)
 
 
-def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, ...]:
+def conclude(correlations: pd.DataFrame, settings: int) -> tuple[str, ...]:
     known = correlations[correlations["tau"].notna()]
     if known.empty:
-        return (f"Of {len(settings)} setting(s), no two have errors of two cells that differ in both, so nothing can be said yet.",)
+        return (f"Of {settings} setting(s), no two have errors of two cells that differ in both, so nothing can be said yet.",)
     sentences = []
     for row in known.to_dict("records"):
         pair = f"{row['setting']} and {row['with']}"
@@ -180,9 +174,9 @@ def conclude(correlations: pd.DataFrame, settings: Sequence[str]) -> tuple[str, 
         figures = f"tau {show(row['tau'], 2, True)}, 95 % interval {interval}, Holm-adjusted p {show(row['p_holm'], 3)}"
         if not (row["ci_low"] > 0 and row["p_holm"] < LEVEL):
             least = minimum_detectable_tau(row["n"], len(known))
-            reach = f"a true tau of {show(least, 2)} could have been claimed (80 % power)"
-            if np.isinf(least):
-                reach = "no true tau, however large, could have been claimed"
+            reach = "no true tau, however large, could have been claimed"
+            if np.isfinite(least):
+                reach = f"a true tau of {show(least, 2)} could have been claimed (80 % power)"
             sentences.append(f"{pair}: agreement in the order of {row['n']} cells is not shown ({figures}); {reach}.")
             continue
         beyond = "shown" if row["partial_low"] > 0 and row["partial_p_holm"] < LEVEL else "not shown"
@@ -217,32 +211,16 @@ def list_missing(study: StudyTables, cells: pd.DataFrame, evaluations: pd.DataFr
     return lines
 
 
-def list_unpaired(errors: Errors, cells: pd.DataFrame) -> list[str]:
+def list_unpaired(errors: Errors, pairs: Pairs, cells: pd.DataFrame) -> list[str]:
     """Evaluations that a correlation leaves out, since the other setting lacks their seed."""
     lines = []
-    for first, second in itertools.combinations(errors, 2):
-        paired = pair_seeds(errors[first], errors[second], pd.Index(cells["genotype_id"]))[0]
-        counts = [
-            table.count(axis=1).reindex(cells["genotype_id"], fill_value=0) for table in (errors[first], errors[second], paired)
-        ]
+    for (first, second), (paired, _) in pairs.items():
+        tables = (errors[first], errors[second], paired)
+        counts = [table.count(axis=1).reindex(cells["genotype_id"], fill_value=0) for table in tables]
         for name, one, other, both in zip(cells["name"], *counts, strict=True):
             if one and other and both < max(one, other):
                 lines.append(f"{name}: {first} has {one} seeds and {second} {other}, of which {both} are the same")
     return lines
-
-
-def draw(study: StudyTables, cells: pd.DataFrame, errors: Errors) -> dict[str, Draw]:
-    figures: dict[str, Draw] = {}
-    for index, (first, second) in enumerate(itertools.combinations(errors, 2), start=1):
-        one, other = (side.mean(axis=1) for side in pair_seeds(errors[first], errors[second], pd.Index(cells["genotype_id"])))
-        points = cells.assign(x=cells["genotype_id"].map(one), y=cells["genotype_id"].map(other)).dropna(subset=["x", "y"])
-        if len(points):
-            figures[f"transfer_{index}"] = partial(draw_transfer, points, first, second)
-    for cell in cells.head(1).to_dict("records"):
-        rows = read_rows(study.folder, "genotypes", cell["trial_id"])
-        text = next(row["genotype"] for row in rows if row["genotype_id"] == cell["genotype_id"])
-        figures["first_cell"] = partial(draw_genotype, Genotype.parse(text), cell["name"])
-    return figures
 
 
 QUESTION = Question("rq4", "transfer", __doc__, NOTES, lambda study: len(study.settings) > 1, fill, across_settings=True)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from pdarts_tune.config.methods import RandomSampling
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.genotype import random_genotype
 from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, with_depths, with_skip_dropout
-from pdarts_tune.results.tables import final_genotype, write_rows
+from pdarts_tune.results import tables
+from pdarts_tune.results.tables import final_genotype
 from pdarts_tune.study.plan import EvalTrial, Plan
 from pdarts_tune.study.run import StudyState
 from synthetic_rows import evaluation_row, genotype_row, search_rows, trial_row
@@ -33,6 +35,12 @@ VARIANTS: Mapping[str, SearchConfig] = {
     "darts": SearchConfig(stages=DARTS),
     "random": SearchConfig(method=RandomSampling()),
 }
+
+
+def write_rows(folder: Path, table: str, trial_id: str, rows: Sequence[Mapping]) -> None:
+    """Rows that need not survive the machine's end: to wait for the disk takes longer than to make them."""
+    with patch("os.fsync"):
+        tables.write_rows(folder, table, trial_id, rows)
 
 
 def make_study(

@@ -7,8 +7,8 @@ from pdarts_tune.config.methods import RandomSampling
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.pdarts.genotype import Genotype, random_genotype
 from pdarts_tune.pdarts.progressive_depth import with_skip_dropout
-from pdarts_tune.results.tables import read_rows, read_table, write_rows
-from synthetic import START, make_evaluations, make_study
+from pdarts_tune.results.tables import read_rows, read_table
+from synthetic import START, make_evaluations, make_study, write_rows
 from synthetic_rows import genotype_row
 
 BASE = SearchConfig()

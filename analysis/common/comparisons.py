@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from common.ranks import tau_within_variants
+from common.ranks import RankAgreement, tau_within_variants
 from common.section import show, show_interval
 from common.statistics import (
     holm,
@@ -24,7 +25,7 @@ from common.statistics import (
     smallest_p,
     variance_components,
 )
-from common.study_tables import StudyTables, estimate_note
+from common.study_tables import OF_EVALUATIONS, StudyTables, estimate_note
 
 LEVEL = 0.05
 
@@ -53,6 +54,7 @@ evaluations: within a variant they are one, and over all variants its evaluation
 a second evaluation seed."""
 
 _FIGURES = ["difference", "ci_low", "ci_high", "p", "min_p", "p_holm", "detectable"]
+_RANKS = [field.name for field in fields(RankAgreement)]
 
 
 def summarize(measures: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -98,11 +100,9 @@ def compare_pairs(pairs: Mapping[str, NDArray[np.float64]], rng: np.random.Gener
     for name, sides in pairs.items():
         row: dict[str, Any] = {names: name, "n": len(sides)}
         if len(sides):
-            compared = paired_comparison(sides[:, 0], sides[:, 1], rng)
+            row |= vars(paired_comparison(*sides.T, rng))
             apart = sides[:, 0] - sides[:, 1]
             spread = mean_sd(apart)[1] if np.ptp(apart) > 1e-9 else 0.0
-            row |= {"difference": compared.mean_difference, "ci_low": compared.ci_low, "ci_high": compared.ci_high}
-            row |= {"p": compared.p_value, "min_p": compared.min_p}
             row["detectable"] = minimum_detectable_difference(spread, len(sides), tests) or math.nan  # nan: the spread is unknown
         rows.append(row)
     table = pd.DataFrame(rows, columns=[names, "n", *_FIGURES]).astype({"n": int} | dict.fromkeys(_FIGURES, float))
@@ -196,12 +196,9 @@ def rank_table(study: StudyTables, measures: pd.DataFrame, columns: Mapping[str,
         row: dict[str, object] = {"measure": name, "n": 0, "pairs": 0}
         if len(cells):
             evaluations = seeds.loc[cells["genotype_id"]].to_numpy(dtype=float)
-            ranks = tau_within_variants(cells[column], evaluations, cells["variant"].tolist(), cells["genotype_id"].tolist(), rng)
-            row |= {"n": ranks.n, "pairs": ranks.pairs, "tau": ranks.tau, "ci_low": ranks.ci_low, "ci_high": ranks.ci_high}
-            row |= {"p": ranks.p_value, "seed_tau": ranks.seed_tau, "disattenuated": ranks.disattenuated}
+            row |= vars(tau_within_variants(cells[column], evaluations, cells["variant"], cells["genotype_id"], rng))
         rows.append(row)
-    names = ["measure", "n", "pairs", "tau", "ci_low", "ci_high", "p", "seed_tau", "disattenuated"]
-    return pd.DataFrame(rows).reindex(columns=names).astype(dict.fromkeys(names[3:], float))
+    return pd.DataFrame(rows, columns=["measure", *_RANKS]).astype(dict.fromkeys(_RANKS[2:], float))
 
 
 def anytime_table(study: StudyTables) -> dict[str, pd.DataFrame]:
@@ -213,18 +210,12 @@ def anytime_table(study: StudyTables) -> dict[str, pd.DataFrame]:
         return {}
     epochs = study.epochs.assign(search_seconds=study.epochs.groupby("trial_id")["seconds"].cumsum())
     last = epochs.groupby("trial_id")["running_epoch"].transform("max")
-    quarters = [epochs[epochs["running_epoch"] == (share * (last + 1)).round().clip(lower=1) - 1] for share in (0.25, 0.5, 0.75, 1)]
-    points = pd.concat(quarters).dropna(subset="estimated_accuracy")
-    points = points.assign(epochs=points["running_epoch"] + 1, estimated_percent=100 * points["estimated_accuracy"])
-    grouped = points.groupby(["variant", "epochs"], sort=False, as_index=False)
-    table = grouped.agg(
-        n=("trial_id", "size"),
-        search_seconds=("search_seconds", "mean"),
-        estimated_percent=("estimated_percent", "mean"),
-        estimated_percent_sd=("estimated_percent", "std"),
-    )
-    order = list(study.trials["variant"].unique())
-    return {"anytime": table.sort_values("variant", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)}
+    quarters = [epochs["running_epoch"] == (share * (last + 1)).round().clip(lower=1) - 1 for share in (0.25, 0.5, 0.75, 1)]
+    points = epochs[np.any(quarters, axis=0)].dropna(subset="estimated_accuracy")
+    points = points.assign(epochs=points["running_epoch"] + 1, percent=100 * points["estimated_accuracy"])
+    columns = {"n": ("trial_id", "size"), "search_seconds": ("search_seconds", "mean")}
+    columns |= {"estimated_percent": ("percent", "mean"), "estimated_percent_sd": ("percent", "std")}
+    return {"anytime": points.groupby(["variant", "epochs"], sort=False, as_index=False).agg(**columns)}
 
 
 def spread_table(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:
@@ -235,7 +226,7 @@ def spread_table(study: StudyTables, measures: pd.DataFrame) -> pd.DataFrame:
     joined["error"] = 100 * (1 - joined["accuracy"])
     rows = []
     for name, part in [*joined.groupby("variant", sort=False), ("all variants", joined)] if len(joined) else ():
-        spread = variance_components(part["error"], part["genotype_id"].tolist(), part["variant"].tolist())
+        spread = variance_components(part["error"], part["genotype_id"], part["variant"])
         row = {"variant": name, "cells": spread.cells, "evaluations": spread.evaluations}
         row |= {"search_sd_points": spread.search_sd, "evaluation_sd_points": spread.evaluation_sd}
         rows.append(row | {"search_share_percent": 100 * spread.search_share})
@@ -248,7 +239,7 @@ def mean_intervals(measures: pd.DataFrame, column: str, rng: np.random.Generator
     Searches that found the same cell share its evaluation. Of measures of evaluations, n is the number of distinct cells, and the
     interval is drawn from those.
     """
-    key = "genotype_id" if column in ("error_percent", "gap_points") else "trial_id"
+    key = "genotype_id" if column in OF_EVALUATIONS else "trial_id"
     rows = []
     for variant, trials in measures.groupby("variant", sort=False):
         known = trials.dropna(subset=column)

@@ -1,7 +1,4 @@
-"""Figures of a study: variants beside each other, curves over epochs, and one search looked at closely.
-
-Functions that take a frame raise ValueError, in one line, if a column is missing.
-"""
+"""Figures of a study: variants beside each other, curves over epochs, and one search looked at closely."""
 
 from __future__ import annotations
 
@@ -11,25 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common.comparisons import tradeoff_frame
 from common.section import Draw
-from common.study_tables import CELLS, StudyTables, at_stage
+from common.study_tables import CELLS, StudyTables, at_stage, first_cells
 from pdarts_tune.pdarts.genotype import Genotype
-from pdarts_tune.results.cell_figures import (
-    COLOURS,
-    GRID,
-    INK,
-    PALE,
-    draw_alpha_evolution,
-    draw_genotype,
-    mark_stages,
-    require,
-    style_of,
-)
-from pdarts_tune.results.tables import final_genotype, read_rows
+from pdarts_tune.results.cell_figures import COLOURS, GRID, INK, PALE, draw_alpha_evolution, draw_genotype, mark_stages, style_of
+from pdarts_tune.results.tables import read_rows
 
 MOST_NAMES = 40  # of cells, in one legend
 
@@ -40,6 +28,14 @@ _MEASURES = {  # what draw_depth_gap shows, in the order a cell lives through th
 }
 
 
+def _open(height: float, width: float = 9.0, grid: Any = "both") -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis=grid, color=GRID)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
 def draw_depth_gap(frame: pd.DataFrame) -> Figure:
     """Per variant: how accurate its search network, its derived cell with inherited weights and the retrained cell are.
 
@@ -47,10 +43,8 @@ def draw_depth_gap(frame: pd.DataFrame) -> Figure:
         frame: one row a variant, measure (search, inherited, evaluation) and seed: variant, measure, accuracy (fraction), mean
             (of that variant and measure over its seeds) and gap_points (of the variant, search minus evaluation; nan: unknown).
     """
-    require(frame, ("variant", "measure", "accuracy", "mean", "gap_points"), "draw_depth_gap")
     variants = list(frame["variant"].unique())
-    figure = Figure(figsize=(9.0, 1.5 + 0.85 * len(variants)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _open(1.5 + 0.85 * len(variants), grid="x")
     margin: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 11, "color": INK}
     axes.text(1.13, -0.55, "gap, points", **(margin | {"va": "bottom"}))
     for place, variant in enumerate(variants):
@@ -69,7 +63,6 @@ def draw_depth_gap(frame: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(variants)), variants, fontsize=11)
     axes.set_ylim(len(variants) - 0.5, -0.5)
     axes.set_xlabel("accuracy, %   (a dot a seed, upright bars: means, grey: from search to evaluation)", fontsize=11)
-    axes.grid(axis="x", color=GRID)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=10)
     return figure
 
@@ -83,31 +76,23 @@ def draw_tradeoff(points: pd.DataFrame, costs: Mapping[str, str], label: str = "
             `<cost>_high` and `<cost>_front` (whether it is on the front). Ends that are nan have no bar.
         costs: names of the costs, with the labels of their axes.
     """
-    needed = [f"{cost}{part}" for cost in costs for part in ("", "_low", "_high", "_front")]
-    require(points, ("variant", "mean", "low", "high", *needed), "draw_tradeoff")
     figure = Figure(figsize=(max(7.6, 4.6 * len(costs)), 4.8), layout="constrained")  # one panel is as wide as the legend needs
-    variants = list(points["variant"].unique())
+    styles = {name: style_of(index) for index, name in enumerate(points["variant"].unique())}
     for panel, (cost, name) in zip(figure.subplots(1, len(costs), squeeze=False, sharey=True)[0], costs.items(), strict=True):
         known = points.dropna(subset=[cost, "mean"])
         front = known[known[f"{cost}_front"].astype(bool)].sort_values(cost)
         panel.plot(front[cost], front["mean"], color=PALE, linewidth=6, alpha=0.6, zorder=1)
         for row in known.to_dict("records"):
-            colour, _, marker = style_of(variants.index(row["variant"]))
-            reach = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-            spread = [[row[cost] - row[f"{cost}_low"]], [row[f"{cost}_high"] - row[cost]]]
-            panel.errorbar(
-                row[cost], row["mean"], yerr=reach, xerr=spread, fmt=marker, color=colour, markersize=8, elinewidth=1.2, zorder=3
-            )
+            colour, _, marker = styles[row["variant"]]
+            bars = {"yerr": [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]}
+            bars["xerr"] = [[row[cost] - row[f"{cost}_low"]], [row[f"{cost}_high"] - row[cost]]]
+            panel.errorbar(row[cost], row["mean"], **bars, fmt=marker, color=colour, markersize=8, elinewidth=1.2, zorder=3)
         panel.set_xlabel(name, fontsize=10)
         panel.grid(color=GRID)
         panel.set_axisbelow(True)
     figure.axes[0].set_ylabel(label, fontsize=10)
-    shown = set(points.loc[points["mean"].notna() & points[list(costs)].notna().any(axis=1), "variant"])
-    keys = [
-        Line2D([], [], color=style_of(index)[0], marker=style_of(index)[2], linestyle="none", label=variant)
-        for index, variant in enumerate(variants)
-        if variant in shown
-    ]
+    shown = points.loc[points["mean"].notna() & points[list(costs)].notna().any(axis=1), "variant"].unique()
+    keys = [Line2D([], [], color=styles[name][0], marker=styles[name][2], linestyle="none", label=name) for name in shown]
     keys.append(Line2D([], [], color=PALE, linewidth=6, alpha=0.6, label="front: nothing is better in both"))
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
@@ -128,9 +113,7 @@ def draw_sweep(points: pd.DataFrame, across: str, column: str) -> Figure:
     Args:
         points: one row a variant: line, the columns `across` and `column`, ci_low and ci_high (nan: no interval).
     """
-    require(points, ("line", across, column, "ci_low", "ci_high"), "draw_sweep")
-    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _open(4.2, grid="y")
     lines, values = list(points["line"].unique()), sorted(points[across].unique())
     wide = values[0] > 0 and values[-1] >= 8 * values[0]
     for index, line in enumerate(lines):
@@ -144,7 +127,6 @@ def draw_sweep(points: pd.DataFrame, across: str, column: str) -> Figure:
     axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
     axes.minorticks_off()
     axes.set(xlabel=across.replace("_", " "), ylabel=f"{' in '.join(column.rsplit('_', 1))}   (bars: over seeds)")
-    axes.grid(axis="y", color=GRID)
     if any(lines):
         figure.legend(loc="outside right upper", frameon=False, fontsize=10, handlelength=3)
     return figure
@@ -157,9 +139,7 @@ def draw_transfer(points: pd.DataFrame, across: str, down: str) -> Figure:
         points: one row a cell: name, x, y (test errors, percent).
         across, down: the settings, for the axes' labels.
     """
-    require(points, ("name", "x", "y"), "draw_transfer")
-    figure = Figure(figsize=(6.4, 5.0), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _open(5.0, width=6.4)
     named = len(points) <= MOST_NAMES
     for index, row in enumerate(points.to_dict("records") if named else ()):
         colour, _, marker = style_of(index)
@@ -168,8 +148,6 @@ def draw_transfer(points: pd.DataFrame, across: str, down: str) -> Figure:
         axes.plot(points["x"], points["y"], "o", color=style_of(0)[0], markersize=4, alpha=0.3, linestyle="none", rasterized=True)
     axes.margins(0.12)
     axes.set(xlabel=f"test error, %: {across}", ylabel=f"test error, %: {down}")
-    axes.grid(color=GRID)
-    axes.set_axisbelow(True)
     if named:
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
@@ -188,16 +166,16 @@ def draw_learning_curves(curves: pd.DataFrame, label: str = "validation accuracy
             low and high (the band's ends). Epochs without a value are left out.
         label: what is measured, in its unit after multiplication with `scale`.
     """
-    require(curves, ("variant", "stage", "running_epoch", "mean", "low", "high"), "draw_learning_curves")
     variants = list(curves["variant"].unique())
     together = len(variants) <= TOGETHER
-    columns = 1 if together else 3
-    rows = 1 if together else -(-len(variants) // columns)
-    figure = Figure(figsize=(9.0, 4.6 if together else 0.8 + 2.0 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    down, across = (1, 1) if together else (-(-len(variants) // 3), 3)
+    figure = Figure(figsize=(9.0, 4.6 if together else 0.8 + 2.0 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     for index, name in enumerate(variants):
         axes = panels[0 if together else index]
-        colour, line, _ = style_of(index) if together else style_of(0)
+        axes.margins(y=0.1)
+        axes.grid(axis="y", color=GRID)
+        colour, line, _ = style_of(index if together else 0)
         own = curves[curves["variant"] == name]
         for _, part in own.groupby("stage"):  # every stage trains a new network, so lines do not run on
             epoch = part["running_epoch"] + 1
@@ -207,11 +185,8 @@ def draw_learning_curves(curves: pd.DataFrame, label: str = "validation accuracy
         if not together:
             axes.set_title(str(name), fontsize=10, loc="left", color=INK)
             mark_stages(axes, own, labels=False)
-    for panel in panels[len(variants) if not together else 1 :]:
+    for panel in panels[len(variants) :]:
         panel.axis("off")
-    for panel in panels[: 1 if together else len(variants)]:
-        panel.margins(y=0.1)
-        panel.grid(axis="y", color=GRID)
     if together:
         mark_stages(panels[0], curves)
         figure.legend(loc="outside right upper", frameon=False, fontsize=10, handlelength=3)
@@ -226,10 +201,8 @@ def draw_timeline(stages: pd.DataFrame) -> Figure:
     Args:
         stages: one row a variant and stage: variant, stage, start_seconds, seconds (means over seeds), label (short).
     """
-    require(stages, ("variant", "stage", "start_seconds", "seconds", "label"), "draw_timeline")
     variants = list(stages["variant"].unique())
-    figure = Figure(figsize=(9.0, 1.2 + 0.5 * len(variants)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _open(1.2 + 0.5 * len(variants), grid="x")
     longest = (stages["start_seconds"] + stages["seconds"]).max()
     unit, scale = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 300 else ("seconds", 1)
     for row in stages.to_dict("records"):
@@ -242,8 +215,6 @@ def draw_timeline(stages: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(variants)), variants, fontsize=10)
     axes.set_ylim(len(variants) - 0.4, -0.6)
     axes.set_xlabel(f"{unit} of search, mean over seeds   (a bar a stage: cells x operations an edge)", fontsize=10)
-    axes.grid(axis="x", color=GRID)
-    axes.set_axisbelow(True)
     return figure
 
 
@@ -285,25 +256,20 @@ def gap_frame(measures: pd.DataFrame) -> pd.DataFrame:
     """What `draw_depth_gap` draws, of the rows of `measure_trials`."""
     columns = {"search_accuracy": "search", "inherited_accuracy": "inherited", "accuracy": "evaluation"}
     renamed = measures.rename(columns=columns)
-    long = renamed.melt(["variant", "seed"], list(columns.values()), var_name="measure", value_name="accuracy").dropna()
+    values = renamed.set_index(["variant", "seed"])[list(columns.values())].rename_axis("measure", axis="columns").astype(float)
+    long = values.stack().dropna().rename("accuracy").reset_index()
     long["mean"] = long.groupby(["variant", "measure"])["accuracy"].transform("mean")
-    long["gap_points"] = long["variant"].map(measures.groupby("variant")["gap_points"].mean())
-    order = list(measures["variant"].unique())
-    return long.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
+    return long.assign(gap_points=long["variant"].map(measures.groupby("variant")["gap_points"].mean()))
 
 
 def draw_search(study: StudyTables, variant: str | None) -> dict[str, Draw]:
     """The stage timeline of all variants, and cells and alphas of the first completed search of `variant`."""
     figures: dict[str, Draw] = {"timeline": lambda: draw_timeline(time_stages(study))} if len(study.epochs) else {}
-    completed = study.trials[(study.trials["variant"] == variant) & (study.trials["status"] == "completed")]
-    for _, row in completed.sort_values(["seed", "split_seed"]).head(1).iterrows():
-        trial: dict[str, Any] = {str(name): value for name, value in row.items()}
-        genotype = final_genotype(trial, read_rows(study.folder, "genotypes", trial["trial_id"]))
-        if genotype is not None:
-            figures["cells"] = partial(draw_genotype, Genotype.parse(genotype["genotype"]), trial["trial_id"])
-        alphas = pd.DataFrame(read_rows(study.folder, "alphas", trial["trial_id"]))
+    for cell in first_cells(study, [variant]):
+        figures["cells"] = partial(draw_genotype, Genotype.parse(cell["genotype"]), cell["trial_id"])
+        alphas = pd.DataFrame(read_rows(study.folder, "alphas", cell["trial_id"]))
         if len(alphas):
-            figures |= {f"alphas_{cell}": partial(draw_alpha_evolution, alphas, cell) for cell in CELLS}
+            figures |= {f"alphas_{name}": partial(draw_alpha_evolution, alphas, name) for name in CELLS}
     return figures
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.comparisons import COMPARISON_NOTES, RANK_NOTES, SPREAD_NOTES
 from common.figures import SEARCH_NOTES
-from common.section import Draw, Section, show_answer
+from common.published_figures import PUBLISHED_NOTES, TRANSFER_NOTES
+from common.section import Section, errors_in_one_line, show_section
 from common.study_tables import (
     Configs,
     Read,
@@ -33,21 +35,23 @@ from common.study_tables import (
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
 
+COMMON_NOTES = SEARCH_NOTES | {  # of tables and figures of several questions
+    "error_differences": COMPARISON_NOTES,
+    "ranks": RANK_NOTES,
+    "spread": SPREAD_NOTES,
+    "published": PUBLISHED_NOTES,
+    "published_imagenet": TRANSFER_NOTES,
+    "tradeoff": "Points: means; bars: 95 % bootstrap intervals of the mean over seeds (none with fewer than 3).",
+}
 RNG_SEED = 0  # of the bootstrap: a report made twice is the same report
 
 
-@dataclass
-class Answer:
-    """A study, and what a question's script says of it: the script fills the fields after `rng`."""
+@dataclass(kw_only=True)
+class Answer(Section):
+    """A section, and the study that its script writes it from."""
 
     study: StudyTables
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(RNG_SEED))
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    figures: dict[str, Draw] = field(default_factory=dict)
-    conclusion: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    notes: dict[str, str] = field(default_factory=dict)
-    about: str = ""  # where the figures come from, if not as `describe_study` says
 
     @cached_property
     def configs(self) -> Configs:
@@ -93,44 +97,29 @@ class Question:
         study, missing = choose_settings(read(folder, self.epoch_columns), recipe, data), []
         if not self.across_settings:
             (setting, study), *others = by_setting(study).items()
-            if others:
-                known = "; ".join(name for name, _ in others)
-                missing.append(
-                    f"the answer is on {setting} alone; --data and --recipe choose others ({known}), compare.py shows all of them"
-                )
-            study, other_devices = keep_one_device(study)
-            missing[:0] = list_missing(study, measure_trials(study)) + other_devices
+            known = "; ".join(name for name, _ in others)
+            choice = f"--data and --recipe choose others ({known}), compare.py shows all of them"
+            study, missing = keep_one_device(study)
+            missing += [f"the answer is on {setting} alone; {choice}"] if others else []
         if folder.name != self.study and not self.is_about(study):
             return None
-        answer = Answer(study, missing=missing)
+        title, notes = (self.text or "").partition("\n")[0] + estimate_note(study), COMMON_NOTES | dict(self.notes)
+        answer = Answer(name=self.name, title=title, about=describe_study(study), notes=notes, study=study)
+        if not self.across_settings:
+            answer.missing += list_missing(study, answer.measures) + missing
         self.fill(answer)
-        return Section(
-            self.name,
-            title=(self.text or "").partition("\n")[0] + estimate_note(study),
-            tables=answer.tables,
-            figures=answer.figures,
-            conclusion=tuple(answer.conclusion),
-            missing=tuple(answer.missing),
-            notes=SEARCH_NOTES | dict(self.notes) | answer.notes,
-            about=answer.about or describe_study(study),
-        )
+        return answer
 
     def main(self, arguments: Sequence[str] | None = None) -> None:
         """The script's command line. Exit code 2, after one line, where the folder cannot be read or has no data."""
         settings = parse(Arguments, arguments, description=self.text or "")
-
-        def answer() -> tuple[Section, Path]:
-            section = self.build(settings.results, recipe=settings.recipe, data=settings.data)
+        with errors_in_one_line():
+            section = self.build(settings.results, settings.recipe, settings.data)
             folder = find_study(settings.results, self.study)
             if folder is None:
-                raise ConfigError(
-                    f"{settings.results}: holds no study {self.study}; --results is the folder that holds one folder a study"
-                )
+                reason = f"holds no study {self.study}; --results is the folder that holds one folder a study"
+                raise ConfigError(f"{settings.results}: {reason}")
             if section is None:
-                raise ConfigError(
-                    f"{settings.results}: nothing that this question is about differs between the variants of the study "
-                    f"{folder.name}; analysis/compare.py compares whatever differs"
-                )
-            return section, settings.out or folder / "report"
-
-        show_answer(answer)
+                reason = f"nothing that this question is about differs between the variants of the study {folder.name}"
+                raise ConfigError(f"{settings.results}: {reason}; analysis/compare.py compares whatever differs")
+            show_section(section, settings.out or folder / "report")

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, stats
 
@@ -24,14 +25,14 @@ Pair = tuple[NDArray[np.float64], NDArray[np.float64]]  # of the cells of one va
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """Kendall's tau between a measure of the search and the evaluations."""
+    """Kendall's tau between a measure of the search and the evaluations: the columns of a table of ranks."""
 
     n: int  # distinct cells in the pairs
     pairs: int  # of cells that were compared
     tau: float  # tau-b, with the mean over evaluation seeds; nan without a pair, or without differences
     ci_low: float  # 95 % interval; nan with fewer than 5 cells, or 10 pairs
     ci_high: float
-    p_value: float
+    p: float
     seed_tau: float  # between evaluations of the same cells with two seeds, over all pairs of seeds; nan with one seed
     disattenuated: float  # tau as it would be without the evaluations' seed noise; nan where that is unknown
 
@@ -42,11 +43,10 @@ def kendall_tau(search: ArrayLike, evaluations: ArrayLike) -> RankAgreement:
     Two trainings of the same cells do not agree on their order either, so a low tau can be seed noise and no "depth gap". The
     disattenuated tau corrects for that (Spearman, 1904). Tau becomes the correlation that it has under normality, r = sin(pi/2 tau)
     (Greiner, 1909). That is divided by the root of the reliability of a mean over seeds (Spearman-Brown, from the seed-to-seed
-    tau), cut at -1 and 1, and turned back. It is a point estimate: with few cells the reliability is itself uncertain.
+    tau), cut at -1 and 1, and turned back.
 
     The interval is Fisher's z with variance 0.437 / (n - 4) (Fieller, Hartley & Pearson, 1957), which assumes monotone transforms
-    of normal values. At a tau of 1 it starts where that of one pair in another order does. p is SciPy's, exact up to 33 cells
-    without ties.
+    of normal values. At a tau of 1 it starts where that of one pair in another order does. p is SciPy's.
 
     Args:
         search: (n,) a measure of each cell.
@@ -57,16 +57,15 @@ def kendall_tau(search: ArrayLike, evaluations: ArrayLike) -> RankAgreement:
     """
     measure, accuracies = _check(search, evaluations, "kendall_tau")
     means = np.nanmean(accuracies, axis=1)
-    size, tau, p_value = measure.size, math.nan, math.nan
+    size, tau, p = measure.size, math.nan, math.nan
     if size > 1 and np.ptp(measure) and np.ptp(means):
-        result = stats.kendalltau(measure, means)
-        tau, p_value = float(result.statistic), float(result.pvalue)
+        tau, p = map(float, stats.kendalltau(measure, means))
     variance = TAU_VARIANCE / (size - 4) if size > 4 else math.nan
     low, high = _fisher(tau, variance)
     if size > 4 and abs(tau) >= 1 - 1e-12:  # z is infinite: from the nearest other order, which has one pair turned round
         low, high = _fisher(math.copysign(1 - 4 / (size * (size - 1)), tau), variance)
         low, high = (low, 1.0) if tau > 0 else (-1.0, high)
-    return RankAgreement(size, math.comb(size, 2), tau, low, high, p_value, *_without_noise(tau, accuracies, [np.arange(size)]))
+    return RankAgreement(size, math.comb(size, 2), tau, low, high, p, *_without_noise(tau, accuracies, [np.arange(size)]))
 
 
 def tau_within_variants(
@@ -74,14 +73,13 @@ def tau_within_variants(
 ) -> RankAgreement:
     """How well accuracy at search time orders the cells of one variant as their evaluations do, all variants together.
 
-    Search networks of two variants differ in depth, operations or method, and so in accuracy, whatever their cells are worth. So
-    only pairs of cells of one variant count: tau-b is concordant less discordant pairs over the geometric mean of those that
-    differ in either measure. Seed-to-seed and disattenuated tau, as `kendall_tau` has them, are of the same pairs.
+    Only pairs of cells of one variant count, since search networks of two variants differ in accuracy whatever their cells are
+    worth: tau-b is concordant less discordant pairs over the geometric mean of those that differ in either measure. Seed-to-seed
+    and disattenuated tau, as `kendall_tau` has them, are of the same pairs.
 
-    The interval is the percentile bootstrap's of cells, drawn within each variant. A cell of several variants has one evaluation
-    and is one cell: variants that share cells are drawn from together. There is no interval where all draws agree. p is that of a
-    permutation test of the search's figures within each variant, which is valid whatever evaluations are shared. With more than
-    10,000 pairs, the interval is Fisher's z with the jackknife's variance, and p that of the permutations' normal limit.
+    The interval is the percentile bootstrap's of cells, drawn within each variant; variants that share cells are drawn from
+    together. There is none where all draws agree. p is that of a permutation test of the search's figures within each variant. With
+    more than 10,000 pairs, the interval is Fisher's z with the jackknife's variance, and p that of the permutations' normal limit.
 
     Args:
         search, evaluations: as `kendall_tau` has them; a row is a cell of a variant.
@@ -94,25 +92,21 @@ def tau_within_variants(
     if not len(variants) == len(cells) == measure.size or len(set(zip(variants, cells, strict=True))) < measure.size:
         needed = f"{measure.size} values need as many variants and cells, each cell once in a variant"
         raise ValueError(f"tau_within_variants: {needed}")
-    rows: dict[Hashable, list[int]] = {}
-    for row, variant in enumerate(variants):
-        rows.setdefault(variant, []).append(row)
-    groups = [np.array(group) for group in rows.values() if len(group) > 1]
-    names = {cell: index for index, cell in enumerate(dict.fromkeys(cells[row] for group in groups for row in group))}
+    rows = pd.DataFrame({"cell": list(cells), "variant": list(variants)})
+    groups = [np.asarray(group) for group in rows.groupby("variant", sort=False).indices.values() if len(group) > 1]
+    names = rows["cell"].iloc[np.concatenate([*groups, []]).astype(int)].unique()
     means = np.nanmean(accuracies, axis=1)
     sides = [(measure[group], means[group]) for group in groups]
-    members = [np.array([names[cells[row]] for row in group]) for group in groups]
+    members = [pd.Index(names).get_indexer(rows["cell"].iloc[group]) for group in groups]
     pairs = sum(math.comb(len(group), 2) for group in groups)
     sums = sum((_pair_sums(*side) for side in sides), np.zeros(3))
-    tau, many = _tau_of(sums), pairs > DRAWN_UP_TO
-    low = high = p_value = math.nan
-    if not math.isnan(tau):
-        p_value = _normal_p(sums[0], sides) if many else _permutation_p(sides, rng)
-        if many:
-            low, high = _fisher(tau, _jackknife(sums, sides, members, len(names)))
-        elif pairs >= FEWEST_PAIRS:
-            low, high = _bootstrap(sides, members, len(names), rng)
-    return RankAgreement(len(names), pairs, tau, low, high, p_value, *_without_noise(tau, accuracies, groups))
+    tau, p, interval = _tau_of(sums), math.nan, (math.nan, math.nan)
+    if not math.isnan(tau) and pairs > DRAWN_UP_TO:
+        p, interval = _normal_p(sums[0], sides), _fisher(tau, _jackknife(sums, sides, members, len(names)))
+    elif not math.isnan(tau):
+        p = _permutation_p(sides, rng)
+        interval = _bootstrap(sides, members, len(names), rng) if pairs >= FEWEST_PAIRS else interval
+    return RankAgreement(len(names), pairs, tau, *interval, p, *_without_noise(tau, accuracies, groups))
 
 
 def _check(search: ArrayLike, evaluations: ArrayLike, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -127,9 +121,9 @@ def _check(search: ArrayLike, evaluations: ArrayLike, name: str) -> tuple[NDArra
     return measure, accuracies
 
 
-def _signs(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, n): which value of each pair is larger."""
-    signs: NDArray[np.float64] = np.sign(values[:, None] - values)
+def _signs(values: NDArray[np.float64], rows: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float64]:
+    """(rows, n): which value of each pair is larger."""
+    signs: NDArray[np.float64] = np.sign(values[rows, None] - values)
     return signs
 
 
@@ -179,7 +173,7 @@ def _jackknife(sums: NDArray[np.float64], sides: Sequence[Pair], members: Sequen
     for (one, other), cells in zip(sides, members, strict=True):
         rows = np.zeros((one.size, 3))
         for block in np.array_split(np.arange(one.size), math.ceil(one.size**2 / BLOCK)):
-            first, second = (np.sign(values[block, None] - values) for values in (one, other))
+            first, second = _signs(one, block), _signs(other, block)
             rows[block] = np.stack([np.sum(values, axis=1) for values in (first * second, first**2, second**2)], axis=1)
         rest = sums - 2 * rows
         without = np.arctanh(np.clip(rest[:, 0] / np.sqrt(rest[:, 1] * rest[:, 2]), -1 + 1e-12, 1 - 1e-12))
@@ -190,9 +184,8 @@ def _jackknife(sums: NDArray[np.float64], sides: Sequence[Pair], members: Sequen
 def _bootstrap(
     sides: Sequence[Pair], members: Sequence[NDArray[np.int64]], count: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    links = sparse.coo_array((count, count))
-    for cells in members:
-        links = links + sparse.coo_array((np.ones(cells.size), (np.full(cells.size, cells[0]), cells)), (count, count))
+    ends = np.concatenate([np.full(cells.size, cells[0]) for cells in members]), np.concatenate(members)
+    links = sparse.coo_array((np.ones(ends[0].size), ends), (count, count))
     parts = sparse.csgraph.connected_components(links, directed=False)[1]
     weights = np.zeros((RESAMPLES, count))
     for part in range(parts.max() + 1):
@@ -230,10 +223,8 @@ def _without_noise(tau: float, accuracies: NDArray[np.float64], groups: Sequence
 def minimum_detectable_tau(n: int, comparisons: int = 1, power: float = 0.8) -> float:
     """The true tau that is claimed with the given power; inf where none is, however large.
 
-    A tau is claimed if its interval lies above 0 and its p, adjusted by Holm for all `comparisons` of its family, is below 0.05,
-    both as `kendall_tau` has them. The others of the family have no agreement in them, so that Holm's correction asks for a p
-    below 0.05 / comparisons. Values are normal, up to monotone transforms. Up to 30 genotypes, 2,000 studies are simulated, always
-    with the same draws. Beyond, the power is that of the interval's normal approximation.
+    The rule of a claim is that of `minimum_detectable_difference`, with interval and p of `kendall_tau`. Values are normal, up to
+    monotone transforms. Up to 30 genotypes studies are simulated; beyond, the power is that of the interval's normal approximation.
     """
     if comparisons < 1 or not 0.5 <= power < 1.0:
         needed = "at least 1 comparison and 0.5 <= power < 1"
@@ -260,7 +251,7 @@ def _turned_pairs(n: int, level: float) -> int:
             rest -= (step := min(rest, len(places) - 1))
             order.append(places.pop(step))
         agreement = kendall_tau(range(n), order)
-        if not (agreement.ci_low > 0 and agreement.p_value < level):
+        if not (agreement.ci_low > 0 and agreement.p < level):
             return turned - 1
     return -1
 
@@ -280,21 +271,14 @@ class Correlation:
     correlation: float  # nan where there are no differences left to correlate
     ci_low: float  # 95 % interval; nan with too few values
     ci_high: float
-    p_value: float
+    p: float
 
 
 def partial_correlation(a: ArrayLike, b: ArrayLike, controls: ArrayLike | None = None) -> Correlation:
-    """Correlates the ranks of a and b without what is linear in the ranks of the controls.
+    """Correlates the ranks of a and b (n,) without what is linear in the ranks of the controls (n, k), if there are any.
 
     The interval is Fisher's z with variance 1 / (n - 3 - k). p is that of a t-test with n - 2 - k degrees of freedom, for k
-    controls that are not multiples of each other (Fisher, 1924).
-
-    Args:
-        a, b: (n,).
-        controls: (n, k), such as parameters and multiply-adds; none: the plain rank correlation.
-
-    Raises:
-        ValueError: other shapes, or values that are not finite.
+    controls that are not multiples of each other (Fisher, 1924). ValueError for other shapes or values that are not finite.
     """
     first, second = finite_values(a, "a"), finite_values(b, "b")
     others = np.empty((first.size, 0)) if controls is None else np.asarray(controls, dtype=np.float64)
@@ -309,5 +293,5 @@ def partial_correlation(a: ArrayLike, b: ArrayLike, controls: ArrayLike | None =
         return Correlation(first.size, math.nan, math.nan, math.nan, math.nan)
     r = float(np.clip(residuals[:, 0] @ residuals[:, 1] / scale.prod(), -1.0, 1.0))
     low, high = _fisher(r, 1 / (free - 1) if free > 1 else math.nan)
-    p_value = 0.0 if abs(r) == 1 else float(2 * stats.t.sf(abs(r) * math.sqrt(free / (1 - r**2)), free))
-    return Correlation(first.size, r, low, high, p_value)
+    p = 0.0 if abs(r) == 1 else float(2 * stats.t.sf(abs(r) * math.sqrt(free / (1 - r**2)), free))
+    return Correlation(first.size, r, low, high, p)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -44,18 +46,18 @@ _SIGNED = ("difference", "interaction", "gap", "change")
 Draw = Callable[[], Figure]  # called where the figure is written or shown, and not before
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Section:
     """The answer to one question, as far as a results folder gives it."""
 
     name: str  # of its files, such as "rq1"
     title: str
-    tables: Mapping[str, pd.DataFrame]  # by name; the first is the main table
-    figures: Mapping[str, Draw]
-    conclusion: tuple[str, ...]  # sentences
-    missing: tuple[str, ...]  # what the figures lack, one line each
-    notes: Mapping[str, str] = field(default_factory=dict)  # how to read a table or a figure, by its name
     about: str = ""  # where the figures come from: data, recipe, device, code
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # the first is the main table
+    figures: dict[str, Draw] = field(default_factory=dict)
+    conclusion: list[str] = field(default_factory=list)  # sentences
+    missing: list[str] = field(default_factory=list)  # what the figures lack, one line each
+    notes: dict[str, str] = field(default_factory=dict)  # how to read a table or a figure, by its name
 
     @property
     def main_table(self) -> pd.DataFrame:
@@ -73,76 +75,67 @@ def show_interval(low: float, high: float, digits: int) -> str:
     return NOTHING if math.isnan(low) else f"[{show(low, digits, True)}, {show(high, digits, True)}]"
 
 
+def span(counts: Iterable[int]) -> str:
+    """The smallest and the largest of some counts; one number if they are equal."""
+    values = list(counts)
+    return " to ".join(dict.fromkeys((str(min(values)), str(max(values)))))
+
+
 def heading(name: str) -> str:
     """The heading of a table or figure in readers' words."""
-    if name in _HEADINGS:
-        return _HEADINGS[name]
     words = name.replace("_", " ")
     if name.startswith(PUBLISHED):
         about = words.removeprefix(PUBLISHED).strip()
         return "Published, not measured here" + (f": {about}" if about else "")
-    return words[:1].upper() + words[1:]
+    return _HEADINGS.get(name, words[:1].upper() + words[1:])
 
 
 def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headers and rows as readers see them; a dash where there is no figure."""
-    headers, columns = [], []
+    columns: dict[str, list[str]] = {}
     for name in table.columns:
         if name == "ci_high" or (name.endswith("_sd") and name.removesuffix("_sd") in table.columns):
             continue
         if name == "ci_low":
-            headers.append("95 % interval")
-            columns.append([show_interval(low, high, 2) for low, high in zip(table["ci_low"], table["ci_high"], strict=True)])
+            columns["95 % interval"] = [show_interval(*ends, 2) for ends in zip(table["ci_low"], table["ci_high"], strict=True)]
             continue
         suffix = name.removesuffix("_sd").rsplit("_", 1)[-1]
         unit = UNITS.get(suffix)
         words = (name.rsplit("_", 1)[0] if unit else name).replace("_", " ")
-        headers.append(_COLUMNS.get(name, f"{words}, {unit}" if unit else words))
         digits = _DIGITS.get(name.removesuffix("_sd"), _DIGITS.get(suffix, 2))
         cells = [_cell(value, name, digits) for value in table[name]]
         if f"{name}_sd" in table.columns:
             spreads = [_cell(value, f"{name}_sd", digits) for value in table[f"{name}_sd"]]
             cells = [f"{mean} ± {sd}" if sd != NOTHING else mean for mean, sd in zip(cells, spreads, strict=True)]
-        columns.append(cells)
-    return headers, [list(row) for row in zip(*columns, strict=True)]
+        columns[_COLUMNS.get(name, f"{words}, {unit}" if unit else words)] = cells
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
-def _cell(value: object, name: str, digits: int) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
+def _cell(value: Any, name: str, digits: int) -> str:
+    if not isinstance(value, str) and pd.isna(value):
         return NOTHING
-    if isinstance(value, str):
-        return value
-    if hasattr(value, "item"):
-        value = value.item()
+    value = value.item() if hasattr(value, "item") else value
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
+    if isinstance(value, str | int):
         return str(value)
-    assert isinstance(value, float), f"{name}: {value!r}"
     if name == "detectable" and math.isinf(value):
         return "none"
     return show(value, digits, sign=name.startswith(_SIGNED) and not name.endswith("_sd"))
 
 
-def _tabulate(headers: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
+def table_markdown(table: pd.DataFrame, style: str = "github") -> str:
+    headers, rows = as_text(table)
     align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align if rows else None)
 
 
-def to_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return _tabulate(headers, rows, "github")
-
-
-def to_latex(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table_latex(table: pd.DataFrame) -> str:
     """A booktabs table in plain ASCII."""
-    text = _tabulate(headers, rows, "latex_booktabs")
+    text = table_markdown(table, "latex_booktabs")
     for character, command in (("±", r"$\pm$"), ("−", "$-$"), (NOTHING, "--")):
         text = text.replace(character, command)
     return text + "\n"
-
-
-def table_markdown(table: pd.DataFrame) -> str:
-    return to_markdown(*as_text(table))
 
 
 def to_text(section: Section) -> str:
@@ -172,7 +165,7 @@ def write_section(section: Section, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for name, table in section.tables.items():
         write_text(out / f"{section.name}_{name}.csv", table.to_csv(index=False))
-        write_text(out / f"{section.name}_{name}.tex", to_latex(*as_text(table)))
+        write_text(out / f"{section.name}_{name}.tex", table_latex(table))
     for name, draw in section.figures.items():
         save_figure(draw(), out / f"{section.name}_{name}")
     path = out / f"{section.name}.md"
@@ -180,13 +173,18 @@ def write_section(section: Section, out: Path) -> Path:
     return path
 
 
-def show_answer(answer: Callable[[], tuple[Section, Path]]) -> None:
-    """Writes a section to its folder, prints its main table and its conclusion. Exit code 2, after one line, where that fails."""
+def show_section(section: Section, out: Path) -> None:
+    """Writes a section to a folder, prints its main table and its conclusion. OSError if the folder cannot be written."""
+    path = write_section(section, out)
+    print(table_markdown(section.main_table))
+    print("", *section.conclusion, f"report: {path}", sep="\n")
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """What cannot be read or written ends the process with one line and exit code 2."""
     try:
-        section, out = answer()
-        path = write_section(section, out)
+        yield
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(table_markdown(section.main_table))
-    print("", *section.conclusion, f"report: {path}", sep="\n")

@@ -1,17 +1,18 @@
 """What figures support: differences of pairs, intervals, corrections, power, and how far values spread.
 
-Pure functions of arrays. Functions that draw at random take a NumPy generator, so that a report made twice is the same report.
-Results are in the units of the values.
+Pure functions of arrays, in the units of the values. Those that draw at random take a generator: a report made twice is the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
@@ -47,14 +48,14 @@ def mean_sd(values: ArrayLike) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired samples a and b, compared by the mean of a - b."""
+    """Paired samples a and b, compared by the mean of a - b: the columns of a table of comparisons."""
 
     n: int  # pairs
-    mean_difference: float
+    difference: float  # mean of a - b
     ci_low: float  # 95 % interval of the mean difference; nan where the data cannot give one
     ci_high: float
-    p_value: float  # two-sided sign-flip permutation test
-    min_p: float  # the smallest p-value that the test can give for n pairs
+    p: float  # sign-flip permutation test
+    min_p: float  # the smallest p that n pairs can give
 
 
 def paired_comparison(a: ArrayLike, b: ArrayLike, rng: np.random.Generator) -> Comparison:
@@ -64,17 +65,16 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, rng: np.random.Generator) -> C
     it holds the true mean in 84 %, 87 % and 91 % of cases with 5, 6 and 10 pairs, and in 94 % from 30 pairs on; of exponential
     differences in 82 %, 83 % and 87 %, and in 94 % with 50 pairs (1,500 simulated data sets each).
 
-    The p-value is that of the two-sided sign-flip permutation test of the mean (Fisher, 1935). Up to 20 pairs it is exact over all
-    2^n flips. Beyond, it is that of 20,000 random flips with the observed one among them, so that it is never 0. It is valid at
-    every n if the differences are symmetric about 0 where there is no effect, as those of exchangeable pairs are.
+    p is that of the two-sided sign-flip permutation test of the mean (Fisher, 1935): exact up to 20 pairs, else of 20,000 random
+    flips with the observed one among them. It is valid at every n if differences are symmetric about 0 where there is no effect.
     """
     first, second = finite_values(a, "a"), finite_values(b, "b")
     if first.size != second.size:
         raise ValueError(f"paired_comparison: {first.size} values in a, {second.size} in b; pairs need as many")
     differences = first - second
-    low, high = mean_interval(differences, rng)
-    p_value, min_p = _sign_flip_p(differences, rng), smallest_p(differences.size)
-    return Comparison(differences.size, float(differences.mean()), low, high, p_value, min_p)
+    interval = mean_interval(differences, rng)
+    p = _sign_flip_p(differences, rng)
+    return Comparison(differences.size, float(differences.mean()), *interval, p, smallest_p(differences.size))
 
 
 def smallest_p(n: int) -> float:
@@ -88,16 +88,13 @@ def smallest_p(n: int) -> float:
 def mean_interval(values: ArrayLike, rng: np.random.Generator, cells: Sequence[Hashable] | None = None) -> tuple[float, float]:
     """The 95 % interval of a mean: the bias-corrected and accelerated bootstrap (Efron, 1987) with 9,999 resamples.
 
-    It is nan with fewer than 3 values and where all values are equal, since resampling shows nothing then.
-
-    Args:
-        cells: the cell of each value. Values of one cell share its evaluation, so they are drawn together.
+    It is nan with fewer than 3 values and where all are equal. Values of one of the `cells` share its evaluation and are drawn
+    together.
     """
     numbers = finite_values(values, "values")
     samples: tuple[NDArray[np.float64], ...] = (numbers,)
     if cells is not None and len(set(cells)) < numbers.size:
-        places = {cell: place for place, cell in enumerate(dict.fromkeys(cells))}
-        place = np.array([places[cell] for cell in cells])
+        place = pd.factorize(np.array(cells, dtype=object))[0]
         samples = np.bincount(place, numbers).astype(np.float64), np.bincount(place).astype(np.float64)
     if samples[0].size < 3 or np.ptp(numbers) <= 1e-12 * np.abs(numbers).max():  # equal decimals differ by rounding
         return math.nan, math.nan
@@ -106,10 +103,9 @@ def mean_interval(values: ArrayLike, rng: np.random.Generator, cells: Sequence[H
         means: NDArray[np.float64] = np.mean(sums, axis=axis) if counts is None else sums.sum(axis=axis) / counts.sum(axis=axis)
         return means
 
-    batch = max(1, BLOCK // samples[0].size)
-    paired = len(samples) > 1
-    result = stats.bootstrap(samples, mean, n_resamples=RESAMPLES, batch=batch, paired=paired, vectorized=True, rng=rng)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    options: dict[str, Any] = {"batch": max(1, BLOCK // samples[0].size), "paired": len(samples) > 1, "vectorized": True}
+    low, high = stats.bootstrap(samples, mean, n_resamples=RESAMPLES, rng=rng, **options).confidence_interval
+    return float(low), float(high)
 
 
 def _sign_flip_p(differences: NDArray[np.float64], rng: np.random.Generator, two_sided: bool = True) -> float:
@@ -150,18 +146,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def minimum_detectable_difference(sd: float, n: int, comparisons: int = 1, power: float = 0.8, level: float = 0.05) -> float:
-    """The smallest true mean difference that is claimed with the given power; inf where none is, however large.
+    """The smallest true mean difference that is claimed with the given power, in the unit of `sd`; inf where none is.
 
     A difference is claimed if its interval excludes 0 and its p, adjusted by Holm for all `comparisons` of its family, is below
-    `level`, both as `paired_comparison` has them. The studies are simulated: normal differences of the given spread, always the
-    same draws. The family's other comparisons have no difference in them, so that Holm's correction asks for a p below
-    level / comparisons. (Now and then one of them is claimed by mistake and eases it, which adds less than a point of power.)
-
-    Interval and p move with a shift of the differences. So each simulated study is claimed from some least shift on, and the power
-    of a difference is the share of studies whose least shift is smaller.
-
-    Args:
-        sd: standard deviation of the differences, in the unit of the result.
+    `level`, both as `paired_comparison` has them. Studies are simulated: normal differences of the spread `sd`, always the same
+    draws. The family's other comparisons have no difference in them, so that Holm's correction asks for a p below level /
+    comparisons. Each study is claimed from some least shift of its differences on; power is the share whose least shift is smaller.
     """
     if not (0.0 <= sd < math.inf and n >= 1 and comparisons >= 1 and 0.0 < level < power < 1.0):
         needed = "a finite sd of at least 0, a pair, a comparison and 0 < level < power < 1"
@@ -207,58 +197,34 @@ def _least_shifts(n: int, level: float) -> NDArray[np.float64]:
     return np.maximum(-low, tested)[:, None] - means
 
 
-@dataclass(frozen=True)
-class NonInferiority:
-    """Whether a is at most `margin` above b, where less is better (an error)."""
+def non_inferiority(a: ArrayLike, b: ArrayLike, margin: float, rng: np.random.Generator) -> Comparison:
+    """`paired_comparison` with the one-sided exact p of "a - b is margin or more", for values of which less is better.
 
-    n: int  # pairs
-    mean_difference: float  # of a - b
-    ci_high: float  # upper end of the 95 % interval of the mean difference; nan where the data cannot give one
-    p_value: float  # one-sided sign-flip permutation test of "a - b is margin or more"
-    min_p: float  # the smallest that n pairs can give
-    shown: bool  # ci_high < margin and p_value < 0.025; of several such tests, correct the p-values first
-
-
-def non_inferiority(a: ArrayLike, b: ArrayLike, margin: float, rng: np.random.Generator) -> NonInferiority:
-    """Tests whether `a` is worse than `b` by less than `margin`, for paired values of which less is better.
-
-    That a difference is not significant never shows that there is none. This test can show it. It asks for two things: the
-    interval of `paired_comparison` ends below the margin, and a one-sided exact p is below 0.025, as its two-sided 95 % level asks
-    (Piaggio et al., JAMA 2012, CONSORT for non-inferiority trials). The margin, more than 0, must be chosen before looking.
+    That a difference is not significant never shows that there is none. This test can: if the interval ends below the margin, and
+    p, corrected where there are several such tests, is below 0.025, as the interval's two-sided 95 % level asks (Piaggio et al.,
+    JAMA 2012, CONSORT for non-inferiority trials). The margin, more than 0, must be chosen before looking.
     """
     if not 0.0 < margin < math.inf:
         raise ValueError(f"non_inferiority: margin {margin} is not a finite number of more than 0")
     compared = paired_comparison(a, b, rng)
-    p_value = _sign_flip_p(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) - margin, rng, two_sided=False)
+    p = _sign_flip_p(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) - margin, rng, two_sided=False)
     min_p = compared.min_p / 2 if compared.n <= EXACT_UP_TO else compared.min_p  # of exact tests, one flip of 2^n, not two
-    shown = bool(compared.ci_high < margin and p_value < NON_INFERIORITY_LEVEL)
-    return NonInferiority(compared.n, compared.mean_difference, compared.ci_high, p_value, min_p, shown)
+    return replace(compared, p=p, min_p=min_p)
 
 
-@dataclass(frozen=True)
-class Discordance:
-    """Two classifiers on the same examples, by the examples that only one of them gets right."""
-
-    n: int  # examples
-    only_a: int  # examples that a alone gets right
-    only_b: int
-    p_value: float  # two-sided exact McNemar test
-
-
-def mcnemar(a: ArrayLike, b: ArrayLike) -> Discordance:
-    """Compares per-example correctness of two trained networks (McNemar, 1947; exact: a binomial test of the discordant ones).
+def mcnemar(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
+    """Compares two trained networks: the examples that only the first, or the second, gets right, and McNemar's exact two-sided p.
 
     It says whether these two networks differ on images like these. It says nothing about another training of the same genotypes.
 
     Args:
-        a, b: (n,) one flag an example, in the same order.
+        a, b: (n,) whether each example is classified correctly, in the same order.
     """
     first, second = np.asarray(a), np.asarray(b)
     if first.dtype != np.bool_ or second.dtype != np.bool_ or first.ndim != 1 or first.shape != second.shape or not first.size:
         raise ValueError("mcnemar: needs two equally long, non-empty lists of flags")
     only_a, only_b = int(np.sum(first & ~second)), int(np.sum(second & ~first))
-    p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return Discordance(first.size, only_a, only_b, p_value)
+    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 @dataclass(frozen=True)
@@ -280,38 +246,31 @@ class Components:
 def variance_components(values: ArrayLike, cells: Sequence[Hashable], variants: Sequence[Hashable] | None = None) -> Components:
     """Splits the spread of evaluations into that of the search seed and that of the evaluation seed.
 
-    The analysis of variance estimator of the nested random effects model (Searle, Casella & McCulloch, 1992, section 3.6). With
-    equal numbers of evaluations it is REML's wherever it is positive. Means of variants are taken out first. Both components are
-    nan without two evaluations of one cell; that of the search is nan where no variant has two cells.
-
-    Searches of one variant with the same cell are one. A cell of several variants is compared with the others of each, and the
-    spread of its evaluations counts once.
+    The analysis of variance estimator of the nested random effects model (Searle, Casella & McCulloch, 1992, section 3.6), after
+    the means of variants. Both components are nan without two evaluations of one cell; that of the search is nan where no variant
+    has two cells. Searches of one variant with the same cell are one. The spread of a cell of several variants counts once.
 
     Args:
         values: (n,) an evaluation, once for each variant that has its cell.
         cells, variants: the cell and the variant of each value; without variants, all are of one.
     """
     numbers = finite_values(values, "values")
-    strata = list(variants) if variants is not None else [None] * numbers.size
-    groups: dict[Hashable, dict[Hashable, list[float]]] = {}
-    for number, cell, variant in zip(numbers, cells, strata, strict=True):
-        groups.setdefault(variant, {}).setdefault(cell, []).append(float(number))
-    between = unit = 0.0  # a sum of squares, and the sum that the average size of a cell follows from
-    distinct: dict[Hashable, list[float]] = {}
-    for group in groups.values():
-        sizes = np.array([len(evaluations) for evaluations in group.values()])
-        means = np.array([np.mean(evaluations) for evaluations in group.values()])
-        between += float(np.sum(sizes * (means - np.average(means, weights=sizes)) ** 2))
-        unit += float(np.sum(sizes) - np.sum(sizes**2) / np.sum(sizes))
-        distinct |= group
-    within = sum(float(np.sum((np.array(evaluations) - np.mean(evaluations)) ** 2)) for evaluations in distinct.values())
-    count = sum(map(len, distinct.values()))
-    free_between, free_within = sum(map(len, groups.values())) - len(groups), count - len(distinct)
+    rows = pd.DataFrame({"value": numbers, "cell": list(cells), "variant": list(variants) if variants is not None else 0})
+    sizes = rows.groupby(["variant", "cell"], sort=False)["value"].agg(["mean", "size"])
+    groups = sizes.assign(sum=sizes["mean"] * sizes["size"], square=sizes["size"] ** 2).groupby("variant", sort=False)
+    totals = groups[["sum", "size", "square"]].sum()
+    centre = (totals["sum"] / totals["size"]).reindex(sizes.index, level="variant")
+    between = float((sizes["size"] * (sizes["mean"] - centre) ** 2).sum())
+    unit = float((totals["size"] - totals["square"] / totals["size"]).sum())  # the average size of a cell follows from it
+    once = rows[rows["variant"] == rows.groupby("cell")["variant"].transform("first")]  # of a cell of several variants
+    within = float(((once["value"] - once.groupby("cell")["value"].transform("mean")) ** 2).sum())
+    count, distinct = len(once), once["cell"].nunique()
+    free_between, free_within = len(sizes) - len(totals), count - distinct
     if not free_within:
-        return Components(len(distinct), count, math.nan, math.nan)
+        return Components(distinct, count, math.nan, math.nan)
     evaluation = within / free_within
     search = max((between / free_between - evaluation) / (unit / free_between), 0.0) if free_between else math.nan
-    return Components(len(distinct), count, math.sqrt(search), math.sqrt(evaluation))
+    return Components(distinct, count, math.sqrt(search), math.sqrt(evaluation))
 
 
 def brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
@@ -27,20 +27,19 @@ from pdarts_tune.pdarts.space import EDGES, PRIMITIVES
 from pdarts_tune.results.manifest import COMPLETED, DEFINITION, check_seeds, planned_seeds
 from pdarts_tune.results.queries import choose_evaluations
 from pdarts_tune.results.schemas import SCHEMAS
-from pdarts_tune.results.tables import epoch_genotypes, final_genotypes, read_table
+from pdarts_tune.results.tables import epoch_genotypes, final_genotypes, read_rows, read_table
 
 CELLS = ("normal", "reduce")
 
 # The columns that answers need. In studies of thousands of trials every further column takes seconds.
 _UNREAD = {"study", "epochs", "channels", "batch_size", "versions", "config_id", "finished", "attempts", "left_out"}
-_UNREAD |= {"train_images", "mean", "std"}
-_UNREAD |= {field.name for field in fields(Execution)}
+_UNREAD |= {"train_images", "mean", "std", *(field.name for field in fields(Execution))}
 _TRIALS = [name for name in SCHEMAS["trials"].names if name not in _UNREAD]
 _EPOCHS = ["trial_id", "stage", "epoch", "derived_epoch", "seconds", "peak_bytes", "validation_accuracy", "normal_skip_count"]
 _EPOCHS += ["collapsed", "hessian_eigenvalue"]
 _GENOTYPES = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs", "inherited_accuracy"]
-_EVALUATIONS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy", "top5_accuracy"]
-_EVALUATIONS += ["params", "macs", "config"]
+_RUNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy", "top5_accuracy"]
+_COLUMNS = {"trials": _TRIALS, "epochs": _EPOCHS, "genotypes": _GENOTYPES, "evaluations": [*_RUNS, "params", "macs", "config"]}
 MEASURES = {  # of a trial, by the names that --measure knows: column of `measure_trials`, what it is called in a sentence
     "error": ("error_percent", "evaluation error"),
     "gap": ("gap_points", "depth gap"),
@@ -83,14 +82,7 @@ def find_study(results: Path, name: str) -> Path | None:
     Raises:
         ConfigError: there is no such results folder.
     """
-    if not results.is_dir():
-        raise ConfigError(f"{results}: no such results folder")
-    folder = results if (results / "trials").is_dir() else results / name
-    return folder if has_trials(folder) else None
-
-
-def has_trials(folder: Path) -> bool:
-    return any((folder / "trials").glob("[!.]*.parquet"))
+    return next((folder for folder in _folders(results) if folder.name == name or folder == results), None)
 
 
 def find_studies(results: Path) -> list[Path]:
@@ -99,13 +91,17 @@ def find_studies(results: Path) -> list[Path]:
     Raises:
         ConfigError: there is no such folder, or no trial in it.
     """
-    if not results.is_dir():
-        raise ConfigError(f"{results}: no such results folder")
-    candidates = [results] if (results / "trials").is_dir() else sorted(path for path in results.iterdir() if path.is_dir())
-    folders = [folder for folder in candidates if has_trials(folder)]
+    folders = _folders(results)
     if not folders:
         raise ConfigError(f"{results}: holds no trials; --results is a folder that holds one folder a study, or one study's folder")
     return folders
+
+
+def _folders(results: Path) -> list[Path]:
+    if not results.is_dir():
+        raise ConfigError(f"{results}: no such results folder")
+    folders = [results] if (results / "trials").is_dir() else sorted(path for path in results.iterdir() if path.is_dir())
+    return [folder for folder in folders if any((folder / "trials").glob("[!.]*.parquet"))]
 
 
 def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
@@ -117,8 +113,7 @@ def read_study(folder: Path, epoch_columns: Sequence[str] = ()) -> StudyTables:
     Raises:
         ConfigError: it holds no trials, two trials have the same variant and seeds, or its searches are not those of the study.
     """
-    epoch_columns = [*_EPOCHS, *epoch_columns]
-    columns = {"trials": _TRIALS, "epochs": epoch_columns, "genotypes": _GENOTYPES, "evaluations": _EVALUATIONS}
+    columns = _COLUMNS | {"epochs": [*_EPOCHS, *epoch_columns]}
     with ThreadPoolExecutor(len(columns)) as pool:  # parts of each reading keep one core busy, so all tables are read at once
         trials, epochs, genotypes, evaluations = pool.map(partial(read_table, folder), columns, columns.values())
     definition = read_definition(folder)
@@ -150,9 +145,9 @@ def _estimate_epochs(folder: Path, trials: pd.DataFrame, estimates: pd.DataFrame
     recipe = estimates["recipe_id"].value_counts().index[0]
     known = estimates[estimates["recipe_id"] == recipe].set_index("genotype_id")["accuracy"]
     rows = [
-        (trial, stage, epoch, known.get(genotype.genotype_id, math.nan))
-        for trial, limit in trials[["trial_id", "max_skips"]].itertuples(index=False)
-        for (stage, epoch), genotype in epoch_genotypes(folder, trial, limit).items()
+        (trial, *place, known.get(genotype.genotype_id, math.nan))
+        for trial, limit in zip(trials["trial_id"], trials["max_skips"], strict=True)
+        for place, genotype in epoch_genotypes(folder, trial, limit).items()
     ]
     return pd.DataFrame(rows, columns=["trial_id", "stage", "epoch", "estimated_accuracy"])
 
@@ -169,9 +164,7 @@ def name_settings(evaluations: pd.DataFrame, definition: Mapping[str, Any]) -> p
     """The rows in the order of the study's recipes, with `setting`: data and recipe, or its id where recipes share a name."""
     recipes = [definition.get("evaluation"), *definition.get("further_evaluations", ())]
     order = {(recipe["recipe"], recipe["data"]): place for place, recipe in enumerate(recipes) if recipe}
-    order |= {
-        (name, data): len(recipes) + 1 for name in ESTIMATORS for data in evaluations["data"].unique()
-    }  # behind all trainings
+    order |= {(name, data): len(recipes) + 1 for name in ESTIMATORS for data in evaluations["data"].unique()}  # after trainings
     shared = evaluations.groupby(["data", "recipe"])["recipe_id"].transform("nunique") > 1
     names = evaluations["recipe"].mask(shared, evaluations["recipe_id"]).astype(str)
     places = [order.get(pair, len(recipes)) for pair in zip(evaluations["recipe"], evaluations["data"], strict=True)]
@@ -232,6 +225,27 @@ def evaluate_cells(study: StudyTables, cells: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(error_percent=100 * (1 - joined["accuracy"]))
 
 
+def first_cells(study: StudyTables, variants: Collection[str | None] | None = None) -> list[dict[str, Any]]:
+    """Of each variant, or the given ones, the cell that its first completed search ended with.
+
+    Each has the columns of `cells`, the text `genotype`, and how many `searches` of the variant ended, with how many
+    `different_cells`.
+    """
+    last = final_genotypes(study.cells, study.trials).sort_values(["seed", "split_seed"], kind="stable")
+    cells = []
+    for variant, own in last.groupby("variant", sort=False):
+        if variants is None or variant in variants:
+            cell = {str(name): value for name, value in own.iloc[0].items()}
+            cell |= {"genotype": read_genotype(study, cell), "searches": len(own), "different_cells": own["genotype_id"].nunique()}
+            cells.append(cell)
+    return cells
+
+
+def read_genotype(study: StudyTables, cell: Mapping[str, Any]) -> str:
+    rows = read_rows(study.folder, "genotypes", cell["trial_id"])
+    return next(row["genotype"] for row in rows if row["genotype_id"] == cell["genotype_id"])
+
+
 def stage_ends(epochs: pd.DataFrame) -> pd.DataFrame:
     """Of each stage that has ended, or candidate of a random search, the epoch whose alphas gave its cell.
 
@@ -266,8 +280,8 @@ def measure_trials(study: StudyTables) -> pd.DataFrame:
     scales = {"search_accuracy": ("search_percent", 100.0), "inherited_accuracy": ("inherited_percent", 100.0)}
     scales |= {"params": ("params_millions", 1e-6), "seconds": ("search_seconds", 1.0), "peak_bytes": ("peak_mebibytes", 2.0**-20)}
     measures = measures.assign(**{name: scale * measures[column].astype(float) for column, (name, scale) in scales.items()})
-    same_data = measures["data"].isin(study.evaluations["data"])
-    return measures.assign(gap_points=100 * (measures["search_accuracy"] - measures["accuracy"]).where(same_data))
+    gap = (measures["search_accuracy"] - measures["accuracy"]).where(measures["data"].isin(study.evaluations["data"]))
+    return measures.assign(gap_points=100 * gap)
 
 
 def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
@@ -280,8 +294,8 @@ def list_missing(study: StudyTables, measures: pd.DataFrame) -> list[str]:
             reason = f" ({first_line(trial['error'])})" if isinstance(trial["error"], str) else ""
             lines.append(f"{where}: search {trial['status']}{reason}")
         elif not trial["evaluations"] > 0:
-            failures = study.evaluations.loc[study.evaluations["genotype_id"] == trial["genotype_id"], "failure"].dropna().unique()
-            reasons = "".join(f" ({first_line(failure)})" for failure in failures)
+            runs = study.evaluations[study.evaluations["genotype_id"] == trial["genotype_id"]]
+            reasons = "".join(f" ({first_line(failure)})" for failure in runs["failure"].dropna().unique())
             lines.append(f"{where}: its cell has no finished evaluation{reasons}")
         elif trial["evaluations"] < evaluation_seeds:
             lines.append(f"{where}: {trial['evaluations']:.0f} of {evaluation_seeds} evaluations finished")
@@ -307,27 +321,26 @@ def first_line(text: str) -> str:
     return text.split("\n", 1)[0]
 
 
+def listed(values: pd.Series) -> str:
+    """The different values."""
+    return ", ".join(map(str, values.dropna().unique()))
+
+
 def describe_study(study: StudyTables) -> str:
     """Where the figures come from: data, recipe, devices, code."""
-
-    def listed(values: pd.Series) -> str:
-        return ", ".join(str(value) for value in values.dropna().unique()) or "unknown"
-
-    runs = study.evaluations
-    recipes = listed(runs["recipe"] + " (" + runs["recipe_id"] + ")") if len(runs) else "none yet"
-    return (
-        f"Study {study.folder.name}: {len(study.trials)} searches on {listed(study.trials['data'])}, "
-        f"{(study.trials['status'] == 'completed').sum()} of them completed; evaluation recipe {recipes}; "
-        f"device {listed(study.trials['device'])}; commit {listed(study.trials['commit'])}."
-    )
+    trials, runs = study.trials, study.evaluations
+    recipes = listed(runs["recipe"] + " (" + runs["recipe_id"] + ")") or "none yet"
+    data, device, commit = (listed(trials[column]) or "unknown" for column in ("data", "device", "commit"))
+    completed = (trials["status"] == "completed").sum()
+    counts = f"{len(trials)} searches on {data}, {completed} of them completed"
+    return f"Study {study.folder.name}: {counts}; evaluation recipe {recipes}; device {device}; commit {commit}."
 
 
 def read_candidates(study: StudyTables) -> tuple[list[str], NDArray[np.int64]]:
     """The candidate operations of completed searches: their trial ids, and (trials, stages, cells, edges) sets of operations.
 
-    A set is a sum of 2^k for its operations PRIMITIVES[k], 0 where a search has no such stage; cells are normal and reduction
-    cells. All epochs of a stage have the same candidates, so the first ones are read. The sets are compact: large studies have
-    millions of rows even of the first epochs alone.
+    A set is a sum of 2^k for its operations PRIMITIVES[k], 0 where a search has no such stage: large studies have millions of rows
+    even of the first epochs alone. All epochs of a stage have the same candidates, so the first ones are read.
     """
     alphas = read_table(study.folder, "alphas", ["trial_id", "stage", "cell", "edge", "operation"], only={"epoch": [0]})
     completed = study.trials.loc[study.trials["status"] == "completed", "trial_id"]

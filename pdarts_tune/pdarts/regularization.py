@@ -12,6 +12,10 @@ from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, Probs, derive_ce
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.space import EDGES
 
+# More than half of the normal cell's eight operations. DARTS' best cell has two skip-connects, P-DARTS allows two; the collapsed
+# cells of Zela et al. (2020, figure 1) have four to eight.
+COLLAPSED_SKIPS = 5
+
 
 def skip_dropout(stage: Stage, epoch: int) -> float:
     """The dropout rate on skip-connects in one epoch of a stage; `epoch` counts from 0.

@@ -212,7 +212,7 @@ def draw_alpha_evolution(alphas: pd.DataFrame, cell: str = "normal") -> Figure:
         _draw_edge(panel, rows[rows["edge"] == edge], int(times["stage"].max()))
         for start in np.flatnonzero(times["stage"].diff() > 0):
             panel.axvline(start + 0.5, color=PALE, linestyle=":", zorder=0)
-        panel.set_title(f"{[*INPUTS, 0, 1, 2][source]} → {node}", fontsize=11, loc="left", color=INK)
+        panel.set_title(f"{[*INPUTS, 0, 1, 2][source]} → {node}", fontsize=11, loc="left", color=INK, y=1.0)
         panel.grid(axis="y", color=GRID)
         panel.tick_params(labelbottom=node == 3, labelleft=source == 0)
     shown = [name for name in PRIMITIVES if name in set(rows["operation"])]

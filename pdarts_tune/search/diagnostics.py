@@ -26,12 +26,9 @@ from pdarts_tune.networks.operations import frozen_statistics
 from pdarts_tune.networks.runtime import give_back_freed_memory, peak_bytes, reset_peak_bytes
 from pdarts_tune.networks.supernet import Cell, Mixing, Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
+from pdarts_tune.pdarts.regularization import COLLAPSED_SKIPS
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, CellOps, SearchSpace
 from pdarts_tune.search.steps import require_gradients
-
-# More than half of the normal cell's eight operations. DARTS' best cell has two skip-connects, P-DARTS allows two; the collapsed
-# cells of Zela et al. (2020, figure 1) have four to eight.
-COLLAPSED_SKIPS = 5
 
 WINDOW = 5  # epochs of a mean eigenvalue (Zela et al., 2020, section 4.3)
 

@@ -243,12 +243,6 @@ def test_transfer_has_a_point_a_cell():
     [
         (draw_alphas, alphas(keep=(3,))),
         (draw_alpha_evolution, alphas(keep=(3,))),
-        (draw_learning_curves, curves()),
-        (draw_depth_gap, gap_frame()),
-        (draw_timeline, timeline()),
-        (lambda frame: draw_sweep(frame, "max_skips", "error_percent"), limits()),
-        (lambda frame: draw_tradeoff(frame, {"bytes": "MiB"}), tradeoff()),
-        (lambda frame: draw_transfer(frame, "x", "y"), cells()),
     ],
 )
 def test_a_frame_without_a_column_or_without_rows_is_refused_in_one_line(draw, frame):

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import rq1_depth_gap
-from common.section import Section, as_text, heading, show_answer, table_markdown, to_text, write_section
+from common.section import Section, as_text, heading, show_section, table_markdown, to_text, write_section
 
 TABLE = pd.DataFrame(
     {
@@ -76,7 +76,7 @@ def test_a_section_becomes_files_whose_csv_holds_every_digit(tmp_path):
 
 
 def test_the_command_prints_the_main_table_and_the_conclusion(tmp_path, capsys):
-    show_answer(lambda: (section(), tmp_path / "mine" / "report"))
+    show_section(section(), tmp_path / "mine" / "report")
     out = capsys.readouterr().out
     assert out.startswith(table_markdown(TABLE))
     assert out.splitlines()[-3:] == ["One.", "Two.", f"report: {tmp_path / 'mine' / 'report' / 'rq9.md'}"]

@@ -211,10 +211,10 @@ def test_the_report_has_the_front_and_says_what_was_stopped_early(tmp_path):
     front = section.main_table
     assert list(front["schedule"]) == [names[0]]  # less error in less time than the other, and the same memory
     assert front["validation_error_percent"].tolist() == pytest.approx([20.0])
-    assert section.missing == ("bbb: stopped early",)
+    assert section.missing == ["bbb: stopped early"]
     failed = read_rows(folder, "evaluations", f"schedule-{names[0]}-smoke-0-seed0")[0] | {"status": "failed", "failure": "nan"}
     write_rows(folder, "evaluations", "schedule-bbb-smoke-0-seed0", [failed | {"trial_id": "schedule-bbb-smoke-0-seed0"}])
-    assert schedule_front.build(tmp_path).missing == ("bbb: evaluation failed",)
+    assert schedule_front.build(tmp_path).missing == ["bbb: evaluation failed"]
     assert section.conclusion[0].startswith(
         f"1 of 3 schedules are on the Pareto front; the base's own ({names[0]}) is on the front"
     )
