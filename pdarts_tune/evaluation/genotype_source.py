@@ -79,7 +79,7 @@ def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
     """Genotypes of several sources (SOURCE or NAME=SOURCE, with commas), by the name of their variant, each with its origin.
 
     Raises:
-        ConfigError: as `find_genotypes`; two have one name.
+        ConfigError: as `find_genotypes`; two have one name, or are one genotype from one source.
     """
     variants: dict[str, tuple[str, Genotype]] = {}
     for item in _split(sources):
@@ -92,7 +92,10 @@ def named_genotypes(sources: str) -> dict[str, tuple[str, Genotype]]:
             if variant in variants:
                 raise ConfigError(f"genotypes: two are called {variant}; give each source a name, as in NAME={source}")
             origin = label if label in (source, published_name(source)) else f"{source}: {label}"
-            variants[variant] = ("a text" if _is_text(source) else origin, genotype)
+            given = ("a text" if _is_text(source) else origin, genotype)
+            if twin := next((name for name, other in variants.items() if other == given), None):
+                raise ConfigError(f"genotypes: {twin} and {variant} are one genotype from one source; leave out one of the two")
+            variants[variant] = given
     return variants
 
 

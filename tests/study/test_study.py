@@ -261,6 +261,8 @@ def test_known_genotypes_are_evaluated_under_the_names_that_they_are_given(tmp_p
     }
     code, output = run_main([*arguments, "--genotypes", "a=DARTS_V1,a=DARTS_V2"], capsys)
     assert (code, output.err) == (2, "error: genotypes: two are called a; give each source a name, as in NAME=DARTS_V2\n")
+    code, output = run_main([*arguments, "--genotypes", "a=DARTS_V1,b=DARTS_V1"], capsys)
+    assert (code, output.err) == (2, "error: genotypes: a and b are one genotype from one source; leave out one of the two\n")
     code, output = run_main([*arguments, "--genotypes", "NO_SUCH"], capsys)
     assert code == 2
     assert "'NO_SUCH' is neither a file nor a published name" in output.err
