@@ -17,6 +17,15 @@ from graph_double import GraphDouble
 from pdarts_tune import EvalConfig, FirstOrder, PartialChannels, SearchConfig, SecondOrder, Snas, Stage
 from pdarts_tune.config.execution import Execution
 from pdarts_tune.config.methods import RandomSearch
+from pdarts_tune.config.remedies import (
+    AuxiliarySkip,
+    BetaDecay,
+    DropPath,
+    FrozenOperations,
+    IndependentWeights,
+    PerturbedAlphas,
+    StopAtSkips,
+)
 from pdarts_tune.evaluation.training import Evaluation
 from pdarts_tune.networks import graphs
 from pdarts_tune.networks.graphs import Number, StepGraphs, draw_ones
@@ -158,13 +167,34 @@ def test_a_checkpoint_of_an_eager_search_continues_with_graphs(doubles):
     assert figures(replayed.records) == figures(eager.records)
 
 
-@pytest.mark.parametrize("method", [SecondOrder(), RandomSearch(2)], ids=lambda method: method.name)
-def test_second_order_stays_eager_and_each_candidate_of_a_random_search_has_a_graph(method, doubles):
-    stage = Stage(3, 8, 0.0, epochs=1, warmup_epochs=1 if isinstance(method, RandomSearch) else 0)
+def test_each_candidate_of_a_random_search_has_a_graph(doubles):
     made = doubles(True)
-    search = Search(replace(SEARCH, method=method, stages=(stage,)), CPU)
-    list(search.epochs())
-    assert len(made) == (2 if isinstance(method, RandomSearch) else 0)
+    list(Search(replace(SEARCH, method=RandomSearch(2), stages=(Stage(3, 8, epochs=1, warmup_epochs=1),)), CPU).epochs())
+    assert len(made) == 2
+
+
+REMEDIES = [
+    AuxiliarySkip(),
+    BetaDecay(),
+    IndependentWeights(),
+    PerturbedAlphas(),
+    PerturbedAlphas("adversarial", ascents=1),
+    FrozenOperations(threshold=0.5, steps=1),
+    StopAtSkips(8),
+    DropPath(),
+]
+
+
+EAGER = [{"method": SecondOrder()}, *({"remedies": (remedy,)} for remedy in REMEDIES)]
+
+
+@pytest.mark.parametrize("settings", EAGER, ids=lambda settings: str(*settings.values()))
+def test_second_order_and_searches_with_a_remedy_stay_eager(settings, doubles):
+    made = doubles(True)
+    search = Search(replace(SEARCH, stages=(Stage(3, 3, 0.4, epochs=2, warmup_epochs=0),), **settings), CPU)
+    next(search.epochs())
+    assert made == []
+    assert not isinstance(search.weight_optimizer.param_groups[0]["lr"], torch.Tensor)
 
 
 def test_a_replayed_evaluation_gives_the_bits_of_an_eager_one(doubles):

@@ -17,6 +17,7 @@ import torch
 from images import write_folders
 from pdarts_tune.config.methods import PartialChannels, RandomSearch, SecondOrder, Snas
 from pdarts_tune.config.penalty import ResourcePenalty
+from pdarts_tune.config.remedies import AuxiliarySkip, DropPath, FrozenOperations, PerturbedAlphas
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, to_dict
 from pdarts_tune.data import streaming
@@ -504,7 +505,8 @@ for name, tensor in sorted(search.network.state_dict().items()):
     digest.update(name.encode() + tensor.numpy().tobytes())
 kept = ('stage', 'epoch', 'train_loss', 'validation_loss', 'inherited_accuracy', 'alphas', 'edge_weights')
 figures = [[getattr(record, name) for name in kept] for record in search.records]
-print(digest.hexdigest(), hashlib.sha256(json.dumps(figures).encode()).hexdigest(), len(figures))
+frozen = search.steps.state_dict().get('frozen', ())
+print(len(frozen), *frozen, digest.hexdigest(), hashlib.sha256(json.dumps(figures).encode()).hexdigest(), len(figures))
 """
 
 
@@ -513,16 +515,26 @@ def run_script(settings, checkpoint, killed_in):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
 
+KILLED = CONFIGS | {
+    "remedies": replace(
+        SHORT,
+        stages=tuple(replace(stage, warmup_epochs=0) for stage in SHORT.stages),
+        remedies=(FrozenOperations(threshold=0.5, steps=2), PerturbedAlphas(), AuxiliarySkip(), DropPath()),
+    )
+}
+
+
 @pytest.mark.slow  # three processes that import torch, and two searches, for each method
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_search_that_was_killed_in_an_epoch_goes_on_to_the_same_bits(tmp_path, name):
-    settings = json.dumps(to_dict(CONFIGS[name]))
+@pytest.mark.parametrize(("name", "epoch"), [*((name, 3) for name in KILLED), ("remedies", 1)])
+def test_a_search_that_was_killed_in_an_epoch_goes_on_to_the_same_bits(tmp_path, name, epoch):
+    settings = json.dumps(to_dict(KILLED[name]))
     whole = run_script(settings, tmp_path / "whole.pt", -1)
     assert whole.returncode == 0, whole.stderr
-    killed = run_script(settings, tmp_path / "killed.pt", 3)
+    killed = run_script(settings, tmp_path / "killed.pt", epoch)
     assert killed.returncode == -signal.SIGKILL
     assert killed.stdout == ""
     continued = run_script(settings, tmp_path / "killed.pt", -1)
     assert continued.returncode == 0, continued.stderr
     assert continued.stdout == whole.stdout
     assert whole.stdout.endswith(" 4\n")
+    assert whole.stdout.startswith("0 ") == (name != "remedies")  # operations were frozen
