@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common import comparisons
+from common.best_of_k import add_best_of_k
 from common.comparisons import compare_variants, summarize
 from common.figures import draw_costs, draw_curves, draw_search
 from common.published_figures import METHOD_NOTES, PUBLISHED_METHODS
@@ -59,9 +60,10 @@ def fill(answer: Answer) -> None:
         answer.conclusion += conclude_random(tables["against_random"], random)
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
     tables["spread"] = comparisons.spread_table(study, measures)
-    tables["published"] = PUBLISHED_METHODS
     costs = {"search_seconds": "seconds of search"}
     answer.figures |= draw_costs(measures, rng, costs)
+    add_best_of_k(answer, baseline)
+    tables["published"] = PUBLISHED_METHODS
     answer.figures |= draw_curves(study, "learning_curves") | draw_search(study, baseline)
 
 

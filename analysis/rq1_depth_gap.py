@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from common import comparisons
+from common.best_of_k import add_best_of_k
 from common.comparisons import compare_variants, summarize
 from common.figures import draw_curves, draw_depth_gap, draw_search, gap_frame
 from common.published_figures import PUBLISHED_CIFAR
@@ -74,10 +75,11 @@ def fill(answer: Answer) -> None:
     tables["ranks"] = comparisons.rank_table(study, measures, RANKED, rng)
     tables |= comparisons.anytime_table(study)
     tables["spread"] = comparisons.spread_table(study, measures)
-    tables["published"] = PUBLISHED_CIFAR
     gaps = gap_frame(measures)
     if len(gaps):
         answer.figures["depth_gap"] = partial(draw_depth_gap, gaps)
+    add_best_of_k(answer, baseline)
+    tables["published"] = PUBLISHED_CIFAR
     answer.figures |= draw_curves(study, "learning_curves", "skips", "estimates") | draw_search(study, baseline)
 
 

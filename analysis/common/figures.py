@@ -177,7 +177,7 @@ def draw_learning_curves(curves: pd.DataFrame, label: str = "validation accuracy
         axes.grid(axis="y", color=GRID)
         colour, line, _ = style_of(index if together else 0)
         own = curves[curves["variant"] == name]
-        for _, part in own.groupby("stage"):  # every stage trains a new network, so lines do not run on
+        for _, part in own.dropna(subset="mean").groupby("stage"):  # every stage trains a new network, so lines do not run on
             epoch = part["running_epoch"] + 1
             axes.fill_between(epoch, scale * part["low"], scale * part["high"], color=colour, alpha=0.15, linewidth=0)
             (drawn,) = axes.plot(epoch, scale * part["mean"], color=colour, linestyle=line, linewidth=1.8, marker=".")
@@ -244,7 +244,7 @@ def draw_curves(study: StudyTables, *names: str) -> dict[str, Draw]:
         column, label, scale = CURVES[name]
         if column not in study.epochs:
             continue
-        epochs = study.epochs.dropna(subset=[column]) if name in ("eigenvalue", "estimates") else study.epochs
+        epochs = study.epochs[study.epochs.groupby("variant")[column].transform("count") > 0]
         if len(epochs):
             grouped = epochs.groupby(["variant", "stage", "running_epoch"], sort=False, as_index=False)
             curves = grouped.agg(mean=(column, "mean"), low=(column, "min"), high=(column, "max"))

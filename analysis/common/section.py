@@ -1,7 +1,8 @@
 """A question's answer: a section of tables, figures and sentences, and the files that it becomes.
 
 A table is a frame of plain numbers, which the CSV holds in full. A column's name decides how readers see it: the suffix is the unit
-(see `_DIGITS`), `x` with `x_sd` becomes mean ± standard deviation, `ci_low` with `ci_high` an interval.
+(see `_DIGITS`), `x` with `x_sd` becomes mean ± standard deviation, `x` with `x_low` and `x_high` a figure with its interval,
+`ci_low` with `ci_high` an interval.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headers and rows as readers see them; a dash where there is no figure."""
     columns: dict[str, list[str]] = {}
     for name in table.columns:
-        if name == "ci_high" or (name.endswith("_sd") and name.removesuffix("_sd") in table.columns):
+        if name == "ci_high" or any(name == f"{other}{part}" for other in table.columns for part in ("_sd", "_low", "_high")):
             continue
         if name == "ci_low":
             columns["95 % interval"] = [show_interval(*ends, 2) for ends in zip(table["ci_low"], table["ci_high"], strict=True)]
@@ -107,6 +108,10 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         if f"{name}_sd" in table.columns:
             spreads = [_cell(value, f"{name}_sd", digits) for value in table[f"{name}_sd"]]
             cells = [f"{mean} ± {sd}" if sd != NOTHING else mean for mean, sd in zip(cells, spreads, strict=True)]
+        if f"{name}_low" in table.columns:
+            low, high = ([_cell(value, name, digits) for value in table[f"{name}_{end}"]] for end in ("low", "high"))
+            ends = zip(cells, low, high, strict=True)
+            cells = [f"{mean} [{least}, {most}]" if least != NOTHING else mean for mean, least, most in ends]
         columns[_COLUMNS.get(name, f"{words}, {unit}" if unit else words)] = cells
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 

@@ -141,6 +141,20 @@ def test_learning_curves_break_between_stages_and_name_each_variant_once():
     assert len({line.get_color() for line in drawn}) == 2
 
 
+def test_a_stage_is_marked_where_it_begins_though_its_first_epochs_have_no_value():
+    """As of the eigenvalue, which is measured every few epochs."""
+    rows = curves()
+    sparse = rows.assign(mean=rows["mean"].where(rows["running_epoch"] % 3 > 0))
+    dotted = [
+        [line.get_xdata()[0] for line in draw_learning_curves(frame).axes[0].lines if line.get_linestyle() == ":"]
+        for frame in (rows, sparse)
+    ]
+    assert dotted[0] == dotted[1] == [0.5, 3.5]
+    drawn = [list(line.get_xdata()) for line in draw_learning_curves(sparse).axes[0].lines]
+    assert [2, 3] in drawn
+    assert [1, 2, 3] not in drawn
+
+
 def test_depth_gap_has_a_dot_a_seed_the_means_and_the_gap_in_words():
     figure = draw_depth_gap(gap_frame())
     axes = figure.axes[0]

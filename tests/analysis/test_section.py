@@ -48,6 +48,11 @@ def test_columns_become_cells_by_their_names():
     ]
 
 
+def test_a_figure_with_ends_is_shown_with_its_interval():
+    ends = pd.DataFrame({"best_percent": [2.5, 3.0], "best_percent_low": [2.25, np.nan], "best_percent_high": [2.75, np.nan]})
+    assert as_text(ends) == (["best, %"], [["2.50 [2.25, 2.75]"], ["3.00"]])
+
+
 def test_published_figures_are_headed_as_such():
     assert heading("published") == "Published, not measured here"
     assert heading("published_imagenet") == "Published, not measured here: imagenet"
