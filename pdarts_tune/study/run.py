@@ -39,7 +39,7 @@ Trial = SearchTrial | EvalTrial
 Row = Mapping[str, Any]
 
 _TRIALS = ("trial_id", "status", "error", "max_skips", "method")
-_EVALUATIONS = ("trial_id", "status", "genotype_id", "data", "recipe_id", "seed", "error_percent", "left_out", "shared")
+_EVALUATIONS = ("trial_id", "status", "failure", "genotype_id", "data", "recipe_id", "seed", "error_percent", "left_out", "shared")
 _GENOTYPES = ("trial_id", "stage", "max_skips", "genotype_id", "genotype")
 _EPOCHS = ("trial_id", "stage", "epoch", "derived_epoch", "validation_accuracy")
 
@@ -99,10 +99,10 @@ class Outcomes:
                         evaluations[f"{cell['genotype_id']} by {recipe.recipe_id} on {recipe.data}, seed {seed}"] = None
         return searches, list(evaluations)
 
-    def ran_out_of_memory(self, trial_id: str) -> bool:
-        """Whether the last attempt at this trial ended so."""
-        row = self.trials.get(trial_id) or self.evaluations.get(trial_id)
-        return row is not None and row["status"] == "out_of_memory"
+    def last_error(self, trial_id: str) -> str:
+        """Why the last attempt at this trial failed; empty if it did not."""
+        row = self.trials.get(trial_id) or self.evaluations.get(trial_id) or {}
+        return row.get("error") or row.get("failure") or ""
 
     @property
     def failed_tables(self) -> list[str]:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pdarts_tune.config.serialize import ConfigError
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
-HEADROOM = 1.25  # over the prediction: workspaces of the convolution library, fragments, an epoch's images
+# Reserved memory over the prediction: fragments, workspaces of the convolution library, an epoch's images. Measured on an H200 with
+# PyTorch 2.11, 2026-11-26, in segments that grow (networks/runtime.py): at most this; with graphs 1.04 times the steps held.
+HEADROOM = 1.25
 PROCESS_BYTES = 600_000_000  # of a process before its first tensor: the CUDA context and loaded kernels
 BY_FAR = 4  # evaluations for each GPU, above which two of them share one
 
@@ -52,7 +54,7 @@ class Grants:
             needed: bytes; 0: not known, the trial gets one GPU.
             ready: trials that wait or run, this one with them.
             evaluation: it keeps a GPU busy, so it gets one, or half of one where there are by far more of them than GPUs.
-            failed: it ran out of memory before, so it gets twice what its memory asks for.
+            failed: its GPU ran out of memory before, so it gets twice what its memory asks for.
         """
         if self.gpu_bytes is None:
             return 0.0

@@ -35,6 +35,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.evaluation.job import EvalJob, error_text, write_eval_row
+from pdarts_tune.networks.runtime import lacks_gpu_memory
 from pdarts_tune.results.storage import Storage, open_filesystem
 from pdarts_tune.results.tables import read_rows, write_rows
 from pdarts_tune.study.forecast import predict_need, refuse_large
@@ -94,9 +95,10 @@ class Display(TrialProgressCallback):  # else Tune adds its own, which prints at
             self.progress.epoch(trial_id(trial), result)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.retried(trial_id(trial), self._reason(trial) or DIED)
+        reason = self._reason(trial) or DIED
+        self.progress.retried(trial_id(trial), reason)
         if self.queue:
-            self.queue.enlarge(trial)
+            self.queue.enlarge(trial, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.finish(trial.config["trial"])
@@ -164,11 +166,10 @@ class Queue(Searcher):
         grows = self.sweep.settings.address is not None and len(live) - running < max(WAITING, running)
         return fits or grows or not live
 
-    def enlarge(self, trial: Any) -> None:
-        """A trial that ran out of memory starts again with twice its share of a GPU."""
-        spec, given = trial.config["trial"], self.sweep.settings.gpus_per_trial
-        row = read_rows(self.sweep.storage, "evaluations" if spec["genotype"] else "trials", spec["trial_id"], ("status",))
-        if given is None and 0 < spec["gpus"] < 1 and row and row[0]["status"] == "out_of_memory":
+    def enlarge(self, trial: Any, reason: str) -> None:
+        """A trial whose GPU ran out of memory starts again with twice its share of one."""
+        spec = trial.config["trial"]
+        if self.sweep.settings.gpus_per_trial is None and 0 < spec["gpus"] < 1 and lacks_gpu_memory(reason):
             trial.set_config({"trial": spec | {"gpus": 2 * spec["gpus"]}})
             trial.update_resources(tune_request(self.sweep.grants, trial.config))
             self._live[spec["trial_id"]] = self.sweep.grants.resources(2 * spec["gpus"])
@@ -283,7 +284,7 @@ class Sweep:
 
     def share(self, trial: SearchTrial | EvalTrial, state: StudyState) -> float:
         """The GPUs of a trial, as `Grants.share` says."""
-        needed, failed = predict_need(trial) if self.grants.gpu_bytes else 0, state.ran_out_of_memory(trial.trial_id)
+        needed, failed = predict_need(trial) if self.grants.gpu_bytes else 0, lacks_gpu_memory(state.last_error(trial.trial_id))
         return self.grants.share(needed, state.ready, evaluation=isinstance(trial, EvalTrial), failed=failed)
 
     def slots(self, gpus: float) -> int:

@@ -5,12 +5,18 @@ import os
 import stat
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from pdarts_tune.config.execution import Execution
+from pdarts_tune.config.methods import RandomSearch
+from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
+from pdarts_tune.networks.cost import predict_stage_bytes
+from pdarts_tune.pdarts.progressive_depth import PDARTS_CIFAR10
 from pdarts_tune.study.shares import (
     HEADROOM,
     PROCESS_BYTES,
@@ -23,6 +29,7 @@ from pdarts_tune.study.shares import (
 )
 
 GPU = 80 * 10**9
+PLAIN = Execution(cell_evaluation="plain", graph="off")
 
 
 def of_gpus(count):
@@ -48,6 +55,19 @@ def test_as_many_gpus_have_work_as_there_are_trials(ready):
     assert sum(used > 0 for used in fill([share] * ready, 8)) == min(8, ready)
     assert 48 // 8 == 6
     assert sum(used > 0 for used in fill([memory_share(7 * 10**9, GPU)] * 16, 8)) == 2
+
+
+@pytest.mark.parametrize(("number", "reserved"), [(0, 18.3e9), (1, 27.6e9), (2, 27.2e9)])
+def test_the_headroom_is_what_an_h200_reserved_with_graphs_and_not_much_more(number, reserved):
+    """2026-11-26, PyTorch 2.11, segments that grow. Graphs held three copies of a step then: the pool and a short batch of weights
+    alone, and the first step of both (test_graphs.py)."""
+    stage = PDARTS_CIFAR10[number]
+    alone = SearchConfig(
+        stages=(replace(stage, warmup_epochs=stage.epochs, skip_dropout=0.0),), method=RandomSearch(2), execution=PLAIN
+    )
+    weights, both = (predict_stage_bytes(config, stage, 32, 10) for config in (alone, SearchConfig(execution=PLAIN)))
+    assert 1 <= HEADROOM * (2 * weights + both) / reserved <= 1.35
+    assert (2 * weights + both) / reserved == pytest.approx(0.96, abs=0.01)
 
 
 def test_a_share_holds_what_its_trial_needs():

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, to_dict
 from pdarts_tune.results.storage import Storage
-from pdarts_tune.results.tables import read_rows
+from pdarts_tune.results.tables import read_rows, write_rows
 from pdarts_tune.study import sweep
 from pdarts_tune.study.plan import Arguments, Study, Variant, make_plan
 from pdarts_tune.study.progress import Progress
@@ -231,29 +231,38 @@ class TuneTrial(SimpleNamespace):
         self.request = request.required_resources
 
 
-def ran_out(queue, name):
-    """The trial's row says so. Returns Tune's trial."""
-    trial = queue.state.under_way[name]
-    make_trial(queue.state.folder.path, name, trial.variant, trial.config, status="out_of_memory", evaluation_seeds=())
+GPU_RAN_OUT = "StageMemoryError: stage 2: takes 9 bytes by prediction; CUDA out of memory. Tried to allocate 2.00 GiB"
+HOST_RAN_OUT = KilledForMemoryError("Ray").explain(None)
+
+
+def ran_out(queue, name, error, monkeypatch):
+    """The trial fails so and starts again. Returns Tune's trial."""
+    trial, folder = queue.state.under_way[name], queue.state.folder.path
+    make_trial(folder, name, trial.variant, trial.config, status="out_of_memory", evaluation_seeds=())
+    write_rows(folder, "trials", name, [row | {"error": error} for row in read_rows(folder, "trials", name)])
     spec = queue.sweep.describe(trial, queue._live[name]["gpu"])
-    return TuneTrial(config={"trial": spec}, pickled_error_file=None)
+    again = TuneTrial(config={"trial": spec}, request={"GPU": spec["gpus"]})
+    monkeypatch.setattr(queue.display, "_reason", lambda _: error)
+    queue.display.on_trial_recover(0, [], again)
+    return again
 
 
-def test_a_trial_that_ran_out_of_memory_starts_again_with_twice_its_share(make_queue):
+@pytest.mark.parametrize(("error", "shares"), [(GPU_RAN_OUT, (0.5, 1.0, 1.0)), (HOST_RAN_OUT, (0.25, 0.25))])
+def test_a_trial_whose_gpu_ran_out_of_memory_starts_again_with_twice_its_share(make_queue, monkeypatch, error, shares):
+    """Not so one that the machine's memory was too small for."""
     queue = make_queue({"GPU": 1.0, "CPU": 16.0}, needs={"a": 2 * GIGABYTE}, seeds=8)
     take(queue)
-    trial = ran_out(queue, "a-seed0")
-    for share in (0.5, 1.0, 1.0):
-        queue.enlarge(trial)
-        assert trial.config["trial"]["gpus"] == queue._live["a-seed0"]["gpu"] == share
-        assert trial.request["GPU"] == share
+    for share in shares:
+        trial = ran_out(queue, "a-seed0", error, monkeypatch)
+        assert trial.config["trial"]["gpus"] == queue._live["a-seed0"]["gpu"] == trial.request["GPU"] == share
 
 
-def test_a_study_that_is_continued_gives_it_a_larger_share_too(make_queue):
+@pytest.mark.parametrize(("error", "share"), [(GPU_RAN_OUT, 0.5), (HOST_RAN_OUT, 0.25)])
+def test_a_study_that_is_continued_gives_it_a_larger_share_too(make_queue, monkeypatch, error, share):
     first = make_queue({"GPU": 1.0, "CPU": 16.0}, needs={"a": 2 * GIGABYTE})
     take(first)
     assert first._live["a-seed0"]["gpu"] == 0.25
-    ran_out(first, "a-seed0")
+    ran_out(first, "a-seed0", error, monkeypatch)
     again = make_queue({"GPU": 1.0, "CPU": 16.0}, needs={"a": 2 * GIGABYTE})
     take(again)
-    assert again._live["a-seed0"]["gpu"] == 0.5
+    assert again._live["a-seed0"]["gpu"] == share
