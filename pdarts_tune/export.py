@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -74,47 +74,30 @@ def _build(settings: Arguments) -> TrainedNetwork:
     import torch
 
     from pdarts_tune.config.evaluation import find_recipe
-    from pdarts_tune.evaluation.__main__ import Arguments as Evaluation
     from pdarts_tune.evaluation.compare import find_all, find_origin, load_weights
-    from pdarts_tune.evaluation.trained import TrainedNetwork
-    from pdarts_tune.networks.darts_weights import find_state_dict, load_darts_state_dict, network_size
+    from pdarts_tune.evaluation.trained import TrainedNetwork, usual_side
     from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
 
-    origin = find_origin(Evaluation(weights=settings.weights)) if settings.weights else None
+    origin = find_origin(settings.weights) if settings.weights else None
     if settings.genotype is None and origin is None:
         raise ConfigError("genotype: is missing, give --genotype" + (", which the weights do not know" if settings.weights else ""))
     genotypes = [origin[0]] if settings.genotype is None and origin else [*find_all([str(settings.genotype)], None)[0].values()]
     if len(genotypes) > 1:
         raise ConfigError(f"genotype: {settings.genotype} holds {len(genotypes)} genotypes, export one of them")
     config = replace(origin[1] if origin else find_recipe(settings.recipe), cell_evaluation="plain")
-    saved: Mapping[str, Any] = {}
-    state: Mapping[str, torch.Tensor] = {}
-    if settings.weights:
-        saved = load_weights(settings.weights)
-        try:
-            state = find_state_dict(saved)
-        except ValueError as error:
-            raise ConfigError(f"weights: {settings.weights}: {error}") from None
-    size = network_size(state)
-    stem: Any = size.get("stem", config.stem)
-    config = replace(config, stem=stem, image_size=config.image_size or (32 // config.downsample if stem == "cifar" else 224))
-    last = [len(bias) for name, bias in state.items() if name.endswith("classifier.bias") and "auxiliary" not in name]
-    first = [tensor.shape[1] for name, tensor in state.items() if name.endswith(("stem.0.weight", "stem0.0.weight"))]
-    classes = last[0] if last else settings.classes or (10 if stem == "cifar" else 1000)
-    assert config.image_size is not None
-    torch.manual_seed(settings.seed)
     try:
-        channels, cells = (int(size.get(name, getattr(config, name))) for name in ("channels", "cells"))
-        shape = NetworkConfig(channels, cells, classes, config.image_size, stem, *first[:1])
-        network = EvalNetwork(genotypes[0], shape, auxiliary=False)
-        if state:
-            load_darts_state_dict(network, state)
+        if settings.weights:
+            saved, _ = load_weights(settings.weights)
+            if "mean" not in saved:
+                print("note: the weights do not say how their images were normalised; this network does not", file=sys.stderr)
+        else:
+            classes = settings.classes or (10 if config.stem == "cifar" else 1000)
+            shape = NetworkConfig(config.channels, config.cells, classes, usual_side(config, config.stem), config.stem)
+            torch.manual_seed(settings.seed)
+            saved = EvalNetwork(genotypes[0], shape, auxiliary=False).state_dict()
+        return TrainedNetwork(saved, genotypes[0], config)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"weights: {settings.weights}: {str(error).splitlines()[0]}") from None
-    moments = {name: saved[name] if name in saved else [value] * shape.in_channels for name, value in (("mean", 0.0), ("std", 1.0))}
-    if settings.weights and "mean" not in saved:
-        print("note: the weights do not say how their images were normalised; this network does not", file=sys.stderr)
-    return TrainedNetwork({"state_dict": network.state_dict()} | moments, genotypes[0], config)
 
 
 def export(network: TrainedNetwork, output: Path, form: str, with_weights: bool) -> float:
@@ -151,8 +134,7 @@ def _write_program(network: TrainedNetwork, file: Path, images: torch.Tensor) ->
 
     program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, file)
-    logits: torch.Tensor = torch.export.load(file).module()(images)
-    return logits
+    return torch.export.load(file).module()(images)
 
 
 def _write_onnx(network: TrainedNetwork, file: Path, images: torch.Tensor) -> torch.Tensor:
@@ -171,31 +153,33 @@ def _write_onnx(network: TrainedNetwork, file: Path, images: torch.Tensor) -> to
 
 
 def _write_python(network: TrainedNetwork, file: Path, images: torch.Tensor) -> torch.Tensor:
-
     file.write_text(write_source(network, file.stem))
     names: dict[str, type[torch.nn.Module]] = {}
     exec(compile(file.read_text(), file.name, "exec"), names)  # noqa: S102  (the text is ours)
     copy = names["Network"]().eval()
     copy.load_state_dict(network.network.state_dict())
-    logits: torch.Tensor = copy(images)
-    return logits
+    return copy(images)
 
 
 def write_source(network: TrainedNetwork, name: str) -> str:
-    """The Python file: operations as they stand in networks/operations.py, and the evaluation network without our kernels."""
-    from pdarts_tune.networks import operations
+    """The Python file: operations, cells and their stack as they stand in networks/, without our kernels."""
+    from pdarts_tune.networks import operations, stacked_cells
+    from pdarts_tune.networks.stacked_cells import ALL_OPERATIONS
 
-    parts = [getattr(operations, part) for part in ("ReLUConvBN", "FactorizedReduce", "SepConv", "DilConv", "Conv7x1And1x7")]
-    parts += [getattr(operations, part) for part in ("_halve", "shift", "_depthwise", "_pool")]
     genotype, shape = network.network.genotype, network.network.config
+    cells = {"normal": genotype.normal, "reduce": genotype.reduce}
+    classes = ("ReLUConvBN", "FactorizedReduce", "PoolBN", "SepConv", "DilConv", "Conv7x1And1x7")
+    parts = [getattr(operations, part) for part in (*classes, "_halve", "shift", "_depthwise", "_pool")]
+    parts += [stacked_cells.conv_bn, stacked_cells.StackedCells, stacked_cells.DerivedCell]
+    used = sorted({name for cell in cells.values() for name, _ in cell.edges})
     moments = {part: tuple(round(float(value), 8) for value in getattr(network, part).flatten()) for part in ("mean", "std")}
     return Template(_SOURCE).substitute(
         name=name,
         genotype=genotype,
-        normal=(genotype.normal.edges, genotype.normal.concat),
-        reduce=(genotype.reduce.edges, genotype.reduce.concat),
-        operations="\n\n".join(inspect.getsource(part) for part in parts).rstrip(),
-        stem=_STEMS[shape.stem],
+        **{cell_type: (cell.edges, cell.concat) for cell_type, cell in cells.items()},
+        definitions="\n\n".join(inspect.getsource(part) for part in parts).rstrip(),
+        operations="".join(inspect.getsource(ALL_OPERATIONS[operation]) for operation in used),
+        stem=shape.stem,
         cells=shape.cells,
         channels=shape.channels,
         classes=shape.num_classes,
@@ -205,15 +189,6 @@ def write_source(network: TrainedNetwork, name: str) -> str:
     )
 
 
-_STEMS = {
-    "cifar": """\
-        self.stem = nn.Sequential(*conv_bn(IN_CHANNELS, 3 * channels, 1))
-        before2, before1, reduction_before = 3 * channels, 3 * channels, False""",
-    "imagenet": """\
-        self.stem0 = nn.Sequential(*conv_bn(IN_CHANNELS, channels // 2, 2), nn.ReLU(), *conv_bn(channels // 2, channels, 2))
-        self.stem1 = nn.Sequential(nn.ReLU(), *conv_bn(channels, channels, 2))
-        before2, before1, reduction_before = channels, channels, True""",
-}
 _SOURCE = '''\
 """An evaluation network of P-DARTS' family in plain PyTorch, which pdarts_tune.export wrote.
 
@@ -235,69 +210,26 @@ CELLS, CHANNELS, CLASSES, IN_CHANNELS = $cells, $channels, $classes, $in_channel
 MEAN, STD = $mean, $std  # of the training images, per channel
 
 
-$operations
+$definitions
 
 
-def conv_bn(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out_channels)
+ALL_OPERATIONS = {
+$operations}
 
 
-def operation(name: str, channels: int, stride: int) -> nn.Module:
-    if name.endswith("pool_3x3"):
-        return _pool(name[:3], stride)
-    if name == "skip_connect":
-        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=True)
-    if name == "conv_7x1_1x7":
-        return Conv7x1And1x7(channels, stride, affine=True)
-    return (SepConv if name.startswith("sep") else DilConv)(channels, int(name[-1]), stride, affine=True)
-
-
-class Cell(nn.Module):
-    """A node is the sum of two operations; the output is the concatenation of nodes."""
-
-    def __init__(self, genotype, before2: int, before1: int, channels: int, reduction: bool, reduction_before: bool) -> None:
-        super().__init__()
-        self.edges, self.concat = genotype
-        adapt = FactorizedReduce if reduction_before else ReLUConvBN
-        self.preprocess0 = adapt(before2, channels, affine=True)
-        self.preprocess1 = ReLUConvBN(before1, channels, affine=True)
-        self.operations = nn.ModuleList(
-            operation(name, channels, 2 if reduction and source < 2 else 1) for name, source in self.edges
-        )
-
-    def forward(self, before2: Tensor, before1: Tensor) -> Tensor:
-        states = [self.preprocess0(before2), self.preprocess1(before1)]
-        outputs = []
-        for edge, (module, (_, source)) in enumerate(zip(self.operations, self.edges)):
-            outputs.append(module(states[source]))
-            if edge % 2:
-                states.append(outputs[-2] + outputs[-1])
-        return torch.cat([states[state] for state in self.concat], dim=1)
-
-
-class Network(nn.Module):
+class Network(StackedCells):
     def __init__(self, classes: int = CLASSES) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(MEAN).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, -1, 1, 1), persistent=False)
-        channels = CHANNELS
-$stem
-        self.cells = nn.ModuleList()
-        for index in range(CELLS):
-            reduction = index in (CELLS // 3, 2 * CELLS // 3)
-            channels *= 1 + reduction
-            genotype = REDUCE if reduction else NORMAL
-            self.cells.append(Cell(genotype, before2, before1, channels, reduction, reduction_before))
-            before2, before1, reduction_before = before1, channels * len(genotype[1]), reduction
-        self.classifier = nn.Linear(before1, classes)
+        self.stack("$stem", IN_CHANNELS, CHANNELS, CELLS, classes)
+
+    def make_cell(self, before2: int, before1: int, channels: int, reduction: bool, after_reduction: bool):
+        edges, concat = REDUCE if reduction else NORMAL
+        return DerivedCell(edges, concat, before2, before1, channels, reduction, after_reduction), channels * len(concat)
 
     def forward(self, images: Tensor) -> Tensor:
-        images = (images - self.mean) / self.std
-        if hasattr(self, "stem"):
-            before2 = before1 = self.stem(images)
-        else:
-            before2 = self.stem0(images)
-            before1 = self.stem1(before2)
+        before2, before1 = self.read((images - self.mean) / self.std)
         for cell in self.cells:
             before2, before1 = before1, cell(before2, before1)
         return self.classifier(before1.mean(dim=(2, 3)))

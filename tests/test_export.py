@@ -13,8 +13,13 @@ from pdarts_tune.config.evaluation import RECIPES
 from pdarts_tune.config.serialize import to_dict
 from pdarts_tune.export import main
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
+from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.published import PUBLISHED
 
+SMALL = CellGenotype((("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_5x5", 0), ("max_pool_3x3", 2)), (2, 3))
+GENOTYPE = Genotype(
+    SMALL, CellGenotype((("sep_conv_5x5", 1), ("skip_connect", 0), ("avg_pool_3x3", 2), ("dil_conv_3x3", 1)), (2, 3))
+)
 MEAN, STD = [0.2, 0.4, 0.6], [0.5, 0.25, 0.3]
 IMAGES = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -23,8 +28,7 @@ IMAGES = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 def trained(tmp_path_factory):
     """Weights as a study keeps them, and their logits for IMAGES."""
     torch.manual_seed(0)
-    genotype = PUBLISHED["PDARTS_C10"].genotype
-    network = EvalNetwork(genotype, NetworkConfig(4, 3, 7, 32, "cifar"))
+    network = EvalNetwork(GENOTYPE, NetworkConfig(4, 3, 7, 32, "cifar"))
     for _ in range(3):
         network(torch.randn(8, 3, 32, 32))  # running statistics other than 0 and 1
     network.eval()
@@ -34,7 +38,7 @@ def trained(tmp_path_factory):
             norm.bias.uniform_(-1, 1)
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
         logits = network((IMAGES - mean) / std)[0]
-    saved = {"state_dict": network.state_dict(), "mean": MEAN, "std": STD, "genotype": str(genotype)}
+    saved = {"state_dict": network.state_dict(), "mean": MEAN, "std": STD, "genotype": str(GENOTYPE)}
     file = tmp_path_factory.mktemp("weights") / "trained.pt"
     torch.save(saved | {"config": to_dict(replace(RECIPES["cifar-short"], cells=3, channels=4))}, file)
     return file, logits
@@ -93,7 +97,7 @@ def test_the_python_file_has_every_published_operation_and_the_stem_for_imagenet
 def test_a_network_with_other_logits_is_not_written(trained, tmp_path, monkeypatch, capsys):
     from pdarts_tune import export as module
 
-    monkeypatch.setattr(module, "_SOURCE", module._SOURCE.replace("outputs[-2] + outputs[-1]", "outputs[-2] - outputs[-1]"))
+    monkeypatch.setattr(module, "_SOURCE", module._SOURCE.replace("images - self.mean", "images + self.mean"))
     with pytest.raises(SystemExit, match="1"):
         export("python", tmp_path / "cell.py", "--weights", trained[0])
     assert "logits differ from ours by" in capsys.readouterr().err
@@ -127,7 +131,7 @@ def test_weights_of_other_code_are_exported_with_a_genotype(trained, tmp_path, c
     file, _ = trained
     state = tmp_path / "state.pt"
     torch.save({f"module.{name}": value for name, value in torch.load(file)["state_dict"].items()}, state)
-    export("python", tmp_path / "cell.py", "--weights", state, "--genotype", "PDARTS_C10")
+    export("python", tmp_path / "cell.py", "--weights", state, "--genotype", GENOTYPE)
     err = capsys.readouterr().err
     assert "do not say how their images were normalised" in err
     assert "CELLS, CHANNELS, CLASSES, IN_CHANNELS = 3, 4, 7, 3" in (tmp_path / "cell.py").read_text()

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _print_estimates(settings)
             return
         with _short_warnings():
-            kept = find_origin(settings) if settings.weights else None
+            kept = find_origin(settings.weights) if settings.weights else None
             genotype = settings.genotype or ((str(kept[0]),) if kept else ())
             run(replace(settings, genotype=genotype), build_config(settings, kept and kept[1]))
     except ConfigError as error:

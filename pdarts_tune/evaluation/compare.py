@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.execution import cell_evaluation
@@ -182,22 +183,24 @@ class Weights(NamedTuple):
     origin: str  # of the moments, as the command prints it
 
 
-def find_origin(settings: Arguments) -> tuple[Genotype, EvalConfig] | None:
+def find_origin(file: Path) -> tuple[Genotype, EvalConfig] | None:
     """The genotype and the recipe of the weights, where a study or this command kept them. ConfigError if they cannot be read."""
-    file = settings.weights
-    assert file is not None
     study = Storage(file.absolute().parent.parent) if file.absolute().parent.name == "weights" else None
-    return weights_origin(load_weights(file), study, file.stem)
+    return weights_origin(load_weights(file)[0], study, file.stem)
 
 
-def load_weights(file: Path) -> Any:
-    """What the file holds, tensors and plain types alone. ConfigError if it cannot be read."""
+def load_weights(file: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """What the file holds, tensors and plain types alone, and the state dict in it. ConfigError if there is none."""
     if not file.is_file():
         raise ConfigError(f"weights: {file} is not a file")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's readers raise many kinds of errors
         raise ConfigError(f"weights: {file}: {_load_reason(file, error)}") from None
+    try:
+        return saved, find_state_dict(saved)
+    except ValueError as error:
+        raise ConfigError(f"weights: {file}: {error}") from None
 
 
 def read_weights(file: Path, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, config: EvalConfig) -> Weights:
@@ -209,11 +212,7 @@ def read_weights(file: Path, mean: tuple[float, ...] | None, std: tuple[float, .
         ConfigError: the file cannot be read; its moments are impossible or not those of the command line; no constants are known
             for such images.
     """
-    saved = load_weights(file)
-    try:
-        state = find_state_dict(saved)
-    except ValueError as error:
-        raise ConfigError(f"weights: {file}: {error}") from None
+    saved, state = load_weights(file)
     info = check_dataset(config)
     options: Moments | None = None
     if mean is not None and std is not None:
@@ -253,10 +252,10 @@ def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Da
         raise ConfigError(f"weights: {weights.file}: {_first_line(error)}{_fitting_size(weights.state, network.config)}") from None
     digest = hashlib.sha256(weights.file.read_bytes()).hexdigest()[:8]
     job = EvalJob(f"{genotype.genotype_id}-weights-{digest}-{config_id(config)}", str(folder), str(genotype), to_dict(config))
-    own: dict[str, Any] = {"recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0}
+    own: dict[str, Any] = {"recipe": "weights", "recipe_id": f"weights-{digest}", "epochs": 0, "seconds": 0.0, "started": started}
 
     def write(outcome: dict[str, Any]) -> None:
-        write_eval_row(job, own | outcome, describe_device(device), peak_bytes(device), started, 1)
+        write_eval_row(job, own | {"device": describe_device(device), "peak_bytes": peak_bytes(device)} | outcome)
 
     try:
         batches = Batches(dataset.test, dataset, config.batch_size, device, augment=False)
@@ -270,15 +269,12 @@ def test_weights(label: str, genotype: Genotype, config: EvalConfig, dataset: Da
 
 def _fitting_size(state: Mapping[str, Any], shape: NetworkConfig) -> str:
     """The size of the network that saved the weights, where it is another: what to give for the weights to fit."""
-    try:
-        size = network_size(state)
-    except (AttributeError, ValueError):  # not tensors by name
-        return ""
+    size = network_size(state)
     if any(name.endswith("alphas_normal") for name in state):
         return "; it is of a search network, a cell's weights are those of an evaluation"
     if size.get("stem", shape.stem) != shape.stem:
         return f"; it is of a network with the {size['stem']} stem, give a --recipe that has it"
-    other = [f"--{name} {value}" for name, value in size.items() if value != getattr(shape, name)]
+    other = [f"--{name} {size[name]}" for name in ("cells", "channels") if size.get(name) not in (None, getattr(shape, name))]
     return f"; it fits a network of {' '.join(other)}" if other else ""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.execution import cell_evaluation
 from pdarts_tune.config.serialize import ConfigError, from_dict
-from pdarts_tune.networks.darts_weights import load_darts_state_dict, network_size
+from pdarts_tune.networks.darts_weights import find_state_dict, load_darts_state_dict, network_size
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.storage import Storage
@@ -25,7 +25,11 @@ from pdarts_tune.results.tables import final_genotypes, read_rows, read_table
 class TrainedNetwork(nn.Module):
     """A trained network in evaluation mode, which takes images as they are in files.
 
-    `config` is how it was trained, `class_names` are in the order of the logits (empty in files of earlier releases).
+    `config` is how it was trained, `class_names` are in the order of the logits (empty in files of earlier releases). A file of
+    weights that does not say how images were normalised is of a network that takes them as they are.
+
+    Raises:
+        ValueError: the weights are not of the genotype, or of no evaluation network.
     """
 
     mean: Tensor
@@ -33,24 +37,27 @@ class TrainedNetwork(nn.Module):
 
     def __init__(self, saved: Mapping[str, Any], genotype: Genotype, config: EvalConfig) -> None:
         super().__init__()
+        state = find_state_dict(saved)
         self.config, self.class_names = config, tuple(saved.get("class_names", ()))
-        state = saved["state_dict"]
-        size, first = network_size(state), state["stem.0.weight" if config.stem == "cifar" else "stem0.0.weight"]
-        channels, cells, classes = int(size["channels"]), int(size["cells"]), len(state["classifier.bias"])
-        shape = NetworkConfig(channels, cells, classes, config.image_size or 32 // config.downsample, config.stem, first.shape[1])
+        size = {"channels": config.channels, "cells": config.cells, "stem": config.stem, "num_classes": 1} | network_size(state)
+        shape = NetworkConfig(**size, image_size=usual_side(config, size["stem"]))
         self.network = EvalNetwork(genotype, shape, auxiliary=False)
         self.network.evaluation = cell_evaluation(config.execution)
         load_darts_state_dict(self.network, state)
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(saved[name]).view(1, -1, 1, 1))
+        for name, default in (("mean", 0.0), ("std", 1.0)):
+            self.register_buffer(name, torch.tensor(saved.get(name, [default] * shape.in_channels)).view(1, -1, 1, 1))
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, channels, height, width), of bytes or of numbers in [0, 1], to logits (N, classes)."""
         if images.dtype == torch.uint8:
             images = images / 255
-        logits: Tensor = self.network((images - self.mean) / self.std)[0]
-        return logits
+        return self.network((images - self.mean) / self.std)[0]
+
+
+def usual_side(config: EvalConfig, stem: str) -> int:
+    """The side of the images that a recipe trains, in pixels, where no data set says it: that of CIFAR's, or ImageNet's 224."""
+    return config.image_size or (32 // config.downsample if stem == "cifar" else 224)
 
 
 def load_trained(folder: Path | str, name: str) -> TrainedNetwork:

@@ -223,7 +223,7 @@ class Evaluation:
         for images, labels, place in self.batches.shared_epoch(self.generators["batches"], workers):
             if not config.sync_batch_norm and place.fewest < 2:
                 continue  # batch norm cannot train on one image
-            self.network.set_share(place.start, place.total)
+            self.network.share = place.start, place.total
             share = workers.count / place.total
 
             def step(images: Tensor, labels: Tensor, share: float = share) -> tuple[Tensor, ...]:

@@ -29,8 +29,6 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
                 share=method.k,
                 edge_normalization=method.edge_normalization,
                 alpha_init_scale=config.alpha_init_scale,
-                recompute=execution.recompute,
-                dropout_on_reduce=config.dropout_on_reduce,
                 stem=config.stem,
             )
         else:
@@ -38,14 +36,13 @@ def build_network(config: SearchConfig, space: SearchSpace, cells: int, num_clas
                 *shape,
                 alpha_init_scale=config.alpha_init_scale,
                 evaluation=cell_evaluation(execution, method),
-                recompute=execution.recompute,
-                dropout_on_reduce=config.dropout_on_reduce,
                 stem=config.stem,
                 auxiliary_skip=any(isinstance(remedy, AuxiliarySkip) for remedy in config.remedies),
                 independent=any(isinstance(remedy, IndependentWeights) for remedy in config.remedies),
             )
-    network.precision = execution.precision
-    network.channels_last = execution.channels_last
+    network.precision, network.channels_last = execution.precision, execution.channels_last
+    for cell in network.search_cells():
+        cell.recompute, cell.dropout_on_reduce = execution.recompute, config.dropout_on_reduce
     return network
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pdarts_tune.results.storage import Storage
 
@@ -24,19 +25,15 @@ def save_checkpoint(state: Mapping[str, Any], storage: Storage, name: str) -> No
     parts: dict[str, list[Tensor]] = {}
 
     def strip(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            kind, value = f"{value.dtype} {value.device}", value.detach()
-            if not _is_dense(value):
-                value = value.contiguous()
-            parts.setdefault(kind, []).append(value.as_strided((value.numel(),), (1,)))
-            return {_TENSOR: [kind, list(value.shape), list(value.stride())]}
-        if isinstance(value, Mapping):
-            return {key: strip(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(map(strip, value))
-        return value
+        if not isinstance(value, Tensor):
+            return value
+        kind, value = f"{value.dtype} {value.device}", value.detach()
+        if torch.empty_like(value, device="meta").stride() != value.stride():  # there are gaps in its memory, or overlaps
+            value = value.contiguous()
+        parts.setdefault(kind, []).append(value.as_strided((value.numel(),), (1,)))
+        return {_TENSOR: [kind, list(value.shape), list(value.stride())]}
 
-    stripped = strip(state)
+    stripped = tree_map(strip, state)
     save_whole({_STATE: stripped, _FLAT: {kind: torch.cat(tensors) for kind, tensors in parts.items()}}, storage, name)
 
 
@@ -64,20 +61,19 @@ def load_checkpoint(storage: Storage, name: str, device: torch.device) -> dict[s
     flat, start = saved[_FLAT], dict.fromkeys(saved[_FLAT], 0)
 
     def restore(value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.keys() != {_TENSOR}:
-                return {key: restore(item) for key, item in value.items()}
-            kind, shape, strides = value[_TENSOR]
-            count = torch.Size(shape).numel()
-            values = flat[kind][start[kind] : start[kind] + count]
-            start[kind] += count
-            return values.clone().as_strided(shape, strides)
-        if isinstance(value, list | tuple):
-            return type(value)(map(restore, value))
-        return value
+        if not _is_stripped(value):
+            return value
+        kind, shape, strides = value[_TENSOR]
+        count = torch.Size(shape).numel()
+        values = flat[kind][start[kind] : start[kind] + count]
+        start[kind] += count
+        return values.clone().as_strided(shape, strides)
 
-    state: dict[str, Any] = restore(saved[_STATE])
-    return state
+    return tree_map(restore, saved[_STATE], is_leaf=_is_stripped)
+
+
+def _is_stripped(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {_TENSOR}
 
 
 def restore_generators(generators: Mapping[str, torch.Generator], states: Mapping[str, Tensor]) -> None:
@@ -94,13 +90,3 @@ def restore_generators(generators: Mapping[str, torch.Generator], states: Mappin
                 "continue it on such a device, or start anew in another results folder"
             )
         generator.set_state(state)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a block of memory in any order, as channels-last images do."""
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True

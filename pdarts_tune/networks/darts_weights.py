@@ -96,16 +96,17 @@ def load_darts_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) 
         network.load_state_dict({**ours, **loaded})
 
 
-def network_size(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]:
-    """The `cells`, `channels` and `stem` of the evaluation network that saved a state dict, as far as its names tell."""
+def network_size(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of `NetworkConfig` that the names and shapes of an evaluation network's state dict tell."""
     shapes = {_without_wrappers(name): tuple(tensor.shape) for name, tensor in state_dict.items()}
-    size: dict[str, int | str] = {}
+    size: dict[str, Any] = {}
     if cells := [int(name.split(".")[1]) for name in shapes if re.match(r"cells\.\d+\.", name)]:
         size["cells"] = 1 + max(cells)
-    for stem, weight, copies in (("cifar", "stem.0.weight", 3), ("imagenet", "stem1.1.weight", 1)):
-        if len(shapes.get(weight, ())) == 4:
-            size |= {"channels": shapes[weight][0] // copies, "stem": stem}
-    return size
+    for stem, first, last, copies in (("cifar", "stem.0", "stem.0", 3), ("imagenet", "stem0.0", "stem1.1", 1)):
+        if len(shapes.get(f"{first}.weight", ())) == len(shapes.get(f"{last}.weight", ())) == 4:
+            in_channels, channels = shapes[f"{first}.weight"][1], shapes[f"{last}.weight"][0] // copies
+            size |= {"channels": channels, "stem": stem, "in_channels": in_channels}
+    return size | ({"num_classes": shapes["classifier.bias"][0]} if shapes.get("classifier.bias") else {})
 
 
 def _without_wrappers(name: str) -> str:
@@ -129,7 +130,7 @@ def _our_name(network: Supernet | EvalNetwork, name: str) -> str:
             kind = module.operations[int(edge)][int(position)]
             place = f"edges.{edge}.{kind}"
         else:
-            kind, _ = module.genotype.edges[int(position)]
+            kind, _ = module.edges[int(position)]
             place = f"operations.{position}"
         return f"cells.{cell}.{place}.{_OPERATION_PARTS[kind][part]}.{tensor}"
     except (IndexError, KeyError):

@@ -38,8 +38,7 @@ class PoolBN(nn.Module):
         self.bn = nn.BatchNorm2d(channels, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bn(self.pool(x))
-        return out
+        return self.bn(self.pool(x))
 
 
 class ReLUConvBN(nn.Module):
@@ -51,8 +50,7 @@ class ReLUConvBN(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bn(self.conv(F.relu(x)))
-        return out
+        return self.bn(self.conv(F.relu(x)))
 
 
 class FactorizedReduce(nn.Module):
@@ -74,8 +72,7 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        out: Tensor = self.bn(torch.cat([_halve(self.conv1, x), _halve(self.conv2, shift(x))], dim=1))
-        return out
+        return self.bn(torch.cat([_halve(self.conv1, x), _halve(self.conv2, shift(x))], dim=1))
 
 
 def _halve(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -85,8 +82,7 @@ def _halve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """
     if x.device.type == "cpu" and x.stride(1) == 1:
         return F.conv2d(x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), conv.weight)
-    out: Tensor = conv(x)
-    return out
+    return conv(x)
 
 
 class SepConv(nn.Module):
@@ -103,8 +99,7 @@ class SepConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.pointwise1(self.depthwise1(F.relu(x))))
-        out: Tensor = self.bn2(self.pointwise2(self.depthwise2(F.relu(x))))
-        return out
+        return self.bn2(self.pointwise2(self.depthwise2(F.relu(x))))
 
 
 class DilConv(nn.Module):
@@ -117,8 +112,7 @@ class DilConv(nn.Module):
         self.bn = nn.BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bn(self.pointwise(self.depthwise(F.relu(x))))
-        return out
+        return self.bn(self.pointwise(self.depthwise(F.relu(x))))
 
 
 class Conv7x1And1x7(nn.Module):
@@ -131,8 +125,7 @@ class Conv7x1And1x7(nn.Module):
         self.bn = nn.BatchNorm2d(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bn(self.vertical(self.horizontal(F.relu(x))))
-        return out
+        return self.bn(self.vertical(self.horizontal(F.relu(x))))
 
 
 def shift(x: Tensor) -> Tensor:
@@ -153,22 +146,6 @@ def _pool(kind: str, stride: int) -> nn.Module:
     return nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
 
 
-def cifar_stem(in_channels: int, channels: int) -> nn.Sequential:
-    """One 3x3 convolution with batch norm."""
-    return nn.Sequential(*_conv_bn(in_channels, channels, 1))
-
-
-def imagenet_stem(in_channels: int, channels: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """Three 3x3 convolutions of stride 2 with batch norm: what the first cell reads as the output of the cell before the last one,
-    a quarter of the image's side, and, from that, an eighth."""
-    first = nn.Sequential(*_conv_bn(in_channels, channels // 2, 2), nn.ReLU(), *_conv_bn(channels // 2, channels, 2))
-    return first, nn.Sequential(nn.ReLU(), *_conv_bn(channels, channels, 2))
-
-
-def _conv_bn(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out_channels)
-
-
 # From PRIMITIVES names to (channels, stride, affine) -> module.
 OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "none": lambda channels, stride, affine: Zero(stride),  # noqa: ARG005
@@ -184,7 +161,7 @@ OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
 # Operations of published cells outside the search space (see `pdarts/genotype.py`), for evaluation networks alone.
 FURTHER_OPERATIONS: Mapping[str, Callable[[int, int, bool], nn.Module]] = {
     "sep_conv_7x7": lambda channels, stride, affine: SepConv(channels, 7, stride, affine),
-    "conv_7x1_1x7": Conv7x1And1x7,
+    "conv_7x1_1x7": lambda channels, stride, affine: Conv7x1And1x7(channels, stride, affine),
 }
 
 

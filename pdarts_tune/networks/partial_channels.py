@@ -7,14 +7,12 @@ every edge has a weight beta, and a node is the sum of its edges weighted by the
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from pdarts_tune.config.evaluation import Stem
-from pdarts_tune.networks.supernet import NODE_EDGES, Cell, Mixing, Supernet
+from pdarts_tune.networks.supernet import NODE_EDGES, Cell, Dropout, Mixing, Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, SearchSpace
 
@@ -22,16 +20,9 @@ from pdarts_tune.pdarts.space import EDGES, SearchSpace
 class PartialCell(Cell):
     """A cell with `channels // share` channels for the operations. The last column of its mixing weights weighs the edges."""
 
-    def node(
-        self,
-        inputs: dict[int, Tensor],
-        weights: Tensor,
-        masks: dict[int, Tensor],
-        kept: float | Tensor,
-        factors: Tensor | None = None,
-    ) -> Tensor:
+    def node(self, inputs: dict[int, Tensor], weights: Tensor, masks: dict[int, Tensor], dropout: Dropout) -> Tensor:
         """The shuffle is the same for all edges into a node, so their sums are shuffled, and not each of them."""
-        mixed = super().node({edge: state[:, : self.channels] for edge, state in inputs.items()}, weights, masks, kept, factors)
+        mixed = super().node({edge: state[:, : self.channels] for edge, state in inputs.items()}, weights, masks, dropout)
         if self.share == 1:
             return mixed
         total: Tensor | None = None
@@ -54,6 +45,7 @@ class PartialSupernet(Supernet):
         ValueError: `share` does not divide the channels.
     """
 
+    cell_type = PartialCell
     betas_normal: nn.Parameter
     betas_reduce: nn.Parameter
 
@@ -68,8 +60,6 @@ class PartialSupernet(Supernet):
         share: int,
         edge_normalization: bool,
         alpha_init_scale: float = 1e-3,
-        recompute: bool = False,
-        dropout_on_reduce: bool = False,
         stem: Stem = "cifar",
     ) -> None:
         if channels % share:
@@ -82,10 +72,8 @@ class PartialSupernet(Supernet):
             in_channels,
             alpha_init_scale=alpha_init_scale,
             evaluation="plain",
-            recompute=recompute,
-            dropout_on_reduce=dropout_on_reduce,
             stem=stem,
-            make_cell=functools.partial(PartialCell, share=share),
+            share=share,
         )
         self.edge_normalization = edge_normalization
         if edge_normalization:

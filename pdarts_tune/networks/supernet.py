@@ -6,9 +6,9 @@ space says which operations an edge has, so every stage of P-DARTS uses this net
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,56 +19,48 @@ from pdarts_tune.config.execution import CellEvaluation, Precision
 from pdarts_tune.networks.graphs import Number, draw_ones
 from pdarts_tune.networks.kernels.build import choose
 from pdarts_tune.networks.kernels.function import Plan, Settings, as_nodes, evaluate, search_plan
-from pdarts_tune.networks.operations import (
-    OPERATIONS,
-    FactorizedReduce,
-    ReLUConvBN,
-    cifar_stem,
-    frozen_statistics,
-    imagenet_stem,
-)
+from pdarts_tune.networks.operations import OPERATIONS, FactorizedReduce, ReLUConvBN, frozen_statistics
+from pdarts_tune.networks.stacked_cells import StackedCells
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, Probs
-from pdarts_tune.pdarts.progressive_depth import reduction_cells
 from pdarts_tune.pdarts.space import EDGES, NUM_NODES, CellOps, SearchSpace
 
 Mixing = tuple[Tensor, Tensor]  # weights of the candidate operations, normal and reduction, shaped like the alphas
 NODE_EDGES = [[edge for edge, (_, end) in enumerate(EDGES) if end == node] for node in range(NUM_NODES)]
 
 
+class Dropout(NamedTuple):
+    """What a pass in training mode drops: elements that pass skip-connects, and whole paths."""
+
+    masks: Tensor | None = None  # of the elements that are kept, one per edge of `skip_edges`
+    kept: float | Tensor = 1.0  # the share of ones in the masks
+    factors: Tensor | None = None  # of drop path, (edges, columns, batch); identities have none
+
+
+NO_DROPOUT = Dropout()
+
+
 class Cell(nn.Module):
     """One cell: two preprocessed inputs, four nodes, the nodes concatenated. A reduction cell reads its inputs at stride 2."""
 
     def __init__(
-        self,
-        operations: CellOps,
-        before2: int,
-        before1: int,
-        channels: int,
-        reduction: bool,
-        reduction_before: bool,
-        share: int = 1,
+        self, operations: CellOps, before2: int, before1: int, channels: int, reduction: bool, after_reduction: bool, share: int = 1
     ) -> None:
         super().__init__()
         self.operations = operations
         self.share = share
         self.channels = channels // share  # of the operations; in `networks/partial_channels.py` the others pass by
         self.reduction = reduction
-        self.reduction_before = reduction_before
-        adapt = FactorizedReduce if reduction_before else ReLUConvBN
+        self.after_reduction = after_reduction
+        adapt = FactorizedReduce if after_reduction else ReLUConvBN
         self.preprocess0 = adapt(before2, channels, affine=False)
         self.preprocess1 = ReLUConvBN(before1, channels, affine=False)
         self.edges = nn.ModuleList(
             nn.ModuleDict({name: OPERATIONS[name](self.channels, self.stride(edge), False) for name in names})
             for edge, names in enumerate(operations)
         )
-
         self.auxiliary = nn.ModuleList()  # a skip-connect per edge without an alpha; its weights are the last column
         self.recompute = False  # keep the inputs alone for backward
         self.dropout_on_reduce = False  # skip dropout also acts on skip-connects of stride 2
-        self._plan: Plan | None = None  # of the kernels, made at their first use
-
-    def add_auxiliary_skips(self) -> None:
-        self.auxiliary.extend(OPERATIONS["skip_connect"](self.channels, self.stride(edge), False) for edge in range(len(EDGES)))
 
     def stride(self, edge: int) -> int:
         return 2 if self.reduction and EDGES[edge][0] < 2 else 1
@@ -79,48 +71,30 @@ class Cell(nn.Module):
         skips = [e for e, names in enumerate(self.operations) if "skip_connect" in names]
         return [e for e in skips if self.dropout_on_reduce or self.stride(e) == 1]
 
-    def forward(
-        self,
-        before2: Tensor,
-        before1: Tensor,
-        weights: Tensor,
-        skip_masks: Tensor | None,
-        kept: float | Tensor,
-        factors: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, before2: Tensor, before1: Tensor, weights: Tensor, dropout: Dropout = NO_DROPOUT) -> Tensor:
         """The plain evaluation: one module per operation, edge by edge.
 
         Args:
             before2: output of the cell before the last one, (batch, channels, height, width).
             before1: output of the last cell.
             weights: a row per edge, a column per operation.
-            skip_masks: a mask per edge of `skip_edges`; None: no dropout.
-            kept: the share of ones in the masks.
-            factors: of drop path, (edges, columns, batch); identities have none.
         """
         states = [self.preprocess0(before2), self.preprocess1(before1)]
-        masks = {} if skip_masks is None else dict(zip(self.skip_edges, skip_masks, strict=True))
+        masks = {} if dropout.masks is None else dict(zip(self.skip_edges, dropout.masks, strict=True))
         for node, edges in enumerate(NODE_EDGES):
-            states.append(self.node(dict(zip(edges, states[: node + 2], strict=True)), weights, masks, kept, factors))
+            states.append(self.node(dict(zip(edges, states[: node + 2], strict=True)), weights, masks, dropout))
         return torch.cat(states[-NUM_NODES:], dim=1)
 
-    def node(
-        self,
-        inputs: dict[int, Tensor],
-        weights: Tensor,
-        masks: dict[int, Tensor],
-        kept: float | Tensor,
-        factors: Tensor | None = None,
-    ) -> Tensor:
+    def node(self, inputs: dict[int, Tensor], weights: Tensor, masks: dict[int, Tensor], dropout: Dropout) -> Tensor:
         """The weighted sum of all operations on the edges into a node. `inputs` and `masks` are by edge."""
         total: Tensor | None = None
         for edge, state in inputs.items():
             for index, (name, operation) in enumerate(self.edges[edge].items()):  # type: ignore[operator]
                 out = operation(state)
                 if name == "skip_connect" and edge in masks:
-                    out = out * masks[edge] / kept
-                if factors is not None and not isinstance(operation, nn.Identity):
-                    out = out * factors[edge, index][:, None, None, None]
+                    out = out * masks[edge] / dropout.kept
+                if dropout.factors is not None and not isinstance(operation, nn.Identity):
+                    out = out * dropout.factors[edge, index][:, None, None, None]
                 out = weights[edge, index] * out
                 total = out if total is None else total + out
             if self.auxiliary:
@@ -128,25 +102,20 @@ class Cell(nn.Module):
         assert total is not None
         return total
 
-    def by_kernels(
-        self,
-        before2: Tensor,
-        before1: Tensor,
-        weights: Tensor,
-        skip_masks: Tensor | None,
-        kept: float,
-        factors: Tensor | None = None,
-    ) -> Tensor:
+    @cached_property
+    def _plan(self) -> Plan:
+        preprocess = self.preprocess0, self.preprocess1
+        edges = [edge for edge in self.edges if isinstance(edge, nn.ModuleDict)]
+        return search_plan(preprocess, edges, self.channels, self.reduction, self.skip_edges, list(self.auxiliary))
+
+    def by_kernels(self, before2: Tensor, before1: Tensor, weights: Tensor, dropout: Dropout = NO_DROPOUT) -> Tensor:
         """The same by the C library. Inputs and output are (nodes, batch, height, width, channels)."""
-        if self._plan is None:
-            preprocess = self.preprocess0, self.preprocess1
-            edges = [edge for edge in self.edges if isinstance(edge, nn.ModuleDict)]
-            self._plan = search_plan(preprocess, edges, self.channels, self.reduction, self.skip_edges, list(self.auxiliary))
-        rows = None if factors is None else factors.flatten(0, 1)
-        return evaluate(self._plan, Settings(self.training, self.recompute, kept), before2, before1, weights, skip_masks, rows)
+        settings = Settings(self.training, self.recompute, float(dropout.kept))
+        factors = None if dropout.factors is None else dropout.factors.flatten(0, 1)
+        return evaluate(self._plan, settings, before2, before1, weights, dropout.masks, factors)
 
 
-class Supernet(nn.Module):
+class Supernet(StackedCells):
     """The search network of one stage.
 
     Alphas are two tensors with a row per edge and a column per operation, in the order of the search space. Shorter rows are padded
@@ -162,6 +131,7 @@ class Supernet(nn.Module):
     are dropped in training mode, by draws from `path_generator`.
     """
 
+    cell_type: type[Cell] = Cell
     alphas_normal: nn.Parameter
     alphas_reduce: nn.Parameter
     kept_normal: Tensor
@@ -182,11 +152,12 @@ class Supernet(nn.Module):
         stem: Stem = "cifar",
         auxiliary_skip: bool = False,
         independent: bool = False,
-        make_cell: Callable[[CellOps, int, int, int, bool, bool], Cell] = Cell,
+        share: int = 1,
     ) -> None:
         super().__init__()
         self.evaluation = evaluation
         self.space = space
+        self.share = share
         self.dropout_generator: torch.Generator | None = None
         self.skip_dropout = 0.0
         self._kept = Number(1.0)  # the share of elements that skip dropout keeps
@@ -196,34 +167,25 @@ class Supernet(nn.Module):
         self.path_generator: torch.Generator | None = None
         self.precision: Precision = "fp32"  # bf16: mixed precision, see `config/execution.py`
         self.channels_last = False  # memory layout of plain cells; that of kernels is always channels-last
-        self.reduced_stem = stem == "imagenet"
-        if self.reduced_stem:
-            self.stem0, self.stem1 = imagenet_stem(in_channels, channels)
-            before2 = before1 = channels
-        else:
-            self.stem = cifar_stem(in_channels, 3 * channels)
-            before2 = before1 = 3 * channels
-        reduction_before = self.reduced_stem  # the first cell reads two resolutions
-        self.cells = nn.ModuleList()
-        for index in range(num_cells):
-            reduction = index in reduction_cells(num_cells)
-            channels *= 1 + reduction
-            operations = space.reduce if reduction else space.normal
-            cell = make_cell(operations, before2, before1, channels, reduction, reduction_before)
+        self.stack(stem, in_channels, channels, num_cells, num_classes)
+        for cell in self.search_cells():
             cell.recompute, cell.dropout_on_reduce = recompute, dropout_on_reduce
-            self.cells.append(cell)
-            before2, before1, reduction_before = before1, NUM_NODES * channels, reduction
-        self.classifier = nn.Linear(before1, num_classes)
         for cell_type, operations in (("normal", space.normal), ("reduce", space.reduce)):
-            kept = _kept(operations)
-            self.register_parameter(
-                f"alphas_{cell_type}", nn.Parameter(alpha_init_scale * torch.randn(kept.shape).where(kept, 0.0))
-            )
-            self.register_buffer(f"kept_{cell_type}", kept, persistent=False)
+            width = max(map(len, operations))
+            kept = torch.tensor([[column < len(names) for column in range(width)] for names in operations])
+            alphas = nn.Parameter(alpha_init_scale * torch.randn(kept.shape).where(kept, 0.0))
+            self.register_parameter(f"alphas_{cell_type}", alphas)
+            self.register_buffer(f"kept_{cell_type}", kept, persistent=False)  # False in the padding
         self.auxiliary_skip = auxiliary_skip
         if auxiliary_skip:  # drawn last, so that all other weights are those of a search without it
-            for cell in self._cells():
-                cell.add_auxiliary_skips()
+            for cell in self.search_cells():
+                skips = (OPERATIONS["skip_connect"](cell.channels, cell.stride(edge), False) for edge in range(len(EDGES)))
+                cell.auxiliary.extend(skips)
+
+    def make_cell(self, before2: int, before1: int, channels: int, reduction: bool, after_reduction: bool) -> tuple[Cell, int]:
+        operations = self.space.reduce if reduction else self.space.normal
+        cell = self.cell_type(operations, before2, before1, channels, reduction, after_reduction, self.share)
+        return cell, NUM_NODES * channels
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The alphas: normal, reduction."""
@@ -247,14 +209,12 @@ class Supernet(nn.Module):
     def operation_weights(self) -> Mixing:
         """The weights of the candidate operations: the softmax of each edge's alphas (`independent`: their sigmoids), zero in the
         padding."""
-        normal, reduce = (
-            masked.sigmoid() if self.independent else masked.softmax(dim=-1)
-            for masked in (
-                alphas.masked_fill(~kept, -torch.inf)
-                for alphas, kept in ((self.alphas_normal, self.kept_normal), (self.alphas_reduce, self.kept_reduce))
-            )
-        )
-        return normal, reduce
+
+        def weigh(alphas: Tensor, kept: Tensor) -> Tensor:
+            masked = alphas.masked_fill(~kept, -torch.inf)
+            return masked.sigmoid() if self.independent else masked.softmax(dim=-1)
+
+        return weigh(self.alphas_normal, self.kept_normal), weigh(self.alphas_reduce, self.kept_reduce)
 
     def with_auxiliary(self, weights: Mixing) -> Mixing:
         """With the auxiliary skip-connect's weight as the last column, if there is one."""
@@ -279,18 +239,12 @@ class Supernet(nn.Module):
         Raises:
             ValueError: the genotype uses an operation that its edge does not offer.
         """
-        normal, reduce = (
-            _one_hot(cell_type, operations, cell, alphas)
-            for cell_type, operations, cell, alphas in (
-                ("normal", self.space.normal, genotype.normal, self.alphas_normal),
-                ("reduce", self.space.reduce, genotype.reduce, self.alphas_reduce),
-            )
-        )
-        return normal, reduce
+        normal = _one_hot("normal", self.space.normal, genotype.normal, self.alphas_normal)
+        return normal, _one_hot("reduce", self.space.reduce, genotype.reduce, self.alphas_reduce)
 
     def spread(self, mixing: Mixing) -> list[Tensor]:
         """The weights of each cell: those of its type."""
-        return [mixing[cell.reduction] for cell in self._cells()]
+        return [mixing[cell.reduction] for cell in self.search_cells()]
 
     def forward(self, images: Tensor, mixing: Mixing | list[Tensor] | None = None) -> Tensor:
         """Images (batch, in_channels, height, width) to logits (batch, num_classes).
@@ -308,32 +262,23 @@ class Supernet(nn.Module):
         kernels = choose(self.evaluation, images.device) == "kernels"
         if kernels:
             images = images.contiguous(memory_format=torch.channels_last)
-        first: Tensor = self.stem0(images) if self.reduced_stem else self.stem(images)
+        first, second = self.read(images)
         if kernels:
             before2 = as_nodes(first)
         else:
             before2 = first.contiguous(memory_format=torch.channels_last) if self.channels_last else first
-        before1 = before2
-        if self.reduced_stem:
-            second: Tensor = self.stem1(first)
-            before1 = as_nodes(second) if kernels else second
-        kept = self._kept.on(before1.device).to(self.alphas_normal.dtype)
-        for cell, weights in zip(self._cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
+        before1 = before2 if second is first else as_nodes(second) if kernels else second
+        kept = self._kept.value if kernels else self._kept.on(before1.device).to(self.alphas_normal.dtype)
+        for cell, weights in zip(self.search_cells(), mixing if isinstance(mixing, list) else self.spread(mixing), strict=True):
             masks = self._skip_masks(cell, before1[0].permute(0, 3, 1, 2) if kernels else before1)
-            factors = self._path_factors(cell, len(images))
-            if kernels:
-                out = cell.by_kernels(before2, before1, weights, masks, self._kept.value, factors)
-            else:
-                out = (recomputed if cell.recompute else Cell.__call__)(cell, before2, before1, weights, masks, kept, factors)
+            evaluation = Cell.by_kernels if kernels else recomputed if cell.recompute else Cell.__call__
+            out = evaluation(cell, before2, before1, weights, Dropout(masks, kept, self._path_factors(cell, len(images))))
             before2, before1 = before1, out
         pooled = before1.mean(dim=(2, 3)).transpose(0, 1).flatten(1) if kernels else before1.mean(dim=(2, 3))
-        logits: Tensor = self.classifier(pooled)
-        return logits
+        return self.classifier(pooled)
 
-    def _cells(self) -> Iterator[Cell]:
-        for cell in self.cells:
-            assert isinstance(cell, Cell)
-            yield cell
+    def search_cells(self) -> list[Cell]:
+        return [cell for cell in self.cells if isinstance(cell, Cell)]  # all are
 
     def _skip_masks(self, cell: Cell, before1: Tensor) -> Tensor | None:
         """A mask of kept elements per skip edge. One draw for all edges gives every evaluation of a cell the same masks."""
@@ -357,14 +302,7 @@ class Supernet(nn.Module):
 def recomputed(cell: Cell, *inputs: Any) -> Tensor:
     """A plain cell that keeps its inputs alone, and is evaluated again for backward. Its running statistics move once."""
     contexts = nullcontext(), frozen_statistics(cell)
-    output: Tensor = checkpoint(cell, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
-    return output
-
-
-def _kept(operations: CellOps) -> Tensor:
-    """True for an operation, False for padding; a row per edge."""
-    width = max(len(names) for names in operations)
-    return torch.tensor([[column < len(names) for column in range(width)] for names in operations])
+    return checkpoint(cell, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
 
 
 def _by_name(operations: CellOps, weights: list[list[float]]) -> Probs:

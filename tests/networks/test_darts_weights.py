@@ -108,7 +108,7 @@ def test_loaded_weights_give_the_reference_logits(golden, evaluation_state, pref
     network = EvalNetwork(GENOTYPE, CONFIG).double()
     wrapped = {prefix + name: tensor for name, tensor in evaluation_state.items()}
     load_darts_state_dict(network, wrapped)
-    assert network_size(wrapped) == {"cells": CONFIG.cells, "channels": CONFIG.channels, "stem": "cifar"}
+    assert NetworkConfig(**network_size(wrapped), image_size=CONFIG.image_size) == CONFIG
     close(network.eval()(golden["input"])[0], golden["eval_logits"])
     logits, auxiliary = network.train()(golden["input"])
     close(logits, golden["train_logits"])

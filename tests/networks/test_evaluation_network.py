@@ -96,7 +96,7 @@ def test_a_cell_joins_only_the_states_that_its_genotype_names():
     short = CellGenotype(MIXED.normal.edges, concat=(4, 5))
     network = EvalNetwork(Genotype(short, MIXED.reduce), TINY)
     assert network(torch.zeros(2, 2, 16, 16))[0].shape == (2, 5)
-    assert network.cells[0].out_channels == 8
+    assert network.cells[1].preprocess1.conv.in_channels == 8
 
 
 def test_without_an_auxiliary_head_there_are_no_auxiliary_logits():

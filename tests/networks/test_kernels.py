@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from pdarts_tune.networks.evaluation_network import Cell as EvaluationCell
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
 from pdarts_tune.networks.kernels.function import joined
-from pdarts_tune.networks.supernet import Cell, Supernet
+from pdarts_tune.networks.supernet import Cell, Dropout, Supernet
 from pdarts_tune.pdarts.genotype import GENOTYPE_OPERATIONS, CellGenotype, Genotype
 from pdarts_tune.pdarts.published import PUBLISHED
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
@@ -92,12 +92,12 @@ def test_every_gradient_and_statistic_of_a_search_cell_equals_the_plain_one(
     drawn = torch.rand(len(plain.skip_edges), batch, *half, channels).permute(0, 1, 4, 2, 3) < kept if masks else None
     grad = torch.randn(batch, 4 * channels, *half, dtype=torch.float64)
     inputs = before2, before1, mixing
-    out = plain(joined(before2), joined(before1), mixing, drawn, kept)
+    out = plain(joined(before2), joined(before1), mixing, Dropout(drawn, kept))
     expected = results_of(out, inputs, plain, grad)
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        actual = results_of(joined(kernels.by_kernels(*inputs, drawn, kept)), inputs, kernels, grad)
+        actual = results_of(joined(kernels.by_kernels(*inputs, Dropout(drawn, kept))), inputs, kernels, grad)
     finally:
         torch.set_num_threads(usual)
     assert_equal_results(expected, actual)
@@ -301,7 +301,7 @@ def test_sizes_are_checked_before_an_address_is_passed():
     before2, before1 = torch.randn(1, 2, 6, 6, 12).double(), torch.randn(4, 2, 6, 6, 4).double()
     mixing = torch.rand(14, 8).double()
     masks = torch.ones(14, 2, 4, 6, 6, dtype=torch.bool)
-    cell.by_kernels(before2, before1, mixing, masks, 0.5)
+    cell.by_kernels(before2, before1, mixing, Dropout(masks, 0.5))
     for wrong, message in (
         ((before2[..., :8], before1, mixing, masks), "input 0"),
         ((before2, before1[:, :1], mixing, masks), "input 0"),
@@ -316,7 +316,7 @@ def test_sizes_are_checked_before_an_address_is_passed():
         ((before2[:, :1, :1, :1], before1[:, :1, :1, :1], mixing, masks[:, :1, :, :1, :1]), "single pixel"),
     ):
         with pytest.raises(ValueError, match=message):
-            cell.by_kernels(*wrong, 0.5)
+            cell.by_kernels(*wrong[:3], Dropout(wrong[3], 0.5))
 
 
 def test_inputs_that_are_parts_of_other_tensors_are_read_as_they_are():
@@ -324,6 +324,6 @@ def test_inputs_that_are_parts_of_other_tensors_are_read_as_they_are():
     cell = Cell(SearchSpace.full().normal, 12, 16, 4, False, False).double().eval()
     before2, before1 = torch.randn(1, 4, 6, 6, 12).double(), torch.randn(4, 6, 6, 4, 4).double().permute(0, 3, 1, 2, 4)
     mixing = torch.rand(14, 8).double()
-    expected = cell(joined(before2[:, 1:3]), joined(before1[:, 1:3]), mixing, None, 1.0)
-    actual = joined(cell.by_kernels(before2[:, 1:3], before1[:, 1:3], mixing, None, 1.0))
+    expected = cell(joined(before2[:, 1:3]), joined(before1[:, 1:3]), mixing)
+    actual = joined(cell.by_kernels(before2[:, 1:3], before1[:, 1:3], mixing))
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)

@@ -72,7 +72,7 @@ def test_operations_have_a_quarter_of_the_channels_and_the_rest_passes_by():
     passing = torch.cat([operations, torch.ones(14, 1)], dim=1)
     stem = network.stem(IMAGES)
     states = [cell.preprocess0(stem), cell.preprocess1(stem)]
-    first_node = cell(stem, stem, passing, None, 1.0)[:, :4]
+    first_node = cell(stem, stem, passing)[:, :4]
     expected = states[0] + states[1]
     expected[:, :1] = 0  # the operations' part, all of weight 0
     assert torch.allclose(first_node, shuffle(expected, 1))

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from pdarts_tune.networks.darts_weights import load_darts_state_dict
 from pdarts_tune.networks.evaluation_network import EvalNetwork, NetworkConfig
-from pdarts_tune.networks.supernet import Supernet
+from pdarts_tune.networks.supernet import Dropout, Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.space import EDGES, PRIMITIVES, SearchSpace
 
@@ -213,7 +213,7 @@ def test_an_element_that_skip_dropout_kept_on_a_reduction_is_scaled_and_a_droppe
     weights = torch.zeros(14, 1)
     weights[0] = 1.0  # the first node is its first edge alone
     masks = torch.rand(14, 2, 8, 4, 4) < 0.5
-    whole, dropped = (cell(*images, weights, chosen, kept)[:, :8] for chosen, kept in ((None, 1.0), (masks, 0.5)))
+    whole, dropped = (cell(*images, weights, Dropout(chosen, kept))[:, :8] for chosen, kept in ((None, 1.0), (masks, 0.5)))
     torch.testing.assert_close(dropped, 2 * whole * masks[0])
 
 

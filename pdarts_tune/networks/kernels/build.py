@@ -92,11 +92,7 @@ def choose(evaluation: CellEvaluation, device: torch.device) -> Literal["kernels
 
 
 def find_compiler() -> tuple[str, ...]:
-    """The command of a C compiler: `CC` of the environment, the system's, or ziglang's.
-
-    Raises:
-        BuildError: there is none.
-    """
+    """The command of a C compiler: `CC` of the environment, the system's, or ziglang's. Raises BuildError: there is none."""
     for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
         words = name.split()
         if words and (path := shutil.which(words[0])):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pdarts_tune.networks.kernels import build
-from pdarts_tune.networks.operations import Conv7x1And1x7, DilConv, FactorizedReduce, PoolBN, ReLUConvBN, SepConv, Zero
+from pdarts_tune.networks.operations import Conv7x1And1x7, DilConv, FactorizedReduce, PoolBN, SepConv, Zero
 from pdarts_tune.pdarts.genotype import CellGenotype
 from pdarts_tune.pdarts.space import EDGES, NUM_NODES
 
@@ -28,8 +28,8 @@ WIDTH = 31
 DEVICES = ("cpu", "meta")  # on the latter nothing is computed, and memory can be predicted
 CHUNK = 2**24  # bytes: larger ones would go back to the system when they are freed, see `keep_freed_memory`
 
-
 Table = np.ndarray[Any, np.dtype[np.int64]]
+Drawn = Sequence[Tensor | None]  # masks, factors, mixing
 
 
 class Edge(NamedTuple):
@@ -146,16 +146,7 @@ class Plan:
             at_once, size, starts = _units_of_chunk(node), node.numel() * node.element_size(), [part.data_ptr() for part in saved]
             table[self.kept_places] = [starts[i // at_once] + i % at_once * size for i in range(len(self.kept_places[0]))]
 
-    def call(
-        self,
-        settings: Settings,
-        before: Sequence[Tensor],
-        output: Tensor,
-        stats: Tensor,
-        mixing: Tensor | None,
-        factors: Tensor | None,
-        masks: Tensor | None,
-    ) -> _Cell:
+    def call(self, settings: Settings, before: Sequence[Tensor], output: Tensor, stats: Tensor, drawn: Drawn) -> _Cell:
         norm = self.norms[0]  # all are alike; whoever freezes statistics sets their momentum
         _, batch, height, width, channels = output.shape
         state, threads = self.state_size(before[1], 1), min(torch.get_num_threads(), batch)
@@ -164,7 +155,7 @@ class Plan:
         for index, (tensor, halves) in enumerate(zip(before, self.halves, strict=True)):
             nodes, _, height, width, channels = tensor.shape
             cell.inputs[index] = _Input(tensor.data_ptr(), None, *tensor.stride()[:2], nodes, channels, height, width, halves)
-        cell.mixing, cell.factors, cell.masks = (None if t is None else t.data_ptr() for t in (mixing, factors, masks))
+        cell.masks, cell.factors, cell.mixing = (None if tensor is None else tensor.data_ptr() for tensor in drawn)
         cell.nodes_out, cell.stats = output.data_ptr(), stats.data_ptr()
         return cell
 
@@ -233,8 +224,7 @@ def evaluate(
     `mixing` is a row per edge (search), `masks` are (skip edges, batch, channels, height, width), `factors` (edges, batch).
     """
     masks = None if masks is None else masks.permute(0, 1, 3, 4, 2)
-    output: Tensor = CellFunction.apply(plan, settings, masks, factors, mixing, before2, before1, *plan.parameters)
-    return output
+    return CellFunction.apply(plan, settings, masks, factors, mixing, before2, before1, *plan.parameters)
 
 
 def as_nodes(images: Tensor) -> Tensor:
@@ -249,34 +239,26 @@ def joined(nodes: Tensor) -> Tensor:
 
 class CellFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        plan: Plan,
-        settings: Settings,
-        masks: Tensor | None,
-        factors: Tensor | None,
-        mixing: Tensor | None,
-        before2: Tensor,
-        before1: Tensor,
-        *parameters: Tensor,
-    ) -> Tensor:
-        before = [_rows_contiguous(before2), _rows_contiguous(before1)]
-        dtype, batch, (height, width) = before1.dtype, before1.shape[1], plan.state_size(before1, 1)
-        table = plan.addresses(parameters, dtype)
-        check(plan, settings, masks, factors, mixing, before, height, width)
-        masks, factors, mixing = (None if t is None else t.contiguous() for t in (masks, factors, mixing))
+    def forward(ctx: Any, plan: Plan, settings: Settings, *tensors: Any) -> Tensor:
+        """Of masks, factors, mixing, before2, before1 and the plan's parameters. Saved for backward: all that it reads."""
+        before, parameters = [_rows_contiguous(tensor) for tensor in tensors[3:5]], tensors[5:]
+        _, batch, *_ = before[1].shape
+        height, width = plan.state_size(before[1], 1)
+        like, table = before[1], plan.addresses(parameters, before[1].dtype)
+        check(plan, settings, tensors[:3], before)
+        drawn = [None if tensor is None else tensor.contiguous() for tensor in tensors[:3]]
         size = batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels
-        output = _buffer((plan.nodes, *size), before1)
-        states = [_buffer((batch, height, width, plan.channels), before1) for _ in before]
+        output = _buffer((plan.nodes, *size), like)
+        states = [_buffer((batch, height, width, plan.channels), like) for _ in before]
         saved = [] if settings.recompute else plan.chunks(output[0])
         plan.place(table, states, saved, output[0])
-        stats = before1.new_empty(4 * len(table) * plan.channels)
-        cell = plan.call(settings, before, output, stats, mixing, factors, masks)
+        stats = like.new_empty(4 * len(table) * plan.channels)
+        cell = plan.call(settings, before, output, stats, drawn)
         cell.op = table.ctypes.data
         if not output.is_meta:
-            run(build.load(dtype).forward, cell)
+            run(build.load(like.dtype).forward, cell)
         ctx.plan, ctx.settings = plan, settings
-        ctx.save_for_backward(masks, factors, mixing, output, stats, *before, *states, *parameters, *saved)
+        ctx.save_for_backward(*drawn, output, stats, *before, *states, *parameters, *saved)
         return output
 
     @staticmethod
@@ -284,21 +266,18 @@ class CellFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("the kernels are first-order only: for higher orders use plain cells")
         plan, settings = ctx.plan, ctx.settings
-        masks, factors, mixing, output, stats, *others = ctx.saved_tensors
-        before, states, others = others[:2], others[2:4], others[4:]
-        parameters, saved = others[: len(plan.sizes)], others[len(plan.sizes) :]
+        tensors = ctx.saved_tensors
+        drawn, (output, stats), before, states = tensors[:3], tensors[3:5], tensors[5:7], tensors[7:9]
+        parameters, saved = tensors[9 : 9 + len(plan.sizes)], tensors[9 + len(plan.sizes) :]
         table = plan.addresses(parameters, output.dtype)
         plan.place(table, states, saved, output[0])
         of_parameters = plan.gradients(table, output.new_empty(plan.total))
         of_nodes = _buffer(output.shape, output).copy_(grad)
         of_before = [torch.empty_like(t) if needed else None for t, needed in zip(before, ctx.needs_input_grad[5:7], strict=True)]
-        of_mixing = None if mixing is None else torch.zeros_like(mixing)
-        cell = plan.call(settings, before, output, stats, mixing, factors, masks)
-        cell.of_nodes, cell.of_mixing, cell.op = (
-            of_nodes.data_ptr(),
-            None if of_mixing is None else of_mixing.data_ptr(),
-            table.ctypes.data,
-        )
+        of_mixing = None if drawn[2] is None else torch.zeros_like(drawn[2])
+        cell = plan.call(settings, before, output, stats, drawn)
+        cell.of_nodes, cell.of_mixing = of_nodes.data_ptr(), None if of_mixing is None else of_mixing.data_ptr()
+        cell.op = table.ctypes.data
         for part, of_part in zip(cell.inputs, of_before, strict=True):
             part.of_x = None if of_part is None else of_part.data_ptr()
         run(build.load(output.dtype).backward, cell)
@@ -310,25 +289,13 @@ def run(function: Any, cell: _Cell) -> None:
         raise MemoryError("kernels: not enough memory for a cell")
 
 
-def check(
-    plan: Plan,
-    settings: Settings,
-    masks: Tensor | None,
-    factors: Tensor | None,
-    mixing: Tensor | None,
-    before: Sequence[Tensor],
-    height: int,
-    width: int,
-) -> None:
-    """What C relies on, before it is given an address.
-
-    Raises:
-        ValueError: a tensor of another size or type than the cell's.
-    """
-    batch, dtype = before[1].shape[1], before[1].dtype
+def check(plan: Plan, settings: Settings, drawn: Drawn, before: Sequence[Tensor]) -> None:
+    """What C relies on, before it is given an address. Raises ValueError: a tensor of another size or type than the cell's."""
+    batch, dtype, (height, width) = before[1].shape[1], before[1].dtype, plan.state_size(before[1], 1)
+    node = batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels
     if batch < 1 or height < 1 or width < 1:
         raise ValueError(f"no pixels: {tuple(before[1].shape)}")
-    if settings.training and batch * -(-height // plan.stride) * -(-width // plan.stride) < 2:
+    if settings.training and math.prod(node[:3]) < 2:
         raise ValueError("batch norm: a single pixel has no variance, train with larger images or batches")
     for index, tensor in enumerate(before):
         if tensor.dtype != dtype or tensor.device.type not in DEVICES or tensor.shape[1] != batch:
@@ -338,63 +305,41 @@ def check(
         wanted = plan.in_channels[index]
         if tensor.shape[0] * tensor.shape[4] != wanted or plan.state_size(tensor, index) != (height, width):
             raise ValueError(f"input {index}: {tuple(tensor.shape)}; expected {wanted} channels, and states of {height} x {width}")
-    node = batch, -(-height // plan.stride), -(-width // plan.stride), plan.channels
-    tables: tuple[tuple[str, Tensor | None, int, torch.dtype], ...] = (
-        ("masks", masks, MASK, torch.bool),
-        ("factors", factors, FACTOR, dtype),
-        ("mixing", mixing, MIX, dtype),
-    )
-    for name, given, column, kind in tables:
+    columns = ("masks", MASK, torch.bool, node), ("factors", FACTOR, dtype, (batch,)), ("mixing", MIX, dtype, ())
+    for (name, column, kind, shape), given in zip(columns, drawn, strict=True):
         rows = 1 + int(plan.table[2:, column].max(initial=-1))
         if given is None:
             if name == "mixing" and rows > 1:
                 raise ValueError("mixing: there is none")
             continue
-        shape = {"masks": node, "factors": (batch,), "mixing": ()}[name]
         length = given.numel() if name == "mixing" else len(given)
         if given.dtype != kind or given.device.type not in DEVICES or length < rows or (shape and given.shape[1:] != shape):
             raise ValueError(f"{name}: {tuple(given.shape)} of {given.dtype}; expected {rows} rows of {shape}, {kind}")
 
 
 def _kind(operation: nn.Module) -> int:
-    """Which kernel computes an operation.
+    """Which kernel computes an operation. Raises ValueError if none does."""
+    kind = _KINDS.get(type(operation.pool if isinstance(operation, PoolBN) else operation))
+    if kind is None:
+        raise ValueError(f"{type(operation).__name__} has no kernel")
+    return kind
 
-    Raises:
-        ValueError: none does.
-    """
-    match operation:
-        case SepConv():
-            return SEPARABLE
-        case DilConv():
-            return DILATED
-        case FactorizedReduce():
-            return REDUCE
-        case nn.Identity():
-            return SKIP
-        case nn.MaxPool2d():
-            return MAX_POOL
-        case nn.AvgPool2d():
-            return AVERAGE_POOL
-        case PoolBN():
-            return _kind(operation.pool)
-    raise ValueError(f"{type(operation).__name__} has no kernel")
+
+_KINDS: dict[type[nn.Module], int] = {
+    SepConv: SEPARABLE,
+    DilConv: DILATED,
+    FactorizedReduce: REDUCE,
+    nn.Identity: SKIP,
+    nn.MaxPool2d: MAX_POOL,
+    nn.AvgPool2d: AVERAGE_POOL,
+}
 
 
 def _parts(operation: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
     """The weights, in the order of the table, and the norms."""
-    match operation:
-        case SepConv():
-            first, last = (operation.depthwise1, operation.pointwise1), (operation.depthwise2, operation.pointwise2)
-            return [module.weight for module in (*first, *last)], [operation.bn1, operation.bn2]
-        case DilConv():
-            return [operation.depthwise.weight, operation.pointwise.weight], [operation.bn]
-        case FactorizedReduce():
-            return [operation.conv2.weight, operation.conv1.weight], [operation.bn]
-        case ReLUConvBN():
-            return [operation.conv.weight], [operation.bn]
-        case PoolBN():
-            return [], [operation.bn]
-    return [], []
+    weights = [module.weight for module in operation.children() if isinstance(module, nn.Conv2d)]
+    norms = [module for module in operation.children() if isinstance(module, nn.BatchNorm2d)]
+    return (weights[::-1] if isinstance(operation, FactorizedReduce) else weights), norms
 
 
 def _units_of_chunk(node: Tensor) -> int:
