@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,8 @@ def train_on_devices(job: EvalJob, devices: int, address: str | None = None, sho
             if rows and rows[0]["status"] == "completed":
                 return  # the failure came after the row
             if not rows or rows[0]["status"] not in ("failed", "out_of_memory") or _reason(error).startswith("ConfigError"):
-                outcome = {"status": "failed", "failure": _reason(error)}
-                started, attempts = (rows[0]["started"], rows[0]["attempts"]) if rows else (datetime.now(UTC), 1)
-                write_eval_row(job, outcome, "unknown", None, started, attempts)
+                attempt = {name: rows[0][name] for name in ("started", "attempts")} if rows else {}
+                write_eval_row(job, attempt | {"status": "failed", "failure": _reason(error)})
                 rows = read_rows(Path(job.folder), "evaluations", job.trial_id)
             raise RuntimeError(str(rows[0]["failure"]).splitlines()[0]) from error
     finally:

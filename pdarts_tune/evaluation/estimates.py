@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -35,8 +34,7 @@ CATEGORIES = tuple(f"{_PREFIX}edge_{cell}_{edge}" for cell in _CELLS for edge in
 )
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     accuracy: float  # fraction
     training_seconds: float | None = None  # that the benchmark predicts for its own training
 
@@ -135,9 +133,7 @@ class NasBench301(_Named):
         """Ray Tune saves the study's state, and onnxruntime's session cannot be saved: a copy opens the files again."""
         return NasBench301, (self._place,)
 
-    def why_not(self, genotype: Genotype) -> str | None:
-        """Why there is no estimate of the genotype; None: there is one."""
-        return outside_benchmark(genotype)
+    why_not = staticmethod(outside_benchmark)
 
     def estimate(self, genotypes: Sequence[Genotype]) -> list[Estimate]:
         """Of genotypes that all have one."""
@@ -262,13 +258,6 @@ def _listed(rows: pd.DataFrame) -> str:
 Estimator = NasBench301 | Table
 
 
-def percentile(value: float, among: Sequence[float]) -> float:
-    """The percentage of values below, half of the equal ones included."""
-    from scipy.stats import percentileofscore
-
-    return float(percentileofscore(among, value, kind="mean"))
-
-
 def describe_estimates(genotypes: Mapping[str, Genotype], names: Sequence[str]) -> dict[str, dict[str, str]]:
     """By the genotypes' labels, the figures of each estimator as texts by their headings.
 
@@ -278,6 +267,8 @@ def describe_estimates(genotypes: Mapping[str, Genotype], names: Sequence[str]) 
     Raises:
         ConfigError: as `open_estimator`; a genotype is outside the benchmark, or a lone table does not have it.
     """
+    from scipy.stats import percentileofscore
+
     estimators = [open_estimator(name) for name in names]
     tables = [estimator for estimator in estimators if isinstance(estimator, Table)]
     if len(tables) > 1 or len(estimators) > 2:
@@ -287,15 +278,16 @@ def describe_estimates(genotypes: Mapping[str, Genotype], names: Sequence[str]) 
         known = [genotype for genotype in (tables[0].accuracies if tables else ()) if estimator.why_not(genotype) is None]
         among = [estimate.accuracy for estimate in estimator.estimate(known)]
         for label, genotype in genotypes.items():
-            reason = estimator.why_not(genotype)
-            if reason is not None and (not isinstance(estimator, Table) or len(estimators) == 1):
+            reason, own = estimator.why_not(genotype), {"accuracy, %": "–"}
+            if reason is None:
+                ((accuracy, seconds),) = estimator.estimate([genotype])
+                own = {"accuracy, %": f"{100 * accuracy:.2f}"}
+            elif not isinstance(estimator, Table) or len(estimators) == 1:
                 raise ConfigError(f"genotype: {label} has no estimate, {reason}")
-            (estimate,) = estimator.estimate([genotype]) if reason is None else [None]
-            texts = {f"{estimator.recipe_id}: accuracy, %": "–" if estimate is None else f"{100 * estimate.accuracy:.2f}"}
             if among:
-                rank = "–" if estimate is None else f"{percentile(estimate.accuracy, among):.0f}"
-                texts[f"{estimator.recipe_id}: percentile of {len(among)} cells"] = rank
-            if estimate is not None and estimate.training_seconds is not None:
-                texts[f"{estimator.recipe_id}: its training, hours"] = f"{estimate.training_seconds / 3600:.2f}"
-            columns[label] |= texts
+                rank = "–" if reason else f"{percentileofscore(among, accuracy, kind='mean'):.0f}"
+                own[f"percentile of {len(among)} cells"] = rank
+            if reason is None and seconds is not None:
+                own["its training, hours"] = f"{seconds / 3600:.2f}"
+            columns[label] |= {f"{estimator.recipe_id}: {heading}": text for heading, text in own.items()}
     return columns

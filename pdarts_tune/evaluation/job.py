@@ -73,13 +73,13 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
     before = read_rows(storage, "evaluations", job.trial_id, ("status", "started", "attempts"))
     if before and before[0]["status"] == "completed":
         return
-    started, attempts = (before[0]["started"], before[0]["attempts"] + 1) if before else (datetime.now(UTC), 1)
+    attempt = {"started": before[0]["started"], "attempts": before[0]["attempts"] + 1} if before else {"started": datetime.now(UTC)}
 
-    def write(outcome: Mapping[str, Any], peak: int | None) -> None:
+    def write(outcome: dict[str, Any]) -> None:
         if first:
-            write_eval_row(job, outcome, describe_device(device, workers), peak, started, attempts)
+            write_eval_row(job, attempt | {"device": describe_device(device, workers), "peak_bytes": peak_bytes(device)} | outcome)
 
-    write({"status": "running", "finished": None}, None)
+    write({"status": "running", "finished": None, "peak_bytes": None})
     try:
         saved = load_checkpoint(storage, job.checkpoint, device)
         moments = settled_moments(storage, "evaluations", config, None if saved is None else saved["evaluation"])
@@ -97,12 +97,12 @@ def run_eval_job(job: EvalJob, device: torch.device, report: Callable[[EvalEpoch
             about |= {"genotype": job.genotype, "config": job.config}  # as load_trained and --weights read them
             save_weights(evaluation.network, about, storage, job.weights)
     except Exception as error:
-        write({"status": failure_status(error), "failure": error_text(error)}, peak_bytes(device))
+        write({"status": failure_status(error), "failure": error_text(error)})
         raise
     outcome = {"status": "completed"} | test_columns(result) | epoch_columns(evaluation.records)
     outcome["cell_evaluation"] = choose(evaluation.network.evaluation, device)
     outcome["graph"] = evaluation.graphs.on
-    write(outcome | data_columns(evaluation.dataset), peak_bytes(device))
+    write(outcome | data_columns(evaluation.dataset))
     if first:
         storage.remove(job.checkpoint)
 
@@ -183,33 +183,20 @@ def epoch_columns(records: list[EvalEpoch]) -> dict[str, Any]:
     return columns
 
 
-def write_eval_row(
-    job: EvalJob,
-    outcome: Mapping[str, Any],
-    device: str,
-    peak: int | None,
-    started: datetime,
-    attempts: int,
-) -> None:
-    """Writes the trial's row of `evaluations`: `outcome` and what is known beforehand; all other columns are null."""
-    config = from_dict(EvalConfig, job.config)
+def write_eval_row(job: EvalJob, outcome: Mapping[str, Any]) -> None:
+    """Writes the trial's row of `evaluations`: the columns of `outcome` and what is known beforehand; all others are null."""
+    config, now = from_dict(EvalConfig, job.config), datetime.now(UTC)
     row = dict.fromkeys(SCHEMAS["evaluations"].names) | {
         "genotype_id": Genotype.parse(job.genotype).genotype_id,
         "trial_id": job.trial_id,
-        "data": config.data,
-        "recipe": config.recipe,
-        "recipe_id": config.recipe_id,
         "config": json.dumps(to_dict(config)),
-        "seed": config.seed,
-        "split_seed": config.split_seed,
-        "epochs": config.epochs,
-        "tf32": config.tf32,
-        "peak_bytes": peak,
-        "device": device,
-        "started": started,
-        "finished": datetime.now(UTC),
-        "attempts": attempts,
+        "device": "unknown",
+        "started": now,
+        "finished": now,
+        "attempts": 1,
     }
+    for name in ("data", "recipe", "recipe_id", "seed", "split_seed", "epochs", "tf32"):
+        row[name] = getattr(config, name)
     write_rows(job.folder, "evaluations", job.trial_id, [{**row, **outcome}])
 
 

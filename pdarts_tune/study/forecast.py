@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from statistics import median, median_high
 
@@ -130,7 +129,7 @@ def refuse_large(trial: SearchTrial | EvalTrial, folder: Storage) -> str | None:
         check_madds(genotype, trial.config, _info(trial.config), f"genotype {genotype.genotype_id}")
     except ConfigError as error:
         job = EvalJob(trial.trial_id, str(folder), trial.genotype, to_dict(trial.config))
-        write_eval_row(job, {"status": "failed", "failure": f"refused: {error}"}, "none", None, datetime.now(UTC), 1)
+        write_eval_row(job, {"status": "failed", "failure": f"refused: {error}", "device": "none"})
         return f"refused: {error}"
     return None
 

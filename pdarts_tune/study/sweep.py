@@ -218,8 +218,8 @@ def record_failure(settings: dict[str, Any], error: BaseException | None) -> str
     elif job is None:  # this attempt wrote no row
         TrialRow(spec, from_dict(SearchConfig, spec.config)).write(status_now, peak=peak, error=reason)
     else:
-        started, attempts = (rows[0]["started"], rows[0]["attempts"] + 1) if rows else (now, 1)
-        write_eval_row(job, {"status": status_now, column: reason}, "unknown", None, started, attempts)
+        attempt = {"started": rows[0]["started"], "attempts": rows[0]["attempts"] + 1} if rows else {}
+        write_eval_row(job, attempt | {"status": status_now, column: reason})
     return reason
 
 

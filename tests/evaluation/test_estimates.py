@@ -10,12 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from onnx import TensorProto
+from scipy.stats import percentileofscore
 
 from benchmark import ENCODING, expected, write_benchmark
 from pdarts_tune.cell import main as show_cell
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.evaluation.__main__ import main
-from pdarts_tune.evaluation.estimates import CATEGORIES, describe_estimates, encode, open_estimator, outside_benchmark, percentile
+from pdarts_tune.evaluation.estimates import CATEGORIES, describe_estimates, encode, open_estimator, outside_benchmark
 from pdarts_tune.evaluation.genotype_source import find_genotypes
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 from pdarts_tune.pdarts.published import PUBLISHED
@@ -75,10 +76,6 @@ def test_a_table_knows_its_cells_exactly_and_no_other(tmp_path):
     assert fractions.estimate([DARTS])[0].accuracy == 0.96
 
 
-def test_a_percentile_counts_half_of_the_equal_cells():
-    assert [percentile(value, [1.0, 2.0, 2.0, 3.0]) for value in (0.0, 1.0, 2.0, 4.0)] == [0, 12.5, 50, 100]
-
-
 def test_with_a_table_the_estimate_is_ranked_among_the_estimates_of_its_cells(benchmark, tmp_path):
     cells = [genotype for seed in range(9) for genotype in find_genotypes(f"random:{seed}").values()]
     names = benchmark, table(tmp_path, [{"genotype": str(cell), "accuracy": 90 + n / 10} for n, cell in enumerate(cells)])
@@ -86,7 +83,7 @@ def test_with_a_table_the_estimate_is_ranked_among_the_estimates_of_its_cells(be
     values = [expected(encode(cell, ENCODING))[0] for cell in cells]
     model, own = (open_estimator(name).recipe_id for name in names)
     rank = texts["cell"][f"{model}: percentile of 9 cells"]
-    assert rank == f"{percentile(expected(PDARTS_CODES)[0], values):.0f}"
+    assert rank == f"{percentileofscore(values, expected(PDARTS_CODES)[0], kind='mean'):.0f}"
     assert texts["cell"][f"{own}: accuracy, %"] == texts["cell"][f"{own}: percentile of 9 cells"] == "–"
     assert texts["known"][f"{own}: accuracy, %"] == "90.30"
     assert texts["known"][f"{own}: percentile of 9 cells"] == "39"  # three below, one equal, of nine
