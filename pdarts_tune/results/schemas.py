@@ -40,64 +40,12 @@ def _later(name: str, kind: Any, unit: str, description: str, *, choices: Sequen
     return field.with_metadata({**field.metadata, b"later": b"yes"})
 
 
-def _stage(kind: Any = _INTEGER) -> Any:
-    return _column("stage", kind, "index from 1", "stage of the search, or candidate of a random search; 0: drawn without a search")
-
-
-def _epoch(kind: Any = _INTEGER) -> Any:
-    return _column("epoch", kind, "index from 0", "epoch in the stage, counted as the schedules' formulas count")
-
-
-def _trial_id(what: str = "the trial") -> Any:
-    return _column("trial_id", _TEXT, "text", f"{what}; also the name of the file")
-
-
-def _run_columns() -> list[Any]:
-    return [
-        _optional("device", _TEXT, "text", "the device, as its driver names it"),
-        _column("started", _TIME, "UTC", "start of the first attempt"),
-        _optional("finished", _TIME, "UTC", "end; null while it runs"),
-        _column("attempts", _INTEGER, "count", "number of starts, 1 if nothing went wrong"),
-        _optional("seconds", _NUMBER, "seconds", "time of training and validation alone, all attempts"),
-        _PEAK_BYTES,
-    ]
-
-
-def _execution_columns() -> list[Any]:
-    """See `config/execution.py`."""
-    return [
-        _later(
-            "cell_evaluation",
-            _TEXT,
-            "text",
-            "how cells were computed: `kernels` (C), `plain` (a module an operation); `fast` in earlier rows",
-            choices=("kernels", "plain", "fast"),
-        ),
-        _later("recompute", _FLAG, "flag", "whether cells keep their inputs alone for backward and compute the rest again"),
-        _later("precision", _TEXT, "text", "fp32, or bf16: mixed precision", choices=("fp32", "bf16")),
-        _TF32,
-        _later("compile", _FLAG, "flag", "whether cells are compiled"),
-        _later("channels_last", _FLAG, "flag", "whether images are in channels-last memory from the stem on"),
-        _later("deterministic", _FLAG, "flag", "whether only deterministic algorithms are allowed"),
-        _GRAPH,
-    ]
-
-
 def _operation_counts() -> list[Any]:
     """Of all operations except the skip-connect, whose columns are older."""
     cells = {"normal": "the normal cell derived now, before refinement", "reduce": "the reduction cell derived now"}
     names = [name for name in PRIMITIVES if name not in ("none", "skip_connect")]
     return [
         _column(f"{cell}_{name}_count", _INTEGER, "count", f"{name} in {what}") for cell, what in cells.items() for name in names
-    ]
-
-
-def _agreements() -> list[Any]:
-    what = "cosine between the alphas' gradients of"
-    return [
-        _optional("normal_agreement", _NUMBER, "cosine", f"mean {what} all pairs of normal cells; null if one cell"),
-        _optional("normal_first_last", _NUMBER, "cosine", f"{what} the first and the last normal cell; null if one"),
-        _optional("reduce_agreement", _NUMBER, "cosine", f"{what} the two reduction cells"),
     ]
 
 
@@ -122,14 +70,22 @@ def _costs() -> list[Any]:
 
 _DERIVED_EPOCH = "at a stage's last epoch, the epoch whose alphas decide; earlier after an early stop. Null at other epochs"
 
-_PEAK_BYTES = _column(
-    "peak_bytes",
-    _INTEGER,
-    "bytes",
-    "most memory in use at once, diagnostics apart: on a GPU that of its tensors, on a CPU that of the whole process; null where "
-    "not measured",
-    optional=True,
-)
+_AGREEMENT = "cosine between the alphas' gradients of"
+
+_TRIAL_ID = _column("trial_id", _TEXT, "text", "the trial; also the name of the file")
+_STAGE = _column("stage", _INTEGER, "index from 1", "stage of the search, or candidate of a random search; 0: drawn, no search")
+_EPOCH = _column("epoch", _INTEGER, "index from 0", "epoch in the stage, counted as the schedules' formulas count")
+_PEAK = "most memory in use, diagnostics apart: a GPU's tensors, or on a CPU the whole process; null where not measured"
+_PEAK_BYTES = _optional("peak_bytes", _INTEGER, "bytes", _PEAK)
+_RUN = [
+    _optional("device", _TEXT, "text", "the device, as its driver names it"),
+    _column("started", _TIME, "UTC", "start of the first attempt"),
+    _optional("finished", _TIME, "UTC", "end; null while it runs"),
+    _column("attempts", _INTEGER, "count", "number of starts, 1 if nothing went wrong"),
+    _optional("seconds", _NUMBER, "seconds", "time of training and validation alone, all attempts"),
+    _PEAK_BYTES,
+]
+_CELLS = "how cells were computed: `kernels` (C), or `plain` (a module an operation)"
 _GENOTYPE_ID = _column("genotype_id", _TEXT, "text", "names the genotype by its content")
 _PARAMS = _column("params", _INTEGER, "count", "weights of the evaluation network, without the auxiliary head")
 _MACS = _column("macs", _INTEGER, "count", "multiply-accumulates of convolutions and linear layers for one image")
@@ -151,7 +107,7 @@ _COLUMNS: dict[str, list[Any]] = {
     "trials": [
         _column("study", _TEXT, "text", "the study"),
         _column("variant", _TEXT, "text", "the variant: one visible difference from the study's base configuration"),
-        _trial_id(),
+        _TRIAL_ID,
         *_SEEDS,
         _STATUS,
         _optional("error", _TEXT, "text", "message of the error that ended it; null if there was none"),
@@ -164,22 +120,29 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("max_skips", _INTEGER, "count", "skip-connects allowed in the normal cell"),
         _column("channels", _INTEGER, "count", "initial channels of the search network"),
         _column("batch_size", _INTEGER, "images", "images a batch"),
-        *_execution_columns(),
+        _later("cell_evaluation", _TEXT, "text", f"{_CELLS}; `fast` in earlier rows", choices=("kernels", "plain", "fast")),
+        _later("recompute", _FLAG, "flag", "whether cells keep their inputs alone for backward and compute the rest again"),
+        _later("precision", _TEXT, "text", "fp32, or bf16: mixed precision", choices=("fp32", "bf16")),
+        _TF32,
+        _later("compile", _FLAG, "flag", "whether cells are compiled"),
+        _later("channels_last", _FLAG, "flag", "whether images are in channels-last memory from the stem on"),
+        _later("deterministic", _FLAG, "flag", "whether only deterministic algorithms are allowed"),
+        _GRAPH,
         _later("space", _TEXT, "text", "what the first stage starts from: a name of pdarts/space.py, or own: config has its edges"),
         _later("remedies", _TEXT, "text", "remedies against collapse, names of config/remedies.py joined by +; empty: none"),
         _column("config", _TEXT, "JSON", "the whole configuration"),
         _column("config_id", _TEXT, "text", "names the configuration by its content"),
         _optional("commit", _TEXT, "text", "commit of the code; `unknown` outside its repository"),
         _column("versions", _TEXT, "JSON", "versions of Python and of the libraries"),
-        *_run_columns(),
+        *_RUN,
         _LEFT_OUT,
         *_IMAGES,
         _later("diagnostic_seconds", _NUMBER, "seconds", "time of diagnostics, apart from seconds: the sum of its epochs'"),
     ],
     "epochs": [
-        _trial_id(),
-        _stage(),
-        _epoch(),
+        _TRIAL_ID,
+        _STAGE,
+        _EPOCH,
         _column("phase", _TEXT, "text", "what trains: weights alone, or weights and alphas", choices=("weights", "both")),
         _column("train_loss", _NUMBER, "nats", "cross-entropy on the images that train weights, while training"),
         _column("train_accuracy", _NUMBER, "fraction", "accuracy on the images that train weights, while training"),
@@ -197,14 +160,12 @@ _COLUMNS: dict[str, list[Any]] = {
         _column("reduce_skip_mass", _NUMBER, "probability", "mean probability of skip_connect over the reduction cell's edges"),
         *_operation_counts(),
         _column("collapsed", _FLAG, "flag", "whether skip-connects are over half of the normal cell derived now, unrefined"),
-        _column(
-            "alpha_entropy", _NUMBER, "nats", "mean entropy of the probabilities (or shares of weights) over both cells' edges"
-        ),
+        _column("alpha_entropy", _NUMBER, "nats", "mean entropy of probabilities (or shares of weights) over both cells' edges"),
         _optional("alpha_margin", _NUMBER, "probability", "best less second probability, mean over edges; null without a choice"),
-        _optional(
-            "inherited_accuracy", _NUMBER, "fraction", "validation accuracy of the cell derived now in the network's weights"
-        ),
-        *_agreements(),
+        _optional("inherited_accuracy", _NUMBER, "fraction", "validation accuracy of the cell derived now, in these weights"),
+        _optional("normal_agreement", _NUMBER, "cosine", f"mean {_AGREEMENT} all pairs of normal cells; null if one cell"),
+        _optional("normal_first_last", _NUMBER, "cosine", f"{_AGREEMENT} the first and the last normal cell; null if one"),
+        _optional("reduce_agreement", _NUMBER, "cosine", f"{_AGREEMENT} the two reduction cells"),
         _optional("hessian_eigenvalue", _NUMBER, "nats", "largest eigenvalue of the validation loss's Hessian by the alphas"),
         _optional("derived_epoch", _INTEGER, "index from 0", _DERIVED_EPOCH),
         _column("finished", _TIME, "UTC", "end of the epoch"),
@@ -212,23 +173,21 @@ _COLUMNS: dict[str, list[Any]] = {
         *_costs(),
     ],
     "alphas": [
-        _column("trial_id", _REPEATED, "text", "the trial; also the name of the file"),
-        _stage(_SMALL),
-        _epoch(_SMALL),
+        _TRIAL_ID.with_type(_REPEATED),
+        _STAGE.with_type(_SMALL),
+        _EPOCH.with_type(_SMALL),
         _column("cell", _REPEATED, "text", "the cell type", choices=("normal", "reduce")),
         _column("edge", _SMALL, "index from 0", "edge, in the order of pdarts/space.py, EDGES"),
         _column("source", _SMALL, "index from 0", "state that the edge reads: 0 and 1 are the inputs, 2 to 5 the nodes"),
         _column("node", _SMALL, "index from 0", "node that the edge leads to"),
         _column("operation", _REPEATED, "text", "candidate operation"),
         _column("alpha", _NUMBER, "logit", "architecture parameter"),
-        _column(
-            "probability", _NUMBER, "probability", "softmax(alpha) over the edge's candidates; independent weights: sigmoid(alpha)"
-        ),
+        _column("probability", _NUMBER, "probability", "softmax(alpha) over the edge's candidates; if independent: sigmoid(alpha)"),
         _optional("edge_weight", _NUMBER, "weight", "the edge's weight in its node; null where edges have none"),
     ],
     "genotypes": [
-        _trial_id(),
-        _stage(),
+        _TRIAL_ID,
+        _STAGE,
         _column("max_skips", _INTEGER, "count", "skip-connects allowed in the normal cell"),
         _GENOTYPE_ID,
         _column("genotype", _TEXT, "text", "the genotype as DARTS-family code prints it"),
@@ -241,7 +200,7 @@ _COLUMNS: dict[str, list[Any]] = {
     ],
     "evaluations": [
         _GENOTYPE_ID,
-        _trial_id("this evaluation, not the search that found the genotype"),
+        _column("trial_id", _TEXT, "text", "this evaluation, not the search that found the genotype; also the name of the file"),
         _column("data", _TEXT, "text", "the data set"),
         _column("recipe", _TEXT, "text", "name of the training recipe"),
         _column("recipe_id", _TEXT, "text", "names the recipe by its content, without data set and seeds"),
@@ -262,17 +221,11 @@ _COLUMNS: dict[str, list[Any]] = {
         _optional("correct", _FLAGS, "flag", "whether each test image is classified rightly, in the set's order"),
         _PARAMS.with_nullable(True),  # null where the evaluation never got as far
         _MACS.with_nullable(True),
-        *_run_columns(),
+        *_RUN,
         _LEFT_OUT,
         _later("shared", _INTEGER, "images", "test images that are among the training images too; null if not known"),
         *_IMAGES,
-        _later(
-            "cell_evaluation",
-            _TEXT,
-            "text",
-            "how cells were computed: `kernels` (C) or `plain` (a module an operation)",
-            choices=("kernels", "plain"),
-        ),
+        _later("cell_evaluation", _TEXT, "text", _CELLS, choices=("kernels", "plain")),
         _TF32,
         _GRAPH,
     ],

@@ -118,8 +118,7 @@ def read_table(
             if owner is not study:
                 raise ConfigError(f"{roots[0]}: two studies have a trial {trial}, {owner.name} and {study.name}")
         parts.append(rows.select(names if columns is None else columns))
-    frame: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
-    return frame
+    return pa.concat_tables(parts).unify_dictionaries().to_pandas()
 
 
 def read_study(
@@ -165,8 +164,7 @@ def read_rows(
         rows = _read_file(study, name, table, wanted)
         rows = rows.filter(pc.equal(rows["trial_id"], trial_id))
     _check_rows(rows.unify_dictionaries(), table, [f"{study}/{name}"], np.zeros(rows.num_rows, np.int64))
-    content: list[dict[str, Any]] = rows.select(columns or rows.column_names).to_pylist()
-    return content
+    return rows.select(columns or rows.column_names).to_pylist()
 
 
 def final_genotypes(genotypes: pd.DataFrame, trials: pd.DataFrame, limits: Collection[int] | None = None) -> pd.DataFrame:
@@ -333,50 +331,23 @@ def _check_rows(rows: Any, table: str, files: Sequence[str], origins: NDArray[np
     """Refuses files that were copied into a table, whose rows would count twice.
 
     Args:
-        rows: an Arrow table with the columns of the key, its dictionaries unified, in the order in which they were written.
+        rows: an Arrow table with the columns of the key, its dictionaries unified.
         files: where they are from.
         origins: of each row, the index of its file.
 
     Raises:
         ConfigError: a file's rows are not of the trial that it is named for, or two rows have the same key.
     """
-    if not rows.num_rows:
-        return
-    codes, trials = _encode(rows["trial_id"])
-    stems = [file.rsplit("/", 1)[-1].removesuffix(".parquet") for file in files]
-    if stems != [TOGETHER]:
-        code_of = {trial: code for code, trial in enumerate(trials)}
-        foreign = np.array([code_of.get(stem, -1) for stem in stems])[origins] != codes
-        if foreign.any():
-            row = int(foreign.argmax())
-            trial, file = trials[codes[row]], files[origins[row]]
-            raise ConfigError(f"{file}: its rows are of trial {trial}, so it is a copy; take it out, or name it {trial}.parquet")
-    keys, size = codes.astype(np.int64), len(trials)
-    for name in PRIMARY_KEYS[table][1:]:  # the first is trial_id
-        values, distinct = _encode(rows[name])
-        if size * len(distinct) >= 2**63:
-            uniques, keys = np.unique(keys, return_inverse=True)
-            size = len(uniques)
-        keys, size = keys * len(distinct) + values, size * len(distinct)
-    if (keys[1:] > keys[:-1]).all():  # the order in which rows are written, which is quick to see
-        return
-    order = np.argsort(keys, kind="stable")
-    again = order[1:][keys[order][1:] == keys[order][:-1]]
-    if len(again):
-        row = int(again.min())
-        described = ", ".join(f"{name}={rows[name][row].as_py()}" for name in PRIMARY_KEYS[table])
-        raise ConfigError(f"{files[origins[row]]}: two rows have the same key ({described}); take out what was added to it")
-
-
-def _encode(column: Any) -> tuple[NDArray[np.int64], Sequence[Any]]:
-    """The values of a column as indices of the distinct ones, or of all between the smallest and the largest."""
-    if pa.types.is_integer(column.type):
-        values = column.to_numpy()
-        low, high = int(values.min()), int(values.max())
-        return values - low, range(low, high + 1)
-    if not pa.types.is_dictionary(column.type):
-        column = pa.chunked_array([column.combine_chunks().dictionary_encode()])
-    return np.concatenate([chunk.indices.to_numpy() for chunk in column.chunks]), column.chunk(0).dictionary.to_pylist()
+    keys = rows.select(PRIMARY_KEYS[table]).to_pandas()
+    names = np.array([Path(file).stem for file in files], dtype=object)
+    foreign = (keys["trial_id"].to_numpy() != names[origins]) & (names[origins] != TOGETHER)
+    if foreign.any():
+        trial, file = keys["trial_id"][foreign.argmax()], files[origins[foreign.argmax()]]
+        raise ConfigError(f"{file}: its rows are of trial {trial}, so it is a copy; take it out, or name it {trial}.parquet")
+    again = keys.duplicated()
+    if again.any():
+        key = ", ".join(f"{name}={value}" for name, value in keys.loc[again.idxmax()].items())
+        raise ConfigError(f"{files[origins[again.idxmax()]]}: two rows have the same key ({key}); take out what was added to it")
 
 
 def write_rows(study_dir: Path | str | Storage, table: str, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
