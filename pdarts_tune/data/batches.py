@@ -93,12 +93,9 @@ class Batches:
         self.device = device
         self.part = images.to(device)
         self.batch_size = batch_size
-        self._augment = augment
-        self._cutout = cutout
-        self._pad = dataset.pad
-        self._flip = dataset.flip
-        self._scale = torch.tensor([255.0 * std for std in dataset.std], device=device).view(-1, 1, 1)
-        self._offset = torch.tensor([255.0 * mean for mean in dataset.mean], device=device).view(-1, 1, 1)
+        self._augment, self._cutout, self._pad, self._flip = augment, cutout, dataset.pad, dataset.flip
+        moments = (torch.tensor([255.0 * value for value in values], device=device) for values in (dataset.mean, dataset.std))
+        self._offset, self._scale = (values.view(-1, 1, 1) for values in moments)
 
     def __len__(self) -> int:
         """Batches in an epoch. The last one may be smaller, but never a single image, on which batch norm cannot train."""
@@ -153,10 +150,7 @@ class Batches:
         for batch, (images, labels) in zip(batches, self.part.fetch(batches, generator, workers.share), strict=True):
             # Without bad images processes need no exchange, which on a GPU stalls every step.
             place = workers.find_place(len(labels), self.device) if self.part.skip_bad else workers.place(len(batch))
-            yield self._normalise(images), labels, place
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        return (images.float() - self._offset) / self._scale
+            yield (images.float() - self._offset) / self._scale, labels, place
 
 
 def shift(images: Tensor, pad: int, generator: torch.Generator, place: Place | None = None) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from itertools import islice
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -76,28 +76,19 @@ def decode_all(encoded: Iterator[bytes | str | None], into: NDArray[np.uint8]) -
     """
     channels, side = into.shape[1:3]
     errors: dict[int, str] = {}
-    starts = range(0, len(into), _CHUNK)
-    chunks = zip(starts, iter(lambda: list(islice(encoded, _CHUNK)), []), strict=True)
-
-    def place(start: int, pixels: NDArray[np.uint8], wrong: dict[int, str]) -> None:
-        into[start : start + len(pixels)] = pixels
-        errors.update({start + index: error for index, error in wrong.items()})
-        progress.update(len(pixels))
-
-    with progress_line(len(into), "decoding images") as progress:
-        if into.nbytes <= POOL_ABOVE or core_count() == 1:
-            for start, chunk in chunks:
-                place(start, *_decode_chunk(chunk, channels, side))
-            return errors
-        with ProcessPoolExecutor(core_count()) as pool:
-            pending: deque[tuple[int, Future[tuple[NDArray[np.uint8], dict[int, str]]]]] = deque()
-            for start, chunk in chunks:
-                pending.append((start, pool.submit(_decode_chunk, chunk, channels, side)))
-                if len(pending) > 4 * core_count():  # bounds the encoded images of a large file in memory
-                    first, future = pending.popleft()
-                    place(first, *future.result())
-            for first, future in pending:
-                place(first, *future.result())
+    several = into.nbytes > POOL_ABOVE and core_count() > 1
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_line(len(into), "decoding images"))
+        apply = stack.enter_context(ProcessPoolExecutor(core_count())).map if several else map
+        start = 0
+        # A part at a time bounds the encoded images of a large file in memory.
+        while part := [chunk for _ in range(16 * core_count()) if (chunk := list(islice(encoded, _CHUNK)))]:
+            for pixels, wrong in apply(_decode_chunk, part, repeat(channels), repeat(side)):
+                into[start : start + len(pixels)] = pixels
+                errors.update({start + index: error for index, error in wrong.items()})
+                start += len(pixels)
+                progress.update(len(pixels))
+    assert start == len(into)
     return errors
 
 

@@ -126,7 +126,13 @@ def image_layout(images: FolderImages | ParquetImages, image_size: int | None, s
         ConfigError: an image cannot be read, or, without `image_size`, the first image has another size or is not square; with
             `skip_bad`, all are so.
     """
-    side, decoded = image_size or _usual_side(images), False
+    if image_size is None:
+        sizes: Counter[tuple[int, int]] = Counter()
+        for encoded in images.encoded(np.unique(np.linspace(0, len(images.labels) - 1, SIZE_SAMPLE).astype(np.int64))):
+            with suppress(ImageError):
+                sizes[open_image(encoded).size] += 1
+    side = image_size or next((size[0] for size, _ in sizes.most_common(1)), 0)
+    decoded = False
     for row, encoded in enumerate(images.encoded(np.arange(len(images.labels)))):
         try:
             header = open_image(encoded)
@@ -144,30 +150,12 @@ def image_layout(images: FolderImages | ParquetImages, image_size: int | None, s
     return 1, side
 
 
-def _usual_side(images: FolderImages | ParquetImages) -> int:
-    """The most frequent width of SIZE_SAMPLE images; 0 if none can be read."""
-    sizes: Counter[tuple[int, int]] = Counter()
-    count = len(images.labels)
-    for encoded in images.encoded(np.unique(np.linspace(0, count - 1, min(SIZE_SAMPLE, count)).astype(np.int64))):
-        with suppress(ImageError):
-            sizes[open_image(encoded).size] += 1
-    return sizes.most_common(1)[0][0][0] if sizes else 0
-
-
 @dataclass(frozen=True)
-class UnpackedImages:
-    """Encoded images end to end in one file: row i of `source` has the bytes from offsets[i] to offsets[i + 1]."""
+class UnpackedImages(ParquetImages):
+    """The same, end to end in one file: row i has the bytes from offsets[i] to offsets[i + 1]."""
 
-    source: ParquetImages
     file: Path
     offsets: NDArray[np.int64]
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return self.source.labels
-
-    def where(self, row: int) -> str:
-        return self.source.where(row)
 
     def location(self, row: int) -> Location:
         return str(self.file), int(self.offsets[row]), int(self.offsets[row + 1] - self.offsets[row])
@@ -198,7 +186,7 @@ def unpack(source: ParquetImages) -> UnpackedImages:
         complete = False
     if not complete:
         raise ConfigError(f"{folder}: damaged, delete it and the images are unpacked anew")
-    return UnpackedImages(source, file, offsets)
+    return UnpackedImages(source.labels, source.paths, source.starts, source.column, file, offsets)
 
 
 def count_shared(train: FolderImages | UnpackedImages, test: FolderImages | UnpackedImages) -> int:

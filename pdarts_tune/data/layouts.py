@@ -148,8 +148,7 @@ def _folder_mirror(path: Path) -> bool | None:
         raise ConfigError(f"{path}: cannot be read as JSON ({one_line(error)})") from None
     if not isinstance(values, dict) or set(values) - {"mirror"} or not isinstance(values.get("mirror", True), bool):
         raise ConfigError(f'{path}: must be {{"mirror": true}} or {{"mirror": false}}, is {json.dumps(values)[:60]}')
-    mirror: bool | None = values.get("mirror")
-    return mirror
+    return values.get("mirror")
 
 
 def open_parquet(folder: Path) -> Source:

@@ -7,7 +7,7 @@ resize to 8/7 of the side and centre crop for tests. The device mirrors and norm
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -70,13 +70,18 @@ class StreamedSet:
         Raises:
             ConfigError: an image is bad and `skip_bad` is off; the message names it.
         """
-        seeds = [_draw_seeds(batch, generator)[share(len(batch))] for batch in batches]
+        crops = []  # the seed of each image's crop
+        for batch in batches:
+            whole = torch.randint(2**62, (len(batch),), generator=generator, device=generator.device) if generator else batch
+            crops.append(whole[share(len(batch))].tolist())
         batches = [batch[share(len(batch))].cpu() for batch in batches]
+        locations = (map(self.source.location, self.rows[batch].tolist()) for batch in batches)
+        reader = _Reader(self.channels, self.side, augment=generator is not None)
         loader = DataLoader(
-            _Reader(self.channels, self.side, augment=generator is not None),
-            batch_sampler=_requests(self.source, (self.rows[batch] for batch in batches), seeds),
+            reader,
+            batch_sampler=([*zip(*requests, strict=True)] for requests in zip(locations, crops, strict=True)),
             num_workers=min(core_count(), MAX_WORKERS, len(batches)),
-            collate_fn=_Collate(self.channels, self.side),
+            collate_fn=reader.collate,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # by default the loader draws from the global one
         )
@@ -97,11 +102,14 @@ class StreamedSet:
 
 
 class _Reader(Dataset[tuple[Tensor | None, str]]):
-    """Reads and crops an image in a worker process. It holds no list of files, so that a worker starts at once."""
+    """Reads and crops images in a worker process. It holds no list of files, so that a worker starts at once."""
 
     def __init__(self, channels: int, side: int, *, augment: bool) -> None:
-        self.channels = channels
-        self.transform = _transform(side, augment)
+        from torchvision.transforms import v2  # takes a second to import
+
+        self.channels, self.side = channels, side
+        test = v2.Resize(round(side * TEST_RESIZE)), v2.CenterCrop(side)
+        self.transform = v2.Compose([v2.RandomResizedCrop(side), v2.ColorJitter(**JITTER)] if augment else test)
 
     def __getitem__(self, request: Request) -> tuple[Tensor | None, str]:
         location, seed = request
@@ -114,34 +122,7 @@ class _Reader(Dataset[tuple[Tensor | None, str]]):
             torch.default_generator.manual_seed(seed)
             return self.transform(torch.from_numpy(pixels.copy())), ""
 
-
-def _transform(side: int, augment: bool) -> Callable[[Tensor], Tensor]:
-    from torchvision.transforms import v2  # takes a second to import
-
-    if augment:
-        return v2.Compose([v2.RandomResizedCrop(side), v2.ColorJitter(**JITTER)])
-    return v2.Compose([v2.Resize(round(side * TEST_RESIZE)), v2.CenterCrop(side)])
-
-
-def _draw_seeds(batch: Tensor, generator: torch.Generator | None) -> list[int]:
-    if generator is None:
-        return [0] * len(batch)
-    return torch.randint(2**62, (len(batch),), generator=generator, device=generator.device).tolist()
-
-
-def _requests(
-    source: FolderImages | UnpackedImages, batches: Iterable[Tensor], seeds: Iterable[list[int]]
-) -> Iterator[list[Request]]:
-    for rows, crops in zip(batches, seeds, strict=True):
-        yield [(source.location(row), seed) for row, seed in zip(rows.tolist(), crops, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Collate:
-    channels: int
-    side: int
-
-    def __call__(self, images: list[tuple[Tensor | None, str]]) -> Decoded:
+    def collate(self, images: list[tuple[Tensor | None, str]]) -> Decoded:
         good = {place: image for place, (image, _) in enumerate(images) if image is not None}
         bad = [(place, error) for place, (image, error) in enumerate(images) if image is None]
         empty = torch.empty((0, self.channels, self.side, self.side), dtype=torch.uint8)
