@@ -74,31 +74,66 @@ def train(genotype, config, workers):
     return evaluation.network.state_dict(), records, result.correct, evaluation.dataset.left_out
 
 
-def work(rank, port, genotype, config, folder):
+def work(rank, port, trainings, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.save(train(genotype, config, Workers(rank, 2)), folder / f"{rank}.pt")
+    torch.save({name: train(*training, Workers(rank, 2)) for name, training in trainings.items()}, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def train_in_two(genotype, config, folder):
+def train_in_two(trainings, folder):
+    """Of genotypes with their configurations, by name. Processes take longer to start than to train."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(work, (port, genotype, config, folder), nprocs=2)
+    multiprocessing.spawn(work, (port, trainings, folder), nprocs=2)
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))
-    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
-    assert first[1:] == second[1:]
+    for name, (weights, *figures) in first.items():
+        others, *other_figures = second[name]
+        assert all(torch.equal(tensor, others[key]) for key, tensor in weights.items())
+        assert figures == other_figures
     return first
 
 
-# slow: one of two genotypes is enough by default, each takes half a minute
-@pytest.mark.parametrize("genotype", [PDARTS, pytest.param(DEAD_ENDS, marks=pytest.mark.slow)], ids=["PDARTS", "dead ends"])
-def test_two_processes_train_the_network_that_one_trains(tmp_path, monkeypatch, genotype):
+STREAMS = {"all usable": 0, "nine bad": 9}
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """Genotypes and configurations by name."""
+    found = {"whole": (PDARTS, CONFIG), "shares": (PDARTS, replace(CONFIG, sync_batch_norm=False, epochs=2))}
+    for name, bad in STREAMS.items():
+        folder = tmp_path_factory.mktemp("streams")
+        data = write_folders(folder, train=30, test=11, size=12)
+        for file in sorted((folder / "train").rglob("*.png"))[:bad]:
+            file.write_bytes(b"not an image")
+        config = replace(CONFIG, data=data, train_images=None, test_images=None, image_size=10, skip_bad_images=True)
+        found[name] = PDARTS, replace(config, batch_size=4, epochs=1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_two(trainings, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PDARTS_TUNE_DATA", str(tmp_path_factory.mktemp("data")))
+        return train_in_two(trainings, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(autouse=True)
+def usual_network(monkeypatch):
     monkeypatch.setattr(training, "EvalNetwork", training.EvalNetwork)
-    assert_same(train(genotype, CONFIG, Workers()), train_in_two(genotype, CONFIG, tmp_path))
+    monkeypatch.setattr(streaming, "MAX_WORKERS", streaming.MAX_WORKERS)
+
+
+def test_two_processes_train_the_network_that_one_trains(trainings, in_two):
+    assert_same(train(*trainings["whole"], Workers()), in_two["whole"])
+
+
+@pytest.mark.slow  # processes of its own
+def test_two_processes_train_a_network_with_nodes_that_lead_nowhere(tmp_path):
+    assert_same(train(DEAD_ENDS, CONFIG, Workers()), train_in_two({"dead ends": (DEAD_ENDS, CONFIG)}, tmp_path)["dead ends"])
 
 
 def assert_same(one, two, rtol=1e-9, atol=1e-11):
@@ -112,29 +147,17 @@ def assert_same(one, two, rtol=1e-9, atol=1e-11):
     assert other_result == result
 
 
-@pytest.mark.parametrize("bad", [0, 9], ids=["all usable", "nine bad"])
-def test_two_processes_read_half_of_a_set_that_streams_and_train_the_network_that_one_trains(tmp_path, monkeypatch, bad):
-    monkeypatch.setattr(training, "EvalNetwork", training.EvalNetwork)
-    monkeypatch.setenv("PDARTS_TUNE_DATA", str(tmp_path / "data"))
-    name = write_folders(tmp_path / "set", train=30, test=11, size=12)
-    files = sorted((tmp_path / "set" / "train").rglob("*.png"))
-    for file in files[:bad]:
-        file.write_bytes(b"not an image")
-    config = replace(CONFIG, data=name, train_images=None, test_images=None, image_size=10, skip_bad_images=True)
-    config = replace(config, batch_size=4, epochs=1)
-    monkeypatch.setattr(streaming, "MAX_WORKERS", 0)
-    one = train(PDARTS, config, Workers())
-    assert len(one[-1]) == bad
+@pytest.mark.parametrize("name", STREAMS)
+def test_two_processes_read_half_of_a_set_that_streams_and_train_the_network_that_one_trains(name, trainings, in_two):
+    one = train(*trainings[name], Workers())
+    assert len(one[-1]) == STREAMS[name]
     # Batches of two images, as bad ones leave them, let rounding grow further; another image or mask would change some 1e-2.
-    assert_same(one, train_in_two(PDARTS, config, tmp_path), rtol=1e-5, atol=1e-8)
+    assert_same(one, in_two[name], rtol=1e-5, atol=1e-8)
 
 
-def test_statistics_of_each_share_give_another_network_but_the_same_one_in_both_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "EvalNetwork", training.EvalNetwork)
-    config = replace(CONFIG, sync_batch_norm=False, epochs=2)
-    weights, *_ = train(PDARTS, config, Workers())
-    others, *_ = train_in_two(PDARTS, config, tmp_path)
-    assert not torch.allclose(others["classifier.weight"], weights["classifier.weight"], rtol=1e-6)
+def test_statistics_of_each_share_give_another_network_but_the_same_one_in_both_processes(trainings, in_two):
+    weights, *_ = train(*trainings["shares"], Workers())
+    assert not torch.allclose(in_two["shares"][0]["classifier.weight"], weights["classifier.weight"], rtol=1e-6)
 
 
 def job(folder, config, trial_id="a"):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.data.batches import Workers
 from pdarts_tune.data.datasets import load_dataset
 from pdarts_tune.evaluation.training import Evaluation, autocast
+from pdarts_tune.networks import cost
 from pdarts_tune.networks.cost import network_cost
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype
 
@@ -273,11 +275,13 @@ def test_the_imagenet_stem_trains_with_its_schedule():
     assert [record.learning_rate for record in trained(config).records] == pytest.approx([0.1, 0.1, 0.05])
 
 
-def test_auto_width_takes_the_widest_network_under_its_limit():
-    evaluation = Evaluation(GENOTYPE, dataclasses.replace(TINY, auto_width=True, cells=20), CPU)
+def test_auto_width_takes_the_widest_network_under_its_limit(monkeypatch):
+    limit = 1_000_000  # of the mobile setting: 600 million, a network that takes seconds to make
+    monkeypatch.setattr(cost, "widest_channels", partial(cost.widest_channels, limit=limit))
+    evaluation = Evaluation(GENOTYPE, dataclasses.replace(TINY, auto_width=True, cells=5), CPU)
     shape = evaluation.network_config
     wider = dataclasses.replace(shape, channels=shape.channels + 2)
-    assert network_cost(GENOTYPE, shape).madds < 600e6 <= network_cost(GENOTYPE, wider).madds
+    assert network_cost(GENOTYPE, shape).madds < limit <= network_cost(GENOTYPE, wider).madds
     assert shape.channels % 2 == 0
 
 

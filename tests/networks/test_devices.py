@@ -19,12 +19,12 @@ from pdarts_tune.data.batches import Batches
 from pdarts_tune.data.datasets import Dataset
 from pdarts_tune.data.in_memory import ImageSet
 from pdarts_tune.networks.build import build_network
+from pdarts_tune.networks.cost import even_space
 from pdarts_tune.pdarts.progressive_depth import Stage
-from pdarts_tune.pdarts.space import SearchSpace
 from pdarts_tune.search.snas import sample_mixing
 from pdarts_tune.search.steps import build_steps
 
-STAGE = Stage(3, 8, 0.4)
+STAGE = Stage(3, 3, 0.4)
 CONFIG = SearchConfig(stages=(STAGE,), channels=4, batch_size=4)
 CONFIGS = {
     "plain": CONFIG,  # kernels are for CPUs
@@ -35,8 +35,8 @@ CONFIGS = {
 }
 
 
-def build(config, space=None):
-    network = build_network(config, space or SearchSpace.full(), STAGE.cells, 10, 3, seed=0)
+def build(config):
+    network = build_network(config, even_space(STAGE.operations), STAGE.cells, 10, 3, seed=0)  # has every operation
     network.set_skip_dropout(STAGE.skip_dropout)
     return network
 

@@ -137,15 +137,15 @@ def run_python(code, tmp_path, **environment):
     )
 
 
-def test_four_workers_may_race(tmp_path):
+def test_two_workers_may_race(tmp_path):
     code = f"""
         import torch
         from pdarts_tune.networks.kernels import build
         build.FLAGS = {QUICK}
         print(build.load(torch.float32).number_of_bytes())
     """
-    workers = [run_python(code, tmp_path) for _ in range(4)]
-    assert [worker.communicate()[0].strip() for worker in workers] == ["4"] * 4
+    workers = [run_python(code, tmp_path) for _ in range(2)]
+    assert [worker.communicate()[0].strip() for worker in workers] == ["4"] * 2
     assert len(libraries(tmp_path / "pdarts_tune")) == 1
     assert not list((tmp_path / "pdarts_tune").glob(".*"))  # nothing unfinished is left
 

@@ -48,7 +48,7 @@ TINY = SearchConfig(
 
 
 SHORT = SearchConfig(
-    stages=(Stage(3, 8, 0.3, epochs=2, warmup_epochs=1), Stage(4, 3, 0.5, epochs=2, warmup_epochs=1)),
+    stages=(Stage(3, 4, 0.3, epochs=2, warmup_epochs=1), Stage(3, 3, 0.5, epochs=2, warmup_epochs=1)),
     data="digits",
     train_images=60,
     validation_fraction=0.2,

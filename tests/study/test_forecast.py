@@ -82,7 +82,7 @@ def test_diagnostics_are_forecast_apart_as_often_as_they_are_asked_for(clock, tm
 
 def test_bytes_are_those_that_a_stage_is_predicted_to_take(monkeypatch):
     monkeypatch.setattr(room, "probe_stage", lambda *_: StepTimes(1.0, 3.0, 0.5))
-    stage = LAPTOP.search.stages[1]
+    stage = replace(LAPTOP.search.stages[1], cells=3)
     needed = Forecaster(torch.device("cpu"), 10.0).search_stage(LAPTOP.search, stage, DIGITS).needed_bytes
     assert needed == predict_stage_bytes(LAPTOP.search, stage, 8, 10, 1)
 
