@@ -93,7 +93,7 @@ def compare_images(study: StudyTables, baseline: str) -> pd.DataFrame:
         if run["correct"]:
             flags[run["genotype_id"], run["seed"]] = np.array(run["correct"], dtype=bool)
     rows = []
-    own = last.get(baseline)
+    own = str(last.get(baseline))
     for variant, cell in last.drop(baseline, errors="ignore").items():
         seeds = [seed for genotype_id, seed in sorted(flags) if genotype_id == cell and (own, seed) in flags]
         if seeds and cell != own:

@@ -174,7 +174,8 @@ def conclude_all(families: Mapping[str, pd.DataFrame], baseline: str, among: str
     """What the first measure's comparisons show, and in one further sentence the claims in the others; `among` what is compared."""
     if not families:
         return [f"Nothing can be compared with {baseline}: no two searches of one seed have these figures."]
-    sentences, claims = [], []
+    sentences: list[str] = []
+    claims: list[str] = []
     for name, table in families.items():
         column, words = MEASURES[name]
         if not sentences:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -258,13 +259,14 @@ def list_variants(measures: pd.DataFrame) -> pd.DataFrame:
 
 def summarize_limits(limits: pd.DataFrame) -> pd.DataFrame:
     """One row a variant and limit: error, skip-connects, and how many cells the limit changed."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (variant, limit), cells in limits.sort_values("max_skips", kind="stable").groupby(["variant", "max_skips"], sort=False):
         row = {"variant": variant, "max_skips": limit, "n": len(cells), "changed": int(cells["changed"].sum())}
         mean, sd = mean_sd(cells["error_percent"])
         rows.append(row | {"skips": float(cells["skips"].mean()), "error_percent": mean, "error_percent_sd": sd})
     order = list(limits["variant"].unique())
-    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["variant"])))
+    rows.sort(key=lambda row: order.index(row["variant"]))
+    return pd.DataFrame(rows)
 
 
 def count_collapses(study: StudyTables) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,7 +108,7 @@ def summarize(cells: pd.DataFrame, errors: Errors) -> pd.DataFrame:
 
 def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     """Cells in the mobile setting: errors, cost, and whether they pass the gate."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     known = cells[["name", "genotype_id"]].merge(evaluations, on="genotype_id")
     for (setting, name), runs in known.groupby(["setting", "name"], sort=False):
         completed = runs[runs["status"] == "completed"].astype({"accuracy": float, "top5_accuracy": float})
@@ -119,7 +120,8 @@ def summarize_mobile(cells: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataF
         }
         row |= {"params_millions": runs["params"].astype(float).mean() / 1e6, "macs_millions": macs.mean()}
         rows.append(row | {"under_gate": bool((macs <= GATE_MILLIONS).all()) if len(macs) else pd.NA})
-    return pd.DataFrame(sorted(rows, key=lambda row: str(row["setting"])))  # and of one setting, in the order of the cells
+    rows.sort(key=lambda row: str(row["setting"]))  # and of one setting, in the order of the cells
+    return pd.DataFrame(rows)
 
 
 def correlate(pairs: Pairs, cells: pd.DataFrame) -> pd.DataFrame:

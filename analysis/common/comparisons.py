@@ -100,7 +100,7 @@ def compare_pairs(pairs: Mapping[str, NDArray[np.float64]], rng: np.random.Gener
     for name, sides in pairs.items():
         row: dict[str, Any] = {names: name, "n": len(sides)}
         if len(sides):
-            row |= vars(paired_comparison(*sides.T, rng))
+            row |= vars(paired_comparison(sides[:, 0], sides[:, 1], rng))
             apart = sides[:, 0] - sides[:, 1]
             spread = mean_sd(apart)[1] if np.ptp(apart) > 1e-9 else 0.0
             row["detectable"] = minimum_detectable_difference(spread, len(sides), tests) or math.nan  # nan: the spread is unknown
@@ -196,7 +196,8 @@ def rank_table(study: StudyTables, measures: pd.DataFrame, columns: Mapping[str,
         row: dict[str, object] = {"measure": name, "n": 0, "pairs": 0}
         if len(cells):
             evaluations = seeds.loc[cells["genotype_id"]].to_numpy(dtype=float)
-            row |= vars(tau_within_variants(cells[column], evaluations, cells["variant"], cells["genotype_id"], rng))
+            names = cells["variant"].tolist(), cells["genotype_id"].tolist()
+            row |= vars(tau_within_variants(cells[column], evaluations, *names, rng))
         rows.append(row)
     return pd.DataFrame(rows, columns=["measure", *_RANKS]).astype(dict.fromkeys(_RANKS[2:], float))
 

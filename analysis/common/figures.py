@@ -257,7 +257,7 @@ def gap_frame(measures: pd.DataFrame) -> pd.DataFrame:
     columns = {"search_accuracy": "search", "inherited_accuracy": "inherited", "accuracy": "evaluation"}
     renamed = measures.rename(columns=columns)
     values = renamed.set_index(["variant", "seed"])[list(columns.values())].rename_axis("measure", axis="columns").astype(float)
-    long = values.stack().dropna().rename("accuracy").reset_index()
+    long = pd.Series(values.stack()).dropna().rename("accuracy").reset_index()
     long["mean"] = long.groupby(["variant", "measure"])["accuracy"].transform("mean")
     return long.assign(gap_points=long["variant"].map(measures.groupby("variant")["gap_points"].mean()))
 

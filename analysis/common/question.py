@@ -94,7 +94,7 @@ class Question:
         folder = find_study(results, self.study)
         if folder is None:
             return None
-        study, missing = choose_settings(read(folder, self.epoch_columns), recipe, data), []
+        study, missing = choose_settings(read(folder, self.epoch_columns), recipe, data), list[str]()
         if not self.across_settings:
             (setting, study), *others = by_setting(study).items()
             known = "; ".join(name for name, _ in others)

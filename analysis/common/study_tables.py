@@ -241,7 +241,7 @@ def first_cells(study: StudyTables, variants: Collection[str | None] | None = No
     return cells
 
 
-def read_genotype(study: StudyTables, cell: Mapping[str, Any]) -> str:
+def read_genotype(study: StudyTables, cell: Mapping[Any, Any]) -> str:
     rows = read_rows(study.folder, "genotypes", cell["trial_id"])
     return next(row["genotype"] for row in rows if row["genotype_id"] == cell["genotype_id"])
 
