@@ -119,7 +119,7 @@ def short_trainings(study: StudyTables) -> tuple[pd.Series, str]:
     the last one of a recipe on the same data with fewer epochs. Empty where there is neither.
     """
     columns = ["genotype_id", "data", "recipe", "recipe_id", "epochs", "status", "validation_accuracies"]
-    only = {"data": study.evaluations["data"].unique(), "status": ["completed"]}
+    only = {"data": list(study.evaluations["data"].unique()), "status": ["completed"]}
     runs = read_table(study.folder, "evaluations", columns, only=only)
     runs = runs[~runs["recipe"].isin(ESTIMATORS)]
     own = runs[runs["recipe_id"].isin(study.evaluations["recipe_id"])]
