@@ -118,7 +118,7 @@ def test_every_python_command_of_the_pages_reaches_its_work(tmp_path, monkeypatc
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "benchmarks")])
-    monkeypatch.setattr(study_cli, "run_study", reach)
+    monkeypatch.setattr(study_cli, "_check_inputs", reach)
     monkeypatch.setattr(compare, "run", reach)
     monkeypatch.setattr(estimates, "describe_estimates", reach)
     parse_tyro, parse_arguments = tyro.cli, argparse.ArgumentParser.parse_args
