@@ -20,7 +20,7 @@ from pdarts_tune.config.remedies import (
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.networks.build import build_network, build_optimizers
 from pdarts_tune.networks.kernels.build import missing
-from pdarts_tune.networks.supernet import Supernet
+from pdarts_tune.networks.supernet import Dropout, Supernet
 from pdarts_tune.pdarts.genotype import CellGenotype, Genotype, sigmoid
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.space import EDGES, SearchSpace
@@ -132,8 +132,8 @@ def test_drop_path_drops_paths_of_single_images_and_no_identity():
     assert not torch.equal(network(images), untouched)  # of the reduction cells' pools
     cell, state = network.cells[0], torch.randn(6, 6, 8, 8, dtype=torch.float64)
     ones = torch.ones(14, 1, dtype=torch.float64)
-    dropped = cell(state, state, ones, None, 1.0, torch.zeros(14, 1, 6, dtype=torch.float64))
-    assert torch.equal(dropped, cell(state, state, ones, None, 1.0)) == (not cell.reduction)
+    dropped = cell(state, state, ones, Dropout(factors=torch.zeros(14, 1, 6, dtype=torch.float64)))
+    assert torch.equal(dropped, cell(state, state, ones)) == (not cell.reduction)
     assert torch.equal(network.eval()(images), network(images))
 
 
