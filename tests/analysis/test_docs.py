@@ -19,12 +19,12 @@ import torch
 import tyro
 
 from common.statistics import holm, smallest_p
+from docs.columns import update_page
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.search import SearchConfig
-from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
+from pdarts_tune.config.serialize import from_dict, to_dict
 from pdarts_tune.evaluation import compare, estimates
 from pdarts_tune.pdarts.published import PUBLISHED
-from pdarts_tune.results.columns import update_page
 from pdarts_tune.results.tables import read_rows, write_rows
 from pdarts_tune.study import cli as study_cli
 from synthetic import make_study
@@ -262,11 +262,11 @@ def test_the_page_on_statistics_has_the_smallest_p_and_what_it_allows():
 
 
 def test_the_page_on_tables_has_the_columns_of_the_schemas():
-    assert update_page(TABLES) == TABLES, "run: python -m pdarts_tune.results.columns --page docs/tables.md"
+    assert update_page(TABLES) == TABLES, "run: python docs/columns.py"
 
 
 def test_a_column_that_changes_changes_the_page():
-    with pytest.raises(ConfigError, match="it must have each of trials, epochs"):
+    with pytest.raises(ValueError, match="it must have each of trials, epochs"):
         update_page(TABLES.replace("<!-- columns: alphas -->", ""))
     assert update_page(TABLES.replace("| `error` |", "| `mistake` |")) == TABLES
 

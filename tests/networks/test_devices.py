@@ -21,8 +21,7 @@ from pdarts_tune.data.in_memory import ImageSet
 from pdarts_tune.networks.build import build_network
 from pdarts_tune.networks.cost import even_space
 from pdarts_tune.pdarts.progressive_depth import Stage
-from pdarts_tune.search.snas import sample_mixing
-from pdarts_tune.search.steps import build_steps
+from pdarts_tune.search.steps import build_steps, sample_mixing
 
 STAGE = Stage(3, 3, 0.4)
 CONFIG = SearchConfig(stages=(STAGE,), channels=4, batch_size=4)

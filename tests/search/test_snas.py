@@ -7,7 +7,7 @@ from pdarts_tune.networks.supernet import Supernet
 from pdarts_tune.pdarts.progressive_depth import Stage
 from pdarts_tune.pdarts.space import SearchSpace
 from pdarts_tune.search.resources import count_resources, expected_cost, relative_costs
-from pdarts_tune.search.snas import sample_choice, sample_mixing, temperature
+from pdarts_tune.search.steps import sample_choice, sample_mixing, temperature
 
 
 @pytest.mark.parametrize("degree", [0.1, 1.0])

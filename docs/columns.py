@@ -1,34 +1,21 @@
-"""Prints the columns of the tables in Markdown, from `results/schemas.py`, so that the documentation cannot differ from them.
+"""Writes the columns of the tables into tables.md, from `results/schemas.py`, so that the page cannot differ from them.
 
-    python -m pdarts_tune.results.columns                       # print them
-    python -m pdarts_tune.results.columns --page docs/tables.md # replace them on that page
+    python docs/columns.py
 
-On a page each table's columns stand between the lines `<!-- columns: TABLE -->` and `<!-- end -->`.
+Each table's columns stand there between the lines `<!-- columns: TABLE -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pdarts_tune.config.command_line import parse
-from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.schemas import PRIMARY_KEYS, SCHEMAS
 
 _BLOCK = re.compile(r"(?<=<!-- columns: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The command line."""
-
-    page: Path | None = None
-    """A Markdown page whose columns are replaced; without it they are printed."""
 
 
 def describe_columns(table: str) -> str:
@@ -45,14 +32,10 @@ def describe_columns(table: str) -> str:
 
 
 def update_page(text: str) -> str:
-    """The page with the present columns.
-
-    Raises:
-        ConfigError: the page lacks the place of a table, or has one of an unknown table.
-    """
+    """The page with the present columns. Raises ValueError if it lacks the place of a table, or has one of an unknown table."""
     tables = [match[1] for match in _BLOCK.finditer(text)]
     if sorted(tables) != sorted(SCHEMAS):
-        raise ConfigError(f"page: it has {', '.join(tables) or 'no table'}, it must have each of {', '.join(SCHEMAS)} once")
+        raise ValueError(f"the page has {', '.join(tables) or 'no table'}, it must have each of {', '.join(SCHEMAS)} once")
     return _BLOCK.sub(lambda match: match[1] + match[2] + describe_columns(match[1]), text)
 
 
@@ -68,18 +51,6 @@ def _name_type(kind: Any) -> str:
     return "flag" if pa.types.is_boolean(kind) else "text"
 
 
-def main() -> None:
-    """Exits with 2 if the page cannot be read or lacks the place of a table."""
-    settings = parse(Arguments, prog="python -m pdarts_tune.results.columns", description="The columns of the tables, in Markdown.")
-    if settings.page is None:
-        print("\n".join(f"### {table}\n\n{describe_columns(table)}" for table in SCHEMAS))
-        return
-    try:
-        settings.page.write_text(update_page(settings.page.read_text()))
-    except (OSError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    page = Path(__file__).with_name("tables.md")
+    page.write_text(update_page(page.read_text()))
