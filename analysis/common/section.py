@@ -94,8 +94,11 @@ def heading(name: str) -> str:
 def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headers and rows as readers see them; a dash where there is no figure."""
     columns: dict[str, list[str]] = {}
+    names = set(table.columns)
+    with_interval = {name for name in names if {f"{name}_low", f"{name}_high"} <= names}
+    parts = {f"{name}_{end}" for name in with_interval for end in ("low", "high")} | {f"{name}_sd" for name in names}
     for name in table.columns:
-        if name == "ci_high" or any(name == f"{other}{part}" for other in table.columns for part in ("_sd", "_low", "_high")):
+        if name == "ci_high" or name in parts:
             continue
         if name == "ci_low":
             columns["95 % interval"] = [show_interval(*ends, 2) for ends in zip(table["ci_low"], table["ci_high"], strict=True)]
@@ -108,7 +111,7 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         if f"{name}_sd" in table.columns:
             spreads = [_cell(value, f"{name}_sd", digits) for value in table[f"{name}_sd"]]
             cells = [f"{mean} ± {sd}" if sd != NOTHING else mean for mean, sd in zip(cells, spreads, strict=True)]
-        if f"{name}_low" in table.columns:
+        if name in with_interval:
             low, high = ([_cell(value, name, digits) for value in table[f"{name}_{end}"]] for end in ("low", "high"))
             ends = zip(cells, low, high, strict=True)
             cells = [f"{mean} [{least}, {most}]" if least != NOTHING else mean for mean, least, most in ends]

@@ -153,7 +153,7 @@ def test_an_own_study_with_two_recipes_and_skip_limits_comes_from_its_tables_to_
     assert all((report / f"compare_{name}.png").exists() for name in ("accuracies", "accuracies_2", "learning_curves", "cell_3"))
     assert (report / "compare_variants.tex").read_text().isascii()
     variants = pd.read_csv(report / "compare_variants.csv").set_index("variant")
-    assert list(variants.columns[:2]) == ["channels", "skip_dropout"]
+    assert list(variants.columns[:2]) == ["skip_dropout", "channels"]
     assert variants["skip_dropout"].to_dict() == {"base": "0.0-0.4-0.7", "wide": "0.0-0.4-0.7", "wide_plain": "0.0-0.0-0.0"}
     evaluations, genotypes = read_table(folder, "evaluations"), read_table(folder, "genotypes")
     own = genotypes[(genotypes["max_skips"] == 2) & (genotypes["stage"] == 3)].assign(

@@ -92,11 +92,11 @@ def test_a_long_text_is_never_taken_for_a_file_s_name():
 def test_pasted_texts_and_names_are_separated_by_commas_outside_their_brackets(tmp_path):
     file = tmp_path / "a=b.txt"
     file.write_text(str(PDARTS))
-    variants = named_genotypes(f"mine={PDARTS},DARTS_V2,{PDARTS.to_json()},json={PDARTS.to_json()},BEST = {PDARTS},{file}")
+    v1, snas, pc_darts = (PUBLISHED[name].genotype for name in ("DARTS_V1", "SNAS_MILD", "PC_DARTS_C10"))
+    variants = named_genotypes(f"mine={PDARTS},DARTS_V2,{v1.to_json()},json={snas.to_json()},BEST = {pc_darts},{file}")
     assert [origin for origin, _ in variants.values()] == ["a text", "DARTS_V2", *["a text"] * 3, f"{file}: a=b.txt"]
-    assert {name: genotype for name, (_, genotype) in variants.items()} == dict.fromkeys(
-        ("mine", PDARTS.genotype_id, "json", "BEST", "a_b.txt"), PDARTS
-    ) | {"DARTS_V2": PUBLISHED["DARTS_V2"].genotype}
+    named = {"mine": PDARTS, "DARTS_V2": PUBLISHED["DARTS_V2"].genotype, v1.genotype_id: v1, "json": snas, "BEST": pc_darts}
+    assert {name: genotype for name, (_, genotype) in variants.items()} == named | {"a_b.txt": PDARTS}
 
 
 def test_random_genotypes_are_drawn_under_the_limits_that_searched_ones_are_evaluated_at(tmp_path):

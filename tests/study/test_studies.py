@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis.rq2_approximation import steps
 from pdarts_tune.config.evaluation import RECIPES
 from pdarts_tune.config.presets import PRESETS
 from pdarts_tune.config.serialize import ConfigError
@@ -21,6 +20,11 @@ from studies import approximation, baselines, depth_gap, regularization, remedie
 
 STUDIES = [module.STUDY for module in (depth_gap, approximation, regularization, transfer, baselines, remedies, sizing)]
 IMAGENET = DatasetInfo(3, 224, 1000, 1_281_167, 50_000)
+
+
+def steps(config):
+    """Of a search, relative to others on as many images."""
+    return sum(stage.epochs for stage in config.stages) / config.batch_size
 
 
 def arms(study, preset="paper"):
