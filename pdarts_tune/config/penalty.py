@@ -61,15 +61,10 @@ class ResourcePenalty:
     resource: Literal["params", "macs", "latency"] = "macs"
     weight: NonNegativeFloat = 0.0  # the factor; 0: no penalty
     latencies: Annotated[Latencies | None, PlainValidator(_read_latencies)] = None
-    batch: Positive = 1  # of the latencies, in images
 
     def __post_init__(self) -> None:
         if self.resource == "latency" and self.latencies is None:
             raise ValueError("latencies: is missing, resource latency needs a file that benchmarks/latency.py writes")
-        if self.latencies is not None and self.latencies.batch != self.batch:
-            raise ValueError(
-                f"batch: {self.batch} is wrong, the latencies are of batches of {self.latencies.batch}; give that or measure others"
-            )
 
 
 def check_penalty(penalty: ResourcePenalty, method: Method, remedies: tuple[Remedy, ...]) -> None:

@@ -66,10 +66,6 @@ def test_a_file_that_holds_no_latencies_is_refused_with_its_name_and_the_place(t
         ({"resource": "time"}, "penalty.resource: 'time' is wrong, it must be 'params', 'macs' or 'latency'"),
         ({"weight": -1}, "penalty.weight: -1 is wrong, it must be a number of at least 0"),
         ({"resource": "latency"}, "penalty.latencies: is missing, resource latency needs a file that benchmarks/latency.py writes"),
-        (
-            {"latencies": TABLE, "batch": 8},
-            "penalty.batch: 8 is wrong, the latencies are of batches of 1; give that or measure others",
-        ),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

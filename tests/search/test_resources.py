@@ -292,7 +292,7 @@ def test_measured_latencies_are_those_a_search_needs_and_go_into_it(tmp_path, mo
     measure()
     assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
     stages = [{"cells": 3, "operations": 2, "epochs": 1, "warmup_epochs": 0}]
-    penalty = {"resource": "latency", "weight": 1.0, "latencies": str(file), "batch": 3}
+    penalty = {"resource": "latency", "weight": 1.0, "latencies": str(file)}
     settings = {"data": "digits", "channels": 2, "train_images": 24, "batch_size": 6, "space": "S2", "stages": stages}
     config = from_dict(SearchConfig, settings | {"penalty": penalty})
     latencies = config.penalty.latencies
