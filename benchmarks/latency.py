@@ -24,8 +24,8 @@ from tabulate import tabulate
 from torch.utils.benchmark import Timer
 
 from pdarts_tune.config.command_line import change_settings, parse
-from pdarts_tune.config.penalty import Latencies, Latency
 from pdarts_tune.config.presets import PRESETS
+from pdarts_tune.config.remedies import Latencies, Latency
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict, to_dict
 from pdarts_tune.data.datasets import check_dataset

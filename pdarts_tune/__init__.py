@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         Snas,
         equal_candidates,
     )
-    from pdarts_tune.config.penalty import ResourcePenalty
     from pdarts_tune.config.presets import PRESETS, PUBLISHED_SEARCHES, Preset
     from pdarts_tune.config.remedies import (
         AuxiliarySkip,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         IndependentWeights,
         PerturbedAlphas,
         Remedy,
+        ResourcePenalty,
         StopAtSkips,
     )
     from pdarts_tune.config.search import SearchConfig
@@ -78,8 +78,8 @@ _ROOMS = {
     "peak_work with_budget with_depths with_epochs with_operations with_skip_dropout",
     "config.methods": "FirstOrder Given Method PartialChannels RandomSampling RandomSearch SecondOrder Snas equal_candidates",
     "config.execution": "Execution",
-    "config.penalty": "ResourcePenalty",
-    "config.remedies": "AuxiliarySkip BetaDecay DropPath FrozenOperations IndependentWeights PerturbedAlphas Remedy StopAtSkips",
+    "config.remedies": "AuxiliarySkip BetaDecay DropPath FrozenOperations IndependentWeights PerturbedAlphas Remedy "
+    "ResourcePenalty StopAtSkips",
     "config.search": "SearchConfig",
     "config.evaluation": "RECIPES EvalConfig",
     "config.serialize": "ConfigError",

@@ -1,15 +1,18 @@
-"""Remedies against collapse to skip-connects, other than P-DARTS' own: a dataclass for each, with its published setting.
+"""What a search may have beyond P-DARTS: remedies against collapse to skip-connects, and a penalty on what architectures cost.
 
-A search has any number of them. They act in every stage: a schedule is linear from the first epoch of a stage to its last one.
-`search/remedies.py` has their formulas.
+Each remedy has its published setting. A search has any number of them. They act in every stage: a schedule is linear from the first
+epoch of a stage to its last one. `search/remedies.py` has their formulas, `search/resources.py` those of the penalty.
 """
 
-from typing import Annotated, Literal
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
-from pdarts_tune.config.methods import FirstOrder, Method, trains_alphas
-from pdarts_tune.config.serialize import Fraction, NonNegativeFloat, Positive, settings
+from pdarts_tune.config.methods import FirstOrder, Method, Snas, trains_alphas
+from pdarts_tune.config.serialize import Fraction, NonNegativeFloat, Positive, Text, from_dict, settings
 from pdarts_tune.pdarts.progressive_depth import Stages
 
 Distance = Annotated[float, Field(ge=0, le=1)]
@@ -111,3 +114,75 @@ def check_remedies(remedies: tuple[Remedy, ...], method: Method, stages: Stages)
         short = [stage for stage, plan in enumerate(stages) if plan.epochs < 2]
         if short and not isinstance(remedy, IndependentWeights | FrozenOperations | StopAtSkips):
             raise ValueError(f"{where} has a schedule over epochs, stages[{short[0]}].epochs is 1; it must be at least 2")
+
+
+Shape = tuple[int, int, int]  # channels, stride, side of the images in pixels
+Latency = tuple[Text, Positive, Annotated[int, Field(ge=1, le=2)], Positive, NonNegativeFloat]  # operation, its shape, seconds
+
+
+@settings
+class Latencies:
+    """Median seconds of operations on a batch, as `benchmarks/latency.py` writes them.
+
+    The table is part of the settings. So it travels to every node, and its content counts in the id.
+    """
+
+    device: Text
+    torch: Text  # its version
+    threads: Positive
+    batch: Positive
+    seconds: tuple[Latency, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.by_shape) < len(self.seconds):
+            keys = [row[:4] for row in self.seconds]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"seconds: {twice} is there twice, each operation and shape is given once")
+
+    @property
+    def by_shape(self) -> dict[tuple[str, int, int, int], float]:
+        """Seconds by operation, channels, stride and side of the images."""
+        return {row[:4]: row[4] for row in self.seconds}
+
+
+def _read_latencies(value: Any) -> Latencies | None:
+    """The table itself, its content, or the name of its file."""
+    if value is None or isinstance(value, Latencies):
+        return value
+    try:
+        return from_dict(Latencies, json.loads(Path(value).read_text()) if isinstance(value, str) else value)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PydanticCustomError("latencies", "a file that benchmarks/latency.py writes ({why})", {"why": str(reason)}) from None
+
+
+@settings
+class ResourcePenalty:
+    """The alphas' loss gains a factor times the expected cost of an architecture, relative to the costliest one of the space.
+
+    With `latencies` the tables have expected and derived latency too, whatever the loss saves.
+    """
+
+    resource: Literal["params", "macs", "latency"] = "macs"
+    weight: NonNegativeFloat = 0.0  # the factor; 0: no penalty
+    latencies: Annotated[Latencies | None, PlainValidator(_read_latencies)] = None
+
+    def __post_init__(self) -> None:
+        if self.resource == "latency" and self.latencies is None:
+            raise ValueError("latencies: is missing, resource latency needs a file that benchmarks/latency.py writes")
+
+
+def check_penalty(penalty: ResourcePenalty, method: Method, remedies: tuple[Remedy, ...]) -> None:
+    """Raises ValueError, with the reason, if the method or a remedy does not go with the penalty.
+
+    Methods that train nothing ignore it.
+    """
+    right = "weight must be 0"
+    if not penalty.weight:
+        return
+    if isinstance(method, Snas):
+        raise ValueError(f"penalty: method snas has its own, method.penalty; {right}")
+    if method.name == "random_search":
+        raise ValueError(f"penalty: is for alphas, method random_search has none; {right}")
+    if trains_alphas(method) and any(isinstance(remedy, IndependentWeights) for remedy in remedies):
+        raise ValueError(f"penalty: is about a distribution, independent_weights have none; {right}")

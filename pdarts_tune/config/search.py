@@ -10,8 +10,7 @@ from pydantic_core import PydanticCustomError
 from pdarts_tune.config.evaluation import Stem
 from pdarts_tune.config.execution import Execution, check_execution
 from pdarts_tune.config.methods import FirstOrder, Method, RandomSampling, RandomSearch, check_method, trains_alphas
-from pdarts_tune.config.penalty import ResourcePenalty, check_penalty
-from pdarts_tune.config.remedies import Remedy, check_remedies
+from pdarts_tune.config.remedies import Remedy, ResourcePenalty, check_penalty, check_remedies
 from pdarts_tune.config.serialize import (
     Fraction,
     ImageCount,

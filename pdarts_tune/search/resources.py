@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pdarts_tune.config.methods import Given, RandomSampling, Snas
-from pdarts_tune.config.penalty import Latencies, Shape
+from pdarts_tune.config.remedies import Latencies, Shape
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.networks.build import build_network

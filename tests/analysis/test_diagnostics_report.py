@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pdarts_tune.config.methods import PartialChannels, RandomSampling
-from pdarts_tune.config.penalty import ResourcePenalty
+from pdarts_tune.config.remedies import ResourcePenalty
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.results.tables import read_rows, write_rows
 from synthetic import make_study

@@ -16,8 +16,7 @@ import torch
 
 from images import write_folders
 from pdarts_tune.config.methods import PartialChannels, RandomSearch, SecondOrder, Snas
-from pdarts_tune.config.penalty import ResourcePenalty
-from pdarts_tune.config.remedies import AuxiliarySkip, DropPath, FrozenOperations, PerturbedAlphas
+from pdarts_tune.config.remedies import AuxiliarySkip, DropPath, FrozenOperations, PerturbedAlphas, ResourcePenalty
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, to_dict
 from pdarts_tune.data import streaming

@@ -12,8 +12,7 @@ from torch import nn
 
 from benchmarks.latency import main as measure
 from pdarts_tune.config.methods import FirstOrder, PartialChannels, RandomSampling, SecondOrder
-from pdarts_tune.config.penalty import Latencies, ResourcePenalty
-from pdarts_tune.config.remedies import BetaDecay
+from pdarts_tune.config.remedies import BetaDecay, Latencies, ResourcePenalty
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, from_dict
 from pdarts_tune.networks.build import build_network, build_optimizers

@@ -6,8 +6,8 @@ import pytest
 
 from pdarts_tune.config.evaluation import EvalConfig
 from pdarts_tune.config.methods import PartialChannels, RandomSampling, RandomSearch, Snas
-from pdarts_tune.config.penalty import Latencies, ResourcePenalty
 from pdarts_tune.config.presets import PRESETS
+from pdarts_tune.config.remedies import Latencies, ResourcePenalty
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, content_id, to_dict
 from pdarts_tune.pdarts.progressive_depth import DARTS, PDARTS_CIFAR10, PDARTS_CIFAR100, Stage, with_depths

@@ -4,8 +4,7 @@ from dataclasses import replace
 import pytest
 
 from pdarts_tune.config.methods import FirstOrder, PartialChannels, RandomSampling, RandomSearch, SecondOrder, Snas
-from pdarts_tune.config.penalty import ResourcePenalty
-from pdarts_tune.config.remedies import IndependentWeights
+from pdarts_tune.config.remedies import IndependentWeights, ResourcePenalty
 from pdarts_tune.config.search import SearchConfig
 from pdarts_tune.config.serialize import ConfigError, config_id, from_dict, to_dict
 from pdarts_tune.pdarts.progressive_depth import Stage
