@@ -22,13 +22,13 @@ SCRIPTS = {
     "approximation": ("rq2", "rq2_approximation"),
     "regularization": ("rq3", "rq3_regularization"),
 }
-PUBLISHED = sorted(path.parent.name for path in RESULTS.glob("*/study.json"))
+PUBLISHED = sorted(str(path.parent.relative_to(RESULTS)) for path in RESULTS.glob("**/study.json"))
 
 
 @pytest.mark.parametrize("study", PUBLISHED)
 def test_a_published_report_follows_from_the_published_tables(study):
-    name, script = SCRIPTS[study]
-    answer = importlib.import_module(script).build(RESULTS)
+    name, script = SCRIPTS[Path(study).name]
+    answer = importlib.import_module(script).build((RESULTS / study).parent)
     text = (RESULTS / study / "report" / f"{name}.md").read_text()
     assert " ".join(answer.conclusion) in text
     for table, rows in answer.tables.items():
@@ -83,6 +83,29 @@ def test_the_page_quotes_the_published_depth_gap_study():
     assert f"two trainings of the same cells agree with {again}" in said
     assert {row["detectable"] for row in differences.values()} == {"inf"}
     assert "so no true difference, however large, could have been claimed" in said
+
+
+def test_the_page_quotes_the_published_depth_gap_study_on_small_images():
+    text = section_of_page("Depth, on more images (RQ1)")
+    differences = {row["variant"]: row for row in read_report("cifar_small/depth_gap", "rq1_error_differences")}
+    for row in read_report("cifar_small/depth_gap", "rq1_variants"):
+        depths = {"progressive": "3-5-7", "shallow": "3-3-3", "deep": "7-7-7", "random": "none"}[row["variant"]]
+        search = mean_sd(row, "search_percent", 1) if row["search_percent"] else "–"
+        cells = [row["variant"], depths, search, mean_sd(row, "error_percent", 2)]
+        if row["variant"] in differences:
+            found = differences[row["variant"]]
+            cells.append(show(float(found["difference"]), 2, sign=True))
+            cells.append(show_interval(float(found["ci_low"]), float(found["ci_high"]), 2))
+            cells.append(show(float(found["p_holm"]), 3))
+        else:
+            cells += [""] * 3
+        assert " ".join(f"| {' | '.join(cells)} |".split()) in text, cells
+    sizes = {name: show(float(row["detectable"]), 1) for name, row in differences.items()}
+    assert "{random} (random), {shallow} (shallow) or {deep} points (deep)".format_map(sizes) in text
+    assert not any(row["claimed"] == "True" for row in differences.values())
+    ranks = read_report("cifar_small/depth_gap", "rq1_ranks")[0]
+    tau, low, high = (show(float(ranks[name]), 2) for name in ("tau", "ci_low", "ci_high"))
+    assert f"{tau}, 95 % interval {low} to +{high}" in text
 
 
 def test_the_page_quotes_the_published_approximation_study():
@@ -171,6 +194,7 @@ def section_of_page(heading):
 def test_the_readme_quotes_the_published_differences():
     lines = (ROOT / "README.md").read_text().splitlines()
     for study, table, key, name, words in (
+        ("cifar_small/depth_gap", "rq1_error_differences", "variant", "shallow", "shallow − progressive"),
         ("depth_gap", "rq1_error_differences", "variant", "deep", "deep − progressive"),
         ("approximation", "rq2_error_differences", "variant", "nothing_dropped", "nothing_dropped − lowest_dropped"),
         ("regularization", "rq3_effects", "effect", "dropout", "with − without dropout"),
