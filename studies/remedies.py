@@ -41,7 +41,7 @@ ALONE: dict[str, Remedy] = {
 def variants(base: SearchConfig) -> list[Variant]:
     base = replace(base, eigenvalue_every=2)
     none = replace(base, stages=with_skip_dropout(base.stages, (0.0,) * len(base.stages)), max_skips=8)
-    auxiliary = replace(none, remedies=(AuxiliarySkip(),))
+    alone = {name: replace(none, remedies=(remedy,)) for name, remedy in ALONE.items()}
 
     def within(space: str, operations: int, config: SearchConfig) -> SearchConfig:
         return replace(config, space=space, stages=with_operations(config.stages, (operations,) * len(config.stages)))
@@ -49,7 +49,7 @@ def variants(base: SearchConfig) -> list[Variant]:
     return [
         Variant("none", none),
         Variant("pdarts", base),  # dropout and the limit of skip-connects
-        *(Variant(name, replace(none, remedies=(remedy,))) for name, remedy in ALONE.items()),
+        *(Variant(name, config) for name, config in alone.items()),
         # FairDARTS' alphas train at 3e-3, five times P-DARTS' rate.
         Variant(
             "independent_weights",
@@ -59,7 +59,11 @@ def variants(base: SearchConfig) -> list[Variant]:
         *(
             Variant(f"{name}_{space}", within(space, operations, config))
             for space, operations in (("S2", 2), ("S3", 3))
-            for name, config in (("none", none), ("pdarts", base), ("auxiliary_skip", auxiliary))
+            for name, config in (
+                ("none", none),
+                ("pdarts", base),
+                *((name, alone[name]) for name in ("auxiliary_skip", "beta_decay")),
+            )
         ),
     ]
 

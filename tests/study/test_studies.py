@@ -195,4 +195,5 @@ def test_each_remedy_stands_alone_in_p_darts_stages_without_its_own():
         (change,) = differences(variants[name], none)
         assert change.startswith("remedies ")
     assert variants["independent_weights"].alpha_learning_rate == 3e-3
-    assert {config.space for name, config in variants.items() if name.endswith("_S2")} == {"S2"}
+    for name in ("pdarts", "auxiliary_skip", "beta_decay"):
+        assert replace(variants[f"{name}_S2"], space="full", stages=variants[name].stages) == variants[name]
