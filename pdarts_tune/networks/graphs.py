@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +65,15 @@ class Graph(Protocol):
     def replay(self) -> None: ...
 
 
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """The one stream on which this process warms up and captures. cuBLAS keeps a workspace for each stream that it has run on.
+
+    On an H100 these are 32 MiB a stream and thread, and one that a capture made would keep the pool of its graph for good.
+    """
+    return torch.cuda.Stream(device)
+
+
 class CudaGraph:
     """One CUDA graph. Graphs may share a pool of memory where the results of each are read before the next one runs."""
 
@@ -80,7 +90,7 @@ class CudaGraph:
         this step's.
         """
         torch.cuda.empty_cache()
-        stream, main = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream, main = _side_stream(torch.cuda.current_device()), torch.cuda.current_stream()
         stream.wait_stream(main)
         with torch.cuda.stream(stream):
             results = step()
@@ -89,7 +99,8 @@ class CudaGraph:
 
     def capture(self, step: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         # Threads that pin batches in memory may go on meanwhile.
-        with torch.cuda.graph(self._graph, pool=self.pool, capture_error_mode="thread_local"):
+        stream = _side_stream(torch.cuda.current_device())
+        with torch.cuda.graph(self._graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             return step()
 
     def replay(self) -> None:

@@ -233,7 +233,7 @@ def prepare(spec: TrialSpec) -> torch.device:
         if problem := cuda_problem():
             raise RuntimeError(f"the trial was given a GPU that PyTorch cannot use: {problem}")
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(memory_fraction(spec.gpus, total), device)
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(spec.gpus, total))
     give_back_freed_memory(device)  # of the trial that this process ran before
     reset_peak_bytes(device)
     return device

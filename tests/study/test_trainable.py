@@ -535,9 +535,14 @@ def test_pretended_gpus_need_an_explicit_switch(monkeypatch):
 def test_a_trial_takes_its_share_of_the_gpus_memory_and_gives_back_what_an_earlier_one_left(share, monkeypatch):
     """On stubs of PyTorch's functions: the order and the numbers of the calls."""
     calls = []
+
+    def set_fraction(part, device=None):
+        assert device is None or device.index is not None, "PyTorch refuses it: so every trial of a study failed on an H100"
+        calls.append(("fraction", part))
+
     monkeypatch.setattr(trainable, "cuda_problem", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 10**9))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, _: calls.append(("fraction", part)))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_fraction)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: calls.append("reset"))
     assert prepare(TrialSpec(**search_settings("/nowhere")["trial"] | {"gpus": share})).type == "cuda"
