@@ -22,7 +22,7 @@ from common.published_figures import PUBLISHED_CIFAR, PUBLISHED_IMAGENET
 from common.question import Answer, Question
 from common.ranks import kendall_tau, minimum_detectable_tau, partial_correlation
 from common.section import NOTHING, show, show_interval, span
-from common.statistics import mean_sd
+from common.statistics import mean_sd, variance_components
 from common.study_tables import StudyTables, first_line, read_genotype
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
@@ -48,6 +48,10 @@ same cells in the second setting that differ in the seed alone, the most that ca
 noise. *partial*: Spearman's correlation of the errors with parameters and multiply-accumulates partialled out: what two settings
 agree on beyond "larger is better"; it needs at least 6 cells. Agreement is claimed if the interval of tau excludes 0 and its
 Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the partial correlation.""",
+    "spread": """\
+How far cells differ in each setting, and how far trainings of one cell do: standard deviations of test errors, in points (analysis
+of variance, unknown with one training a cell). *share*: the cells' part of the variance of one training. A setting tells cells
+apart where the first is well above the second.""",
     "size": "Spearman's correlation of the test error with the size of the network in each setting: negative if larger is better.",
 }
 
@@ -67,7 +71,7 @@ def fill(answer: Answer) -> None:
         tables["imagenet"] = summarize_mobile(cells, evaluations[evaluations["setting"].isin(mobile)])
     else:
         answer.missing.append("no evaluation in the mobile setting, so nothing is said about ImageNet itself")
-    tables |= {"correlations": correlations, "size": correlate_size(errors, cells)}
+    tables |= {"spread": split_spread(errors), "correlations": correlations, "size": correlate_size(errors, cells)}
     tables |= {"published_imagenet": PUBLISHED_IMAGENET, "published": PUBLISHED_CIFAR}
     answer.missing += list_missing(study, cells, evaluations) + list_unpaired(errors, pairs, cells)
     answer.conclusion += conclude(correlations, len(errors))
@@ -151,6 +155,19 @@ def pair_seeds(one: pd.DataFrame, other: pd.DataFrame, known: pd.Index) -> tuple
     first, second = one.loc[cells].align(other.loc[cells], join="inner", axis="columns")
     both = first.notna() & second.notna()
     return first.where(both)[both.any(axis=1)], second.where(both)[both.any(axis=1)]
+
+
+def split_spread(errors: Errors) -> pd.DataFrame:
+    rows = []
+    for setting, table in errors.items():
+        trainings = table.stack().dropna()
+        if trainings.empty:
+            continue
+        spread = variance_components(trainings, trainings.index.get_level_values("genotype_id").tolist())
+        row = {"setting": setting, "cells": spread.cells, "trainings": spread.evaluations, "error_percent": trainings.mean()}
+        row |= {"between_cells_points": spread.search_sd, "between_trainings_points": spread.evaluation_sd}
+        rows.append(row | {"share_percent": 100 * spread.search_share})
+    return pd.DataFrame(rows)
 
 
 def correlate_size(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:

@@ -171,8 +171,7 @@ def run_study(plan: Plan, settings: Arguments) -> int:
         for line in outcomes.image_warnings:
             print(f"warning: {line}", file=sys.stderr)
         script = plan.study.report or COMPARISON
-        place = f"{settings.results}/{plan.study.name}" if script == COMPARISON else settings.results
-        report = f"python {script} --results {shlex.quote(place)}"
+        report = f"python {script} --results {shlex.quote(f'{settings.results}/{plan.study.name}')}"
         if script.exists() and not _report(script, folder):
             print(f"warning: there is no report, for the reason above; {report} tries again", file=sys.stderr)
         mirror.finish()  # after the report, which it shows
@@ -304,21 +303,16 @@ def _merge_definition(plan: Plan, settings: Arguments) -> dict[str, Any]:
 
 
 def _report(script: Path, folder: Storage) -> bool:
-    """Runs the report script on the tables, or on a copy of them if they are in an object store. Returns whether it succeeds.
-
-    A study's own script gets the folder that holds the study's, the comparison of any study this one.
-    """
+    """Runs the report script on the study's folder, or on a copy of it if it is in an object store. Returns whether it succeeds."""
     print(flush=True)
     with tempfile.TemporaryDirectory() as name:
-        results = Path(name) if folder.is_remote else folder.path.parent
-        copy = results / folder.name
+        copy = Path(name) / folder.name if folder.is_remote else folder.path
         if folder.is_remote:
             for part in ("", "trials", "epochs", "alphas", "genotypes", "evaluations"):
                 folder.copy_down(part, copy / part)
-        place = copy if script == COMPARISON else results
         # PYTHONSAFEPATH would hide what lies beside the script.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-        command = [sys.executable, str(script), "--results", str(place)]
+        command = [sys.executable, str(script), "--results", str(copy)]
         code = subprocess.run(command, env=environment, start_new_session=True, check=False).returncode  # Ctrl-C is for the study
         if folder.is_remote:
             for path in sorted((copy / "report").glob("*.*")):

@@ -200,7 +200,7 @@ def test_the_example_of_an_own_report_averages_over_no_two_recipes_or_data_sets(
             new = {"trial_id": f"{path.stem}-{name}", "error_percent": 99.0, name: other}
             write_rows(folder, "evaluations", new["trial_id"], [row | new])
     (tmp_path / "my_report.py").write_text(EXAMPLES["my_report"])
-    monkeypatch.setattr(sys, "argv", ["my_report.py", "--results", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["my_report.py", "--results", str(tmp_path / "recipes")])
     runpy.run_path(str(tmp_path / "my_report.py"), run_name="__main__")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     own = row["recipe_id"]

@@ -82,6 +82,18 @@ def test_the_papers_table_has_a_row_a_cell_and_never_averages_settings(tmp_path)
     assert mobile.loc["cell_0", "top5_percent"] == pytest.approx(mobile.loc["cell_0", "top1_percent"] / 4)
 
 
+def test_each_setting_says_how_far_cells_and_trainings_of_one_cell_differ(tmp_path):
+    """Made cells are a point apart, 9 of them: their errors' standard deviation is 2.74."""
+    rows = rq4.build(study(tmp_path)).tables["spread"].set_index("setting")
+    assert (rows["cells"] == 9).all()
+    assert (rows["trainings"] == 18).all()
+    assert rows["between_cells_points"].to_numpy() == pytest.approx(2.74, abs=0.3)
+    assert rows["between_trainings_points"].between(0.5, 1).all()  # of 3,000 test images 0.6 and more
+    assert rows["share_percent"].min() > 85
+    single = rq4.build(study(tmp_path / "single", seeds=(0,))).tables["spread"]
+    assert single["between_trainings_points"].isna().all()
+
+
 def test_a_cell_above_the_gate_is_named_with_its_reason(tmp_path):
     folder = study(tmp_path, cells=3)
     runs = read_table(folder, "evaluations")

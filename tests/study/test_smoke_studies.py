@@ -10,14 +10,14 @@ import pytest
 
 from pdarts_tune.results.tables import read_table
 from pdarts_tune.study.plan import Arguments, make_plan
-from studies import approximation, regularization, transfer
+from studies import approximation, regularization, sizing, transfer
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow  # whole studies through Ray
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("module", [approximation, regularization, transfer], ids=lambda module: module.STUDY.name)
+@pytest.mark.parametrize("module", [approximation, regularization, sizing, transfer], ids=lambda module: module.STUDY.name)
 def test_a_study_runs_from_its_command_to_its_report(tmp_path, module):
     study = module.STUDY
     command = [sys.executable, f"studies/{study.name}.py", "--preset", "smoke", "--results", str(tmp_path)]
