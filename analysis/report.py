@@ -33,6 +33,7 @@ import rq2_approximation
 import rq3_regularization
 import rq4_transfer
 import schedule_search
+import sizing
 from checklist import SOURCE, StudyFacts, fill_checklist
 from common.question import Arguments, Question
 from common.section import NOTHING, NOTHING_MISSING, Draw, Section, as_text, errors_in_one_line, heading, write_text
@@ -49,6 +50,7 @@ QUESTIONS: Mapping[str, Question] = {
     "RQ3b": remedies.QUESTION,
     "RQ4": rq4_transfer.QUESTION,
     "Baselines": baselines.QUESTION,
+    "Sizes": sizing.QUESTION,
     "Schedules": schedule_search.QUESTION,
 }
 MOST_ROWS = 2000  # of a table on the page; the tables themselves have all

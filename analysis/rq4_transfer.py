@@ -22,8 +22,9 @@ from common.published_figures import PUBLISHED_CIFAR, PUBLISHED_IMAGENET
 from common.question import Answer, Question
 from common.ranks import kendall_tau, minimum_detectable_tau, partial_correlation
 from common.section import NOTHING, show, show_interval, span
-from common.statistics import mean_sd, variance_components
+from common.statistics import mean_sd
 from common.study_tables import StudyTables, first_line, read_genotype
+from pdarts_tune.config.serialize import short_name
 from pdarts_tune.pdarts.genotype import Genotype
 from pdarts_tune.results.cell_figures import draw_genotype
 from pdarts_tune.results.tables import final_genotypes
@@ -48,40 +49,41 @@ same cells in the second setting that differ in the seed alone, the most that ca
 noise. *partial*: Spearman's correlation of the errors with parameters and multiply-accumulates partialled out: what two settings
 agree on beyond "larger is better"; it needs at least 6 cells. Agreement is claimed if the interval of tau excludes 0 and its
 Holm-adjusted p is below 0.05, and to go beyond size if the same holds of the partial correlation.""",
-    "spread": """\
-How far cells differ in each setting, and how far trainings of one cell do: standard deviations of test errors, in points (analysis
-of variance, unknown with one training a cell). *share*: the cells' part of the variance of one training. A setting tells cells
-apart where the first is well above the second.""",
     "size": "Spearman's correlation of the test error with the size of the network in each setting: negative if larger is better.",
 }
 
 
 def fill(answer: Answer) -> None:
-    study, tables = answer.study, answer.tables
-    evaluations = study.evaluations
+    cells, errors = compare_orders(answer)
+    evaluations = answer.study.evaluations
+    mobile = [name for name in errors if (evaluations.loc[evaluations["setting"] == name, "stem"] == "imagenet").all()]
+    if mobile:
+        answer.tables["imagenet"] = summarize_mobile(cells, evaluations[evaluations["setting"].isin(mobile)])
+    else:
+        answer.missing.append("no evaluation in the mobile setting, so nothing is said about ImageNet itself")
+    answer.tables |= {"size": correlate_size(errors, cells), "published_imagenet": PUBLISHED_IMAGENET, "published": PUBLISHED_CIFAR}
+    for cell in cells.head(1).to_dict("records"):
+        answer.figures["first_cell"] = partial(draw_genotype, Genotype.parse(read_genotype(answer.study, cell)), cell["name"])
+
+
+def compare_orders(answer: Answer) -> tuple[pd.DataFrame, Errors]:
+    """Says how alike each two settings order the cells, in tables, sentences and figures. Returns cells and their errors."""
+    study = answer.study
     cells = name_cells(study)
-    finished = evaluations[evaluations["status"] == "completed"]
+    finished = study.evaluations[study.evaluations["status"] == "completed"]
     errors = {name: table_of(finished, name) for name in study.settings}
     known = pd.Index(cells["genotype_id"])
     pairs = {(one, other): pair_seeds(errors[one], errors[other], known) for one, other in itertools.combinations(errors, 2)}
     correlations = correlate(pairs, cells)
-    tables["cells"] = summarize(cells, errors)
-    mobile = [name for name in errors if (evaluations.loc[evaluations["setting"] == name, "stem"] == "imagenet").all()]
-    if mobile:
-        tables["imagenet"] = summarize_mobile(cells, evaluations[evaluations["setting"].isin(mobile)])
-    else:
-        answer.missing.append("no evaluation in the mobile setting, so nothing is said about ImageNet itself")
-    tables |= {"spread": split_spread(errors), "correlations": correlations, "size": correlate_size(errors, cells)}
-    tables |= {"published_imagenet": PUBLISHED_IMAGENET, "published": PUBLISHED_CIFAR}
-    answer.missing += list_missing(study, cells, evaluations) + list_unpaired(errors, pairs, cells)
+    answer.tables |= {"cells": summarize(cells, errors), "correlations": correlations}
+    answer.missing += list_missing(study, cells, study.evaluations) + list_unpaired(errors, pairs, cells)
     answer.conclusion += conclude(correlations, len(errors))
     for index, ((first, second), sides) in enumerate(pairs.items(), start=1):
         one, other = (cells["genotype_id"].map(side.mean(axis=1)) for side in sides)
         points = cells.assign(x=one, y=other).dropna(subset=["x", "y"])
         if len(points):
-            answer.figures[f"transfer_{index}"] = partial(draw_transfer, points, first, second)
-    for cell in cells.head(1).to_dict("records"):
-        answer.figures["first_cell"] = partial(draw_genotype, Genotype.parse(read_genotype(study, cell)), cell["name"])
+            answer.figures[f"transfer_{index}"] = partial(draw_transfer, points, short_name(first), short_name(second))
+    return cells, errors
 
 
 def name_cells(study: StudyTables) -> pd.DataFrame:
@@ -155,19 +157,6 @@ def pair_seeds(one: pd.DataFrame, other: pd.DataFrame, known: pd.Index) -> tuple
     first, second = one.loc[cells].align(other.loc[cells], join="inner", axis="columns")
     both = first.notna() & second.notna()
     return first.where(both)[both.any(axis=1)], second.where(both)[both.any(axis=1)]
-
-
-def split_spread(errors: Errors) -> pd.DataFrame:
-    rows = []
-    for setting, table in errors.items():
-        trainings = table.stack().dropna()
-        if trainings.empty:
-            continue
-        spread = variance_components(trainings, trainings.index.get_level_values("genotype_id").tolist())
-        row = {"setting": setting, "cells": spread.cells, "trainings": spread.evaluations, "error_percent": trainings.mean()}
-        row |= {"between_cells_points": spread.search_sd, "between_trainings_points": spread.evaluation_sd}
-        rows.append(row | {"share_percent": 100 * spread.search_share})
-    return pd.DataFrame(rows)
 
 
 def correlate_size(errors: Errors, cells: pd.DataFrame) -> pd.DataFrame:

@@ -33,7 +33,7 @@ STUDY = Study(
     question="How small may a training be that still tells cells apart?",
     variants=variants,
     evaluations=evaluations,
-    report=Path(__file__).parents[1] / "analysis" / "rq4_transfer.py",
+    report=Path(__file__).parents[1] / "analysis" / "sizing.py",
 )
 
 if __name__ == "__main__":

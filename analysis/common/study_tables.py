@@ -39,7 +39,12 @@ _EPOCHS = ["trial_id", "stage", "epoch", "derived_epoch", "seconds", "peak_bytes
 _EPOCHS += ["collapsed", "hessian_eigenvalue"]
 _GENOTYPES = ["trial_id", "stage", "max_skips", "genotype_id", "skips", "depth", "width", "params", "macs", "inherited_accuracy"]
 _RUNS = ["genotype_id", "trial_id", "data", "recipe", "recipe_id", "seed", "status", "failure", "accuracy", "top5_accuracy"]
-_COLUMNS = {"trials": _TRIALS, "epochs": _EPOCHS, "genotypes": _GENOTYPES, "evaluations": [*_RUNS, "params", "macs", "config"]}
+_COLUMNS = {
+    "trials": _TRIALS,
+    "epochs": _EPOCHS,
+    "genotypes": _GENOTYPES,
+    "evaluations": [*_RUNS, "params", "macs", "seconds", "config"],
+}
 MEASURES = {  # of a trial, by the names that --measure knows: column of `measure_trials`, what it is called in a sentence
     "error": ("error_percent", "evaluation error"),
     "gap": ("gap_points", "depth gap"),

@@ -421,10 +421,9 @@ def test_a_study_of_one_depth_under_another_name_is_told_from_no_study(tmp_path,
 
 
 def test_the_scripts_import_neither_torch_nor_ray():
-    scripts = (
-        "rq1_depth_gap, rq2_approximation, rq3_regularization, rq4_transfer, baselines, schedule_search, compare, publish, report"
-    )
-    code = f"import sys, {scripts}; print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"
+    questions = "rq1_depth_gap, rq2_approximation, rq3_regularization, remedies, rq4_transfer, sizing, baselines, schedule_search"
+    heavy = "[name for name in ('torch', 'ray', 'mlflow') if name in sys.modules]"
+    code = f"import sys, {questions}, compare, publish, report; print({heavy})"
     result = subprocess.run([sys.executable, "-c", code], cwd=ANALYSIS, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import rq4_transfer as rq4
+from analysis import sizing
 from common.section import to_text
 from pdarts_tune.config.evaluation import RECIPES
 from pdarts_tune.config.search import SearchConfig
@@ -82,16 +83,26 @@ def test_the_papers_table_has_a_row_a_cell_and_never_averages_settings(tmp_path)
     assert mobile.loc["cell_0", "top5_percent"] == pytest.approx(mobile.loc["cell_0", "top1_percent"] / 4)
 
 
-def test_each_setting_says_how_far_cells_and_trainings_of_one_cell_differ(tmp_path):
+def test_a_study_of_sizes_says_how_far_cells_and_trainings_of_one_cell_differ(tmp_path):
     """Made cells are a point apart, 9 of them: their errors' standard deviation is 2.74."""
-    rows = rq4.build(study(tmp_path)).tables["spread"].set_index("setting")
+    answer = sizing.build(study(tmp_path))
+    rows = answer.tables["sizes"].set_index("setting")
     assert (rows["cells"] == 9).all()
     assert (rows["trainings"] == 18).all()
     assert rows["between_cells_points"].to_numpy() == pytest.approx(2.74, abs=0.3)
     assert rows["between_trainings_points"].between(0.5, 1).all()  # of 3,000 test images 0.6 and more
     assert rows["share_percent"].min() > 85
-    single = rq4.build(study(tmp_path / "single", seeds=(0,))).tables["spread"]
-    assert single["between_trainings_points"].isna().all()
+    assert answer.conclusion[0].startswith("cifar10, cifar: cells differ by 2.")
+    assert answer.conclusion[3].startswith("cifar10, cifar and cifar10, cifar-short order 9 cells alike")
+    single = sizing.build(study(tmp_path / "single", seeds=(0,)))
+    assert "trainings of one cell by – (" in single.conclusion[0]
+
+
+def test_a_picture_names_data_in_files_without_their_place(tmp_path, monkeypatch):
+    """Pictures are published as they are."""
+    monkeypatch.setitem(RECIPES, "cifar", replace(RECIPES["cifar"], data="parquet:/home/me/cifar10"))
+    axes = rq4.build(study(tmp_path, settings=("cifar", "cifar-short"))).figures["transfer_1"]().axes[0]
+    assert axes.get_xlabel() == "test error, %: parquet:cifar10, cifar"
 
 
 def test_a_cell_above_the_gate_is_named_with_its_reason(tmp_path):

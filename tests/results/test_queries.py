@@ -24,7 +24,7 @@ def test_the_best_search_is_that_of_the_least_error_or_the_highest_accuracy(by, 
     assert means[found.genotype.genotype_id] == found.figures[by]
     derived = read_table(DEPTH_GAP, "genotypes").query("stage == 3 or stage == 0").set_index(["trial_id", "max_skips"])
     assert derived["genotype_id"][found.trial["trial_id"], found.trial["max_skips"]] == found.genotype.genotype_id
-    assert found.figures["evaluations"] == 2
+    assert found.figures["evaluations"] == 1
 
 
 @pytest.fixture
