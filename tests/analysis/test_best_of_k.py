@@ -166,3 +166,34 @@ def test_a_short_training_is_a_sixth_of_the_reported_one_or_another_recipe_with_
     assert "after epoch 2 of 12" in words
     table = of_choices(measures, figures)
     assert table["by_short_training_percent"].tolist()[:6] == pytest.approx([ERRORS.mean()] * 6)  # all tie
+
+
+@pytest.mark.slow  # two times 400 studies with 10,000 resamples each: a minute
+@pytest.mark.parametrize("log_normal", [False, True], ids=["normal", "log-normal"])
+def test_intervals_hold_the_true_figure_about_as_often_as_the_note_says(log_normal):
+    rng = np.random.default_rng(0)
+
+    def draw(studies, searches):
+        """Errors, and scores that correlate with their logarithms or themselves by 0.5."""
+        own, noise = rng.normal(size=(2, studies, searches))
+        return np.exp(own) if log_normal else own, -0.5 * own + math.sqrt(0.75) * noise
+
+    errors, scores = draw(400_000, 4)
+    true = {"search_accuracy": [], "best_possible": []}
+    for k in range(1, 5):
+        for name, by in (("search_accuracy", scores), ("best_possible", -errors)):
+            best = by[:, :k].argmax(axis=1)
+            true[name].append(np.take_along_axis(errors, best[:, None], axis=1).mean())
+    held = {name: np.zeros(4) for name in true}
+    for own, preferred in zip(*draw(400, 8), strict=True):
+        measures = {"variant": "a", "status": "completed", "genotype_id": list("abcdefgh"), "error_percent": own, "accuracy": -own}
+        frame = pd.DataFrame(measures | {"search_accuracy": preferred, "inherited_accuracy": np.nan})
+        table = compare_choices(frame, pd.Series(dtype=float), rng).head(4)
+        for name, figures in true.items():
+            column = name if name == "best_possible" else f"by_{name}"
+            held[name] += table[f"{column}_percent_low"].le(figures) & table[f"{column}_percent_high"].ge(figures)
+    chosen, possible = (100 * held[name] / 400 for name in true)
+    assert (chosen.round() >= 81 - 3).all()
+    assert (chosen.round() <= 90 + 3).all()
+    assert (possible.round() >= 69 - 3).all()
+    assert (possible.round() <= 88 + 3).all()
