@@ -181,6 +181,38 @@ def test_the_page_quotes_the_published_regularization_study():
     assert not any(int(row["collapsed_at_end"]) for row in read_report("regularization", "rq3_collapse"))
 
 
+def test_the_page_quotes_the_published_remedies_study():
+    text = section_of_page("Remedies against collapse, in S3 (RQ3b)")
+    differences = {row["variant"]: row for row in read_report("remedies", "rq3b_error_differences")}
+    collapse = {row["variant"]: row for row in read_report("remedies", "rq3b_collapse")}
+    for row in read_report("remedies", "rq3b_variants"):
+        ended = collapse[row["variant"]]
+        cells = [row["variant"], show(float(row["skips"]), 1), f"{ended['collapsed_at_end']} of {ended['n']}"]
+        cells.append(mean_sd(row, "error_percent", 2))
+        if found := differences.get(row["variant"]):
+            cells.append(show(float(found["difference"]), 2, sign=True))
+            cells.append(show_interval(float(found["ci_low"]), float(found["ci_high"]), 2))
+            cells.append(show(float(found["p_holm"]), 3))
+        else:
+            cells += [""] * 3
+        assert " ".join(f"| {' | '.join(cells)} |".split()) in text, cells
+    assert not any(row["claimed"] == "True" for row in differences.values())
+    sizes = {name: show(float(row["detectable"]), 1) for name, row in differences.items()}
+    words = "{auxiliary_skip_S3} points for the auxiliary skip-connect in four of five studies, of {pdarts_S3} for P-DARTS' own "
+    words += "remedies and {beta_decay_S3} for the decay"
+    assert words.format_map(sizes) in text
+    skips = {row["variant"]: row for row in read_report("remedies", "rq3b_skip_differences")}
+    assert [name for name, row in skips.items() if row["claimed"] == "True"] == ["auxiliary_skip_S3"]
+    found = skips["auxiliary_skip_S3"]
+    more, low, high = (show(float(found[name]), 1) for name in ("difference", "ci_low", "ci_high"))
+    words = f"ends with {more} skip-connects more than no remedy (95 % interval +{low} to +{high}"
+    assert f"{words}, Holm-adjusted p {show(float(found['p_holm']), 3)})" in text
+    epochs = read_table(RESULTS / "remedies", "epochs")
+    last = epochs[(epochs.stage == 3) & (epochs.epoch == epochs.epoch.max())].set_index("trial_id")["normal_skip_count"]
+    ends = [[last[f"{name}_S3-seed{seed}"] for seed in range(3)] for name in ("auxiliary_skip", "none")]
+    assert ends == [[8, 7, 7], [5, 1, 0]]  # as the page quotes them; those at a constant weight are from no study
+
+
 def section_of_page(heading):
     """Its text without the line breaks."""
     return " ".join((RESULTS / "README.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0].split())
@@ -190,6 +222,7 @@ def test_the_readme_quotes_the_published_differences():
     lines = (ROOT / "README.md").read_text().splitlines()
     for study, table, key, name, words in (
         ("depth_gap", "rq1_error_differences", "variant", "shallow", "shallow − progressive"),
+        ("remedies", "rq3b_error_differences", "variant", "auxiliary_skip_S3", "auxiliary skip-connect − none"),
         ("approximation", "rq2_error_differences", "variant", "nothing_dropped", "nothing_dropped − lowest_dropped"),
         ("regularization", "rq3_effects", "effect", "dropout", "with − without dropout"),
     ):
@@ -197,7 +230,8 @@ def test_the_readme_quotes_the_published_differences():
         (seeds,) = set(json.loads((RESULTS / study / "study.json").read_text())["seeds"].values())
         interval = show_interval(float(row["ci_low"]), float(row["ci_high"]), 2)
         claimed = {"False": "no", "True": "yes"}[row["claimed"]]
-        line = f"| {study} | {seeds} | {words} | {show(float(row['difference']), 2, sign=True)} | {interval} | {claimed} |"
+        name = {"remedies": "remedies, in S3"}.get(study, study)
+        line = f"| {name} | {seeds} | {words} | {show(float(row['difference']), 2, sign=True)} | {interval} | {claimed} |"
         assert line in lines, line
 
 
