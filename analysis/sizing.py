@@ -1,4 +1,4 @@
-"""How small may a training be that still tells cells apart?
+"""Sizes: how small may a training be that still tells cells apart?
 
 python analysis/sizing.py --results results
 
