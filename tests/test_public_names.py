@@ -59,6 +59,8 @@ def test_ctrl_c_while_modules_are_imported_prints_no_traceback(tmp_path):
         ("import pdarts_tune, slow", 130, 0),
         ("import pdarts_tune; raise KeyboardInterrupt", -signal.SIGINT, 1),
     ):
-        command = [sys.executable, "-c", f"import sys; sys.path.append({str(tmp_path)!r}); {script}"]
+        # A test run in the background of a shell ignores Ctrl-C, and so would this process.
+        heeds = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        command = [sys.executable, "-c", f"{heeds}; sys.path.append({str(tmp_path)!r}); {script}"]
         process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         assert (process.returncode, process.stderr.count("Traceback")) == (code, lines), process.stderr
