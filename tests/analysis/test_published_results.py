@@ -74,13 +74,7 @@ def test_the_page_quotes_the_published_depth_gap_study():
         depths = {"progressive": "3-5-7", "shallow": "3-3-3", "deep": "7-7-7", "random": "none"}[row["variant"]]
         search = mean_sd(row, "search_percent", 1) if row["search_percent"] else "–"
         cells = [row["variant"], depths, search, mean_sd(row, "error_percent", 2)]
-        if row["variant"] in differences:
-            found = differences[row["variant"]]
-            cells.append(show(float(found["difference"]), 2, sign=True))
-            cells.append(show_interval(float(found["ci_low"]), float(found["ci_high"]), 2))
-            cells.append(show(float(found["p_holm"]), 3))
-        else:
-            cells += [""] * 3
+        cells += difference_cells(differences.get(row["variant"]))
         assert " ".join(f"| {' | '.join(cells)} |".split()) in text, cells
     sizes = {name: show(float(row["detectable"]), 1) for name, row in differences.items()}
     assert "{random} (random), {shallow} (shallow) or {deep} points (deep)".format_map(sizes) in text
@@ -189,12 +183,7 @@ def test_the_page_quotes_the_published_remedies_study():
         ended = collapse[row["variant"]]
         cells = [row["variant"], show(float(row["skips"]), 1), f"{ended['collapsed_at_end']} of {ended['n']}"]
         cells.append(mean_sd(row, "error_percent", 2))
-        if found := differences.get(row["variant"]):
-            cells.append(show(float(found["difference"]), 2, sign=True))
-            cells.append(show_interval(float(found["ci_low"]), float(found["ci_high"]), 2))
-            cells.append(show(float(found["p_holm"]), 3))
-        else:
-            cells += [""] * 3
+        cells += difference_cells(differences.get(row["variant"]))
         assert " ".join(f"| {' | '.join(cells)} |".split()) in text, cells
     assert not any(row["claimed"] == "True" for row in differences.values())
     sizes = {name: show(float(row["detectable"]), 1) for name, row in differences.items()}
@@ -211,6 +200,14 @@ def test_the_page_quotes_the_published_remedies_study():
     last = epochs[(epochs.stage == 3) & (epochs.epoch == epochs.epoch.max())].set_index("trial_id")["normal_skip_count"]
     ends = [[last[f"{name}_S3-seed{seed}"] for seed in range(3)] for name in ("auxiliary_skip", "none")]
     assert ends == [[8, 7, 7], [5, 1, 0]]  # as the page quotes them; those at a constant weight are from no study
+
+
+def difference_cells(found):
+    """Difference, interval and adjusted p; of the variant that the others are compared with, nothing."""
+    if found is None:
+        return [""] * 3
+    interval = show_interval(float(found["ci_low"]), float(found["ci_high"]), 2)
+    return [show(float(found["difference"]), 2, sign=True), interval, show(float(found["p_holm"]), 3)]
 
 
 def section_of_page(heading):
