@@ -176,30 +176,59 @@ def test_the_page_quotes_the_published_regularization_study():
 
 
 def test_the_page_quotes_the_published_remedies_study():
-    text = section_of_page("Remedies against collapse, in S3 (RQ3b)")
+    text = section_of_page("Remedies against collapse, in S2 and S3 (RQ3b)")
     differences = {row["variant"]: row for row in read_report("remedies", "rq3b_error_differences")}
     collapse = {row["variant"]: row for row in read_report("remedies", "rq3b_collapse")}
-    for row in read_report("remedies", "rq3b_variants"):
-        ended = collapse[row["variant"]]
-        cells = [row["variant"], show(float(row["skips"]), 1), f"{ended['collapsed_at_end']} of {ended['n']}"]
+    variants = {row["variant"]: row for row in read_report("remedies", "rq3b_variants")}
+    for name, row in variants.items():
+        cells = [name, show(float(row["skips"]), 1), f"{collapse[name]['collapsed_at_end']} of {collapse[name]['n']}"]
         cells.append(mean_sd(row, "error_percent", 2))
-        cells += difference_cells(differences.get(row["variant"]))
+        cells += difference_cells(differences.get(name))
         assert " ".join(f"| {' | '.join(cells)} |".split()) in text, cells
-    assert not any(row["claimed"] == "True" for row in differences.values())
+    assert claimed(differences) == ["auxiliary_skip_S3"]
+    assert f"costs {show(float(differences['auxiliary_skip_S3']['difference']), 2)} points of error" in text
+    near = [name for name, row in differences.items() if float(row["ci_low"]) * float(row["ci_high"]) > 0]
+    assert near == ["beta_decay_S2", "pdarts_S3", "auxiliary_skip_S3"]
+    assert {show(float(differences[name]["p_holm"]), 3) for name in near[:2]} == {"0.078"}
+    decay, own = (show(float(differences[name]["difference"]), 2, sign=True) for name in near[:2])
+    assert f"lowest error of its space ({decay} points), and P-DARTS' own remedies in S3 ({own})" in text
     sizes = {name: show(float(row["detectable"]), 1) for name, row in differences.items()}
-    words = "{auxiliary_skip_S3} points for the auxiliary skip-connect in four of five studies, of {pdarts_S3} for P-DARTS' own "
-    words += "remedies and {beta_decay_S3} for the decay"
+    assert min(sizes, key=lambda name: float(sizes[name])) == "auxiliary_skip_S3"
+    assert max(sizes, key=lambda name: float(sizes[name])) == "auxiliary_skip_S2"
+    words = "{auxiliary_skip_S3} (auxiliary_skip_S3) to {auxiliary_skip_S2} points (auxiliary_skip_S2)"
     assert words.format_map(sizes) in text
-    skips = {row["variant"]: row for row in read_report("remedies", "rq3b_skip_differences")}
-    assert [name for name, row in skips.items() if row["claimed"] == "True"] == ["auxiliary_skip_S3"]
-    found = skips["auxiliary_skip_S3"]
-    more, low, high = (show(float(found[name]), 1) for name in ("difference", "ci_low", "ci_high"))
-    words = f"ends with {more} skip-connects more than no remedy (95 % interval +{low} to +{high}"
-    assert f"{words}, Holm-adjusted p {show(float(found['p_holm']), 3)})" in text
+
+
+def test_the_page_quotes_the_skip_connects_of_the_published_remedies_study():
+    text = section_of_page("Remedies against collapse, in S2 and S3 (RQ3b)")
+    rows = {row["variant"]: row for row in read_report("remedies", "rq3b_skip_differences")}
+    assert claimed(rows) == ["auxiliary_skip_S2", "beta_decay_S2", "auxiliary_skip_S3", "beta_decay_S3"]
+    assert {show(float(rows[name]["p_holm"]), 3) for name in claimed(rows)} == {"0.047"}
+    more, low, high = (
+        {name: show(float(row[column]), 1) for name, row in rows.items()} for column in ("difference", "ci_low", "ci_high")
+    )
+    for remedy, words in (
+        (
+            "auxiliary_skip",
+            "with {} skip-connects more than no remedy in S2 (95 % interval +{} to +{}), with {} more in S3 (+{} to +{};",
+        ),
+        ("beta_decay", "skip-connects too**, {} in S2 (+{} to +{}) and {} in S3 (+{} to +{};"),
+    ):
+        names = [f"{remedy}_{space}" for space in ("S2", "S3")]
+        assert words.format(*(figures[name] for name in names for figures in (more, low, high))) in text
     epochs = read_table(RESULTS / "remedies", "epochs")
     last = epochs[(epochs.stage == 3) & (epochs.epoch == epochs.epoch.max())].set_index("trial_id")["normal_skip_count"]
     ends = [[last[f"{name}_S3-seed{seed}"] for seed in range(3)] for name in ("auxiliary_skip", "none")]
-    assert ends == [[8, 7, 7], [5, 1, 0]]  # as the page quotes them; those at a constant weight are from no study
+    assert ends == [[7, 5, 6], [1, 1, 2]]  # as the page quotes them; those at a constant weight are from no study
+    alphas = read_table(RESULTS / "remedies", "alphas")
+    decay = alphas[alphas.trial_id.str.startswith("beta_decay_S2") & (alphas.stage == 3) & (alphas.epoch == alphas.epoch.max())]
+    low, high = (f"{value:.3f}" for value in (decay.probability.min(), decay.probability.max()))
+    assert f"the last epoch's probabilities are {low} to {high}" in text
+
+
+def claimed(rows):
+    """The variants whose difference is claimed, of rows by variant."""
+    return [name for name, row in rows.items() if row["claimed"] == "True"]
 
 
 def difference_cells(found):
@@ -219,6 +248,7 @@ def test_the_readme_quotes_the_published_differences():
     lines = (ROOT / "README.md").read_text().splitlines()
     for study, table, key, name, words in (
         ("depth_gap", "rq1_error_differences", "variant", "shallow", "shallow − progressive"),
+        ("remedies", "rq3b_error_differences", "variant", "beta_decay_S2", "Beta-DARTS' decay − none"),
         ("remedies", "rq3b_error_differences", "variant", "auxiliary_skip_S3", "auxiliary skip-connect − none"),
         ("approximation", "rq2_error_differences", "variant", "nothing_dropped", "nothing_dropped − lowest_dropped"),
         ("regularization", "rq3_effects", "effect", "dropout", "with − without dropout"),
@@ -226,9 +256,9 @@ def test_the_readme_quotes_the_published_differences():
         (row,) = (row for row in read_report(study, table) if row[key] == name)
         (seeds,) = set(json.loads((RESULTS / study / "study.json").read_text())["seeds"].values())
         interval = show_interval(float(row["ci_low"]), float(row["ci_high"]), 2)
-        claimed = {"False": "no", "True": "yes"}[row["claimed"]]
-        name = {"remedies": "remedies, in S3"}.get(study, study)
-        line = f"| {name} | {seeds} | {words} | {show(float(row['difference']), 2, sign=True)} | {interval} | {claimed} |"
+        shown = {"False": "no", "True": "yes"}[row["claimed"]]
+        place = f"{study}, in {name[-2:]}" if study == "remedies" else study
+        line = f"| {place} | {seeds} | {words} | {show(float(row['difference']), 2, sign=True)} | {interval} | {shown} |"
         assert line in lines, line
 
 
