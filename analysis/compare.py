@@ -59,6 +59,7 @@ def build(
     baseline: str | None = None,
     measures: Sequence[str] = (),
     by: Sequence[str] = (),
+    compared: bool = True,
 ) -> Section:
     """The comparison of one study's variants, on each of its data sets and by each of its recipes, or the chosen ones.
 
@@ -66,6 +67,8 @@ def build(
         baseline: the variant that the others are compared with; None: the study's first.
         measures: of MEASURES; none: all.
         by: numeric settings, each for a curve; none: the one setting in which all variants differ, if it is a number.
+        compared: False: variants, cells and searches alone, where a question's answer has the comparisons. In a second family they
+            would have other p-values.
 
     Raises:
         ConfigError: the study cannot be read, or one of these is not there. The message lists the ones that are.
@@ -78,10 +81,10 @@ def build(
     columns = choose_measures(measures)
     first, apart = next(iter(columns.values())), tell_apart(configs)
     tables = {"variants": apart.merge(summarize_settings(parts, list(columns.values())))}
-    families = {name: compare_settings(parts, column, baseline, rng) for name, column in columns.items()}
+    families = {name: compare_settings(parts, column, baseline, rng) for name, column in columns.items() if compared}
     families = {name: table for name, table in families.items() if table["n"].any() or name == "error"}
     tables |= {f"{name}_differences": table for name, table in families.items()}
-    curves = {field: sweep(parts, configs, field, first, rng) for field in by or swept_alone(apart)}
+    curves = {field: sweep(parts, configs, field, first, rng) for field in by or swept_alone(apart) if compared}
     for field, curve in curves.items():
         shown = curve.assign(**{field: curve[field].map("{:g}".format)})
         tables[f"by_{field}"] = shown if curve["line"].any() else shown.drop(columns="line")
@@ -91,12 +94,13 @@ def build(
     common = set.intersection(*map(set, lines.values()))  # the others are of evaluations in one setting
     missing = [line if line in common else f"{line} ({setting})" for setting, own in lines.items() for line in own]
     swept: dict[str, Draw] = {f"by_{field}": partial(draw_sweep, curve, field, first) for field, curve in curves.items()}
+    words = f"its variants compared with {baseline}" if compared else "its variants, cells and searches"
     return Section(
         name="compare",
-        title=f"{folder.name}: its variants compared with {baseline}{study_tables.estimate_note(study)}",
+        title=f"{folder.name}: {words}{study_tables.estimate_note(study)}",
         tables=tables,
-        figures=draw(study, parts, baseline) | swept | pictures,
-        conclusion=conclude_all(families, baseline),
+        figures=draw(study, parts, baseline) | swept | pictures if compared else pictures,
+        conclusion=conclude_all(families, baseline) if compared else [],
         missing=[*dict.fromkeys(missing), *other_devices],
         notes=note_differences(families) | NOTES | captions | {f"by_{field}": SWEEP_NOTE for field in curves},
         about=study_tables.describe_study(study),

@@ -3,8 +3,9 @@
 python analysis/report.py --results results                 # writes results/report.html
 python analysis/report.py --results results/depth_gap       # of one study
 
-Every study is compared with its baseline, whatever it varies; the questions that it answers stand above. The page opens from disk,
-needs no network and prints. Works on partial and failed studies and says what is missing.
+A study that answers a question is compared there alone: one difference in two families would have two p-values. The others are
+compared with their baseline, whatever they vary. The page opens from disk, needs no network and prints. Works on partial and failed
+studies and says what is missing.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ _STATUSES = {"completed": "completed", "failed": "failed", "out_of_memory": "out
 
 @dataclass(frozen=True)
 class Part:
-    """A question, or a study's comparison: its section, or why there is none."""
+    """A question, or a study: its section, or why there is none."""
 
     key: str
     title: str
@@ -96,12 +97,9 @@ def build_page(results: Path, *, recipe: str | None = None, data: str | None = N
     for name, question in QUESTIONS.items():
         if own := _try(name, partial(question.build, results, **choice)):
             parts += own
-            answered.add(find_study(results, question.study))
+            answered |= {find_study(results, question.study) for part in own if part.section}
     for study in facts:
-        for part in _try(study.name, partial(compare.build, study.folder, **choice)):
-            parts.append(part)
-            if part.section and study.folder in answered:  # whose own section has the other figures
-                part.section.figures = {name: draw for name, draw in part.section.figures.items() if name.startswith("cell_")}
+        parts += _try(study.name, partial(compare.build, study.folder, compared=study.folder not in answered, **choice))
     if (recipe or data) and all(part.section is None for part in parts):
         raise ConfigError(parts[-1].refusal)
     return {
@@ -245,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ConfigError(f"--out: {out.parent} is no folder")
         write_text(out, render(page))
     for part in page["parts"]:
-        print(part.title, *(part.section.conclusion if part.section else [f"not answered: {part.refusal}"]), "", sep="\n")
+        if sentences := part.section.conclusion if part.section else [f"not answered: {part.refusal}"]:
+            print(part.title, *sentences, "", sep="\n")
     print(f"report: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 

@@ -72,7 +72,7 @@ def test_the_page_needs_nothing_but_itself(page):
 def test_the_page_has_every_part_and_says_what_is_missing(page):
     for heading in (
         "Summary",
-        "depth_gap: its variants compared with progressive",
+        "depth_gap: its variants, cells and searches",
         "Failures",
         "Environment",
         "Best practices of NAS research",
@@ -84,6 +84,17 @@ def test_the_page_has_every_part_and_says_what_is_missing(page):
         assert f"<caption>{caption}</caption>" in page
     assert "synthetic" in page  # the device
     assert SOURCE.split(":")[0] in page
+
+
+def test_a_study_is_compared_once_by_the_question_that_it_answers_or_with_its_baseline(tmp_path):
+    for name in ("depth_gap", "own"):
+        make_study(tmp_path, name, VARIANTS, (0, 1), epochs=1)
+    parts = {part.title.partition(":")[0]: part.section for part in build_page(tmp_path)["parts"]}
+    compared = [name for name, section in parts.items() if "error_differences" in section.tables]
+    assert compared == ["RQ1", "own"]
+    assert [name for name, section in parts.items() if section.conclusion] == compared
+    assert list(parts["depth_gap"].tables) == ["variants", "cells", "searches"]
+    assert all(name.startswith("cell_") for name in parts["depth_gap"].figures)
 
 
 def test_pictures_have_a_text_and_tables_a_caption_and_ids_are_one_of_a_kind(page):
@@ -368,8 +379,9 @@ def test_the_published_page_is_what_make_report_makes_of_the_published_tables():
         assert f">{escape(part.title)}</h2>" in html
         assert str(escape(" ".join(part.section.conclusion))) in html
         summary = html.partition(f"<h3>{escape(part.title)}</h3>")[2].partition("</div>")[0]
-        first, *others = part.section.conclusion
-        assert all(str(escape(sentence)) in summary for sentence in (first, *(line for line in others if line.startswith("Shown"))))
+        shown = [line for number, line in enumerate(part.section.conclusion) if number == 0 or line.startswith("Shown")]
+        assert all(str(escape(sentence)) in summary for sentence in shown)
+        assert bool(summary) == bool(shown)
     assert html.count("</h2>") == len(page["parts"]) + 4
 
 
