@@ -3,8 +3,8 @@
 python analysis/report.py --results results                 # writes results/report.html
 python analysis/report.py --results results/depth_gap       # of one study
 
-A study that answers a question is compared there alone: one difference in two families would have two p-values. The others are
-compared with their baseline, whatever they vary. The page opens from disk, needs no network and prints. Works on partial and failed
+The study of a question is compared there alone: one difference in two families would have two p-values. The others are compared
+with their baseline, whatever they vary. The page opens from disk, needs no network and prints. Works on partial and failed
 studies and says what is missing.
 """
 
@@ -38,7 +38,7 @@ import sizing
 from checklist import SOURCE, StudyFacts, fill_checklist
 from common.question import Arguments, Question
 from common.section import NOTHING, NOTHING_MISSING, Draw, Section, as_text, errors_in_one_line, heading, write_text
-from common.study_tables import find_studies, find_study, first_line, read_study
+from common.study_tables import find_studies, first_line, read_study
 from pdarts_tune.config.command_line import parse
 from pdarts_tune.config.serialize import ConfigError
 from pdarts_tune.results.schemas import SCHEMAS
@@ -93,13 +93,13 @@ def build_page(results: Path, *, recipe: str | None = None, data: str | None = N
     """
     facts = [read_facts(folder) for folder in find_studies(results)]
     choice: dict[str, Any] = {"read": lru_cache(_KEPT)(read_study), "recipe": recipe, "data": data}
-    parts, answered = [], set()
+    parts, answered = [], set[str]()
     for name, question in QUESTIONS.items():
         if own := _try(name, partial(question.build, results, **choice)):
             parts += own
-            answered |= {find_study(results, question.study) for part in own if part.section}
+            answered |= {question.study for part in own if part.section}
     for study in facts:
-        parts += _try(study.name, partial(compare.build, study.folder, compared=study.folder not in answered, **choice))
+        parts += _try(study.name, partial(compare.build, study.folder, compared=study.name not in answered, **choice))
     if (recipe or data) and all(part.section is None for part in parts):
         raise ConfigError(parts[-1].refusal)
     return {
