@@ -1,6 +1,6 @@
 # make study   everything a newcomer needs: environment, the RQ1 study on embedded data, its table
 # make report  docs/results/report.html, the page of the published studies, from their tables: half a minute, without torch, Ray or MLflow
-# make test    the default tests (8 minutes on 2 cores with AVX-512)
+# make test    the default tests (9 minutes on 2 cores with AVX-512)
 # make slow-test   studies killed, stopped and continued; the paper's networks; compiled cells
 # make gpu-test   what only a GPU can show, and what each way of computing takes there
 # make lint    style, types and import layers
